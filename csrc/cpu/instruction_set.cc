@@ -1,0 +1,52 @@
+#include "instruction_set.h"
+
+#include <cstdlib>
+#include <stdexcept>
+
+namespace mxadamax::cpu {
+
+KernelTable kernels_baseline();
+#if defined(MXADAMAX_X86_64)
+KernelTable kernels_avx2();
+KernelTable kernels_avx512();
+#endif
+
+const std::vector<InstructionSet>& instruction_sets() {
+  static const std::vector<InstructionSet> sets = [] {
+    std::vector<InstructionSet> usable{{"baseline", kernels_baseline()}};
+#if defined(MXADAMAX_X86_64)
+    if (__builtin_cpu_supports("avx2")) usable.push_back({"avx2", kernels_avx2()});
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+      usable.push_back({"avx512", kernels_avx512()});
+    }
+#endif
+    return usable;
+  }();
+  return sets;
+}
+
+const InstructionSet& instruction_set(const std::string& name) {
+  std::string names;
+  for (const InstructionSet& set : instruction_sets()) {
+    if (set.name == name) return set;
+    names += (names.empty() ? "" : ", ") + std::string(set.name);
+  }
+  throw std::invalid_argument("instruction set '" + name +
+                              "' is not available here; available: " + names);
+}
+
+const InstructionSet& chosen_instruction_set() {
+  static const InstructionSet& chosen = []() -> const InstructionSet& {
+    const char* forced = std::getenv("MXADAMAX_INSTRUCTION_SET");
+    if (forced == nullptr || *forced == '\0') return instruction_sets().back();
+    try {
+      return instruction_set(forced);
+    } catch (const std::invalid_argument& error) {
+      throw std::invalid_argument(std::string("MXADAMAX_INSTRUCTION_SET: ") + error.what());
+    }
+  }();
+  return chosen;
+}
+
+}  // namespace mxadamax::cpu

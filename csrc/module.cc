@@ -1,0 +1,303 @@
+// The Python surface of the native code.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+
+#include "cpu/instruction_set.h"
+#include "cpu/update.h"
+#include "engine/batch.h"
+#include "engine/mxnet.h"
+#include "engine/scalar.h"
+
+namespace py = pybind11;
+
+namespace mxadamax {
+namespace {
+
+using engine::Handle;
+using engine::ParameterError;
+
+const cpu::RuleKernels& rule_named(const std::string& name, const cpu::InstructionSet& set) {
+  for (int k = 0; k < set.table.count; ++k) {
+    if (set.table.rules[k].rule == name) return set.table.rules[k];
+  }
+  throw std::invalid_argument("there is no rule '" + name + "'");
+}
+
+std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
+
+// The handle of an MXNet NDArray, or null where `object` is none. Called for every array of every
+// step, hence no lookup by text and no exception.
+Handle handle_of(py::handle object) {
+  static PyObject* const handle_name = PyUnicode_InternFromString("handle");
+  static PyObject* const value_name = PyUnicode_InternFromString("value");
+  const auto handle = py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), handle_name));
+  if (handle) {
+    const auto value = py::reinterpret_steal<py::object>(PyObject_GetAttr(handle.ptr(), value_name));
+    if (value && PyLong_Check(value.ptr())) return PyLong_AsVoidPtr(value.ptr());
+  }
+  PyErr_Clear();
+  return nullptr;
+}
+
+Handle array_of(py::handle object, std::size_t position, const char* what) {
+  const Handle handle = handle_of(object);
+  if (handle == nullptr) {
+    throw ParameterError(position, std::string(what) + " is " + type_name(object) +
+                                       ", expected an NDArray");
+  }
+  return handle;
+}
+
+// The items of a list or tuple, borrowed.
+class Items {
+ public:
+  explicit Items(const py::object& sequence)
+      : fast_(py::reinterpret_steal<py::object>(
+            PySequence_Fast(sequence.ptr(), "expected a sequence"))) {
+    if (!fast_) throw py::error_already_set();
+  }
+  std::size_t size() const {
+    return static_cast<std::size_t>(PySequence_Fast_GET_SIZE(fast_.ptr()));
+  }
+  py::handle operator[](std::size_t i) const {
+    return PySequence_Fast_GET_ITEM(fast_.ptr(), static_cast<Py_ssize_t>(i));
+  }
+
+ private:
+  py::object fast_;
+};
+
+// The arrays of one state: None, one array, or a tuple or list of them.
+void states_of(py::handle state, std::size_t position, int count, std::vector<Handle>& handles) {
+  handles.clear();
+  const auto refuse = [&](const std::string& found) {
+    const std::string expected = count == 0   ? "None"
+                                 : count == 1 ? "one NDArray"
+                                              : "a tuple of " + std::to_string(count) + " NDArrays";
+    throw ParameterError(position, "state is " + found + ", expected " + expected +
+                                       ", as create_state makes it");
+  };
+  if (py::isinstance<py::tuple>(state) || py::isinstance<py::list>(state)) {
+    const Items items(py::reinterpret_borrow<py::object>(state));
+    for (std::size_t k = 0; k < items.size(); ++k) {
+      const Handle handle = handle_of(items[k]);
+      if (handle == nullptr) refuse("a sequence that holds " + type_name(items[k]));
+      handles.push_back(handle);
+    }
+    if (static_cast<int>(handles.size()) != count || count < 2) {
+      refuse("a sequence of " + std::to_string(handles.size()));
+    }
+    return;
+  }
+  if (!state.is_none()) {
+    const Handle handle = handle_of(state);
+    if (handle == nullptr) refuse(type_name(state));
+    handles.push_back(handle);
+  }
+  if (static_cast<int>(handles.size()) != count) refuse(state.is_none() ? "None" : "one NDArray");
+}
+
+engine::Batch make_batch(const std::string& rule_name, const py::object& weight_list,
+                         const py::object& grad_list, const py::object& state_list) {
+  const Items weights(weight_list), grads(grad_list), states(state_list);
+  const cpu::RuleKernels& rule = rule_named(rule_name, cpu::chosen_instruction_set());
+  if (weights.size() != grads.size() || weights.size() != states.size()) {
+    throw std::invalid_argument("got " + std::to_string(weights.size()) + " weights, " +
+                                std::to_string(grads.size()) + " gradients and " +
+                                std::to_string(states.size()) + " states, expected as many of each");
+  }
+  engine::Batch batch(rule);
+  std::vector<Handle> handles;
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    const Handle weight = array_of(weights[i], i, "weight");
+    const Handle grad = array_of(grads[i], i, "gradient");
+    states_of(states[i], i, rule.states, handles);
+    batch.add(weight, grad, handles);
+  }
+  batch.check_memory();
+  return batch;
+}
+
+// One row of scalars for each tensor, from a number for all or a sequence with one for each.
+template <class Convert>
+std::vector<double> table_of(const cpu::RuleKernels& rule, std::size_t tensors, const py::dict& given,
+                             Convert&& convert) {
+  const auto columns = static_cast<std::size_t>(rule.scalars);
+  std::vector<double> table(tensors * columns);
+  if (given.size() != columns) {
+    throw std::invalid_argument("rule '" + std::string(rule.rule) + "' takes " +
+                                std::to_string(columns) + " scalars, got " +
+                                std::to_string(given.size()));
+  }
+  for (std::size_t k = 0; k < columns; ++k) {
+    const std::string name = rule.scalar_names[k];
+    if (!given.contains(name.c_str())) {
+      throw std::invalid_argument("rule '" + std::string(rule.rule) + "' needs the scalar '" + name +
+                                  "'");
+    }
+    const auto column = given[name.c_str()].cast<py::object>();
+    if (py::isinstance<py::list>(column)) {
+      const auto list = column.cast<py::list>();
+      if (list.size() != tensors) {
+        throw std::invalid_argument("scalar '" + name + "' has " + std::to_string(list.size()) +
+                                    " values for " + std::to_string(tensors) + " tensors");
+      }
+      double last = 0;
+      double converted = convert(name, 0, last);
+      for (std::size_t i = 0; i < tensors; ++i) {
+        const double value = py::cast<double>(list[i]);
+        if (!(value == last)) {
+          converted = convert(name, i, value);
+          last = value;
+        }
+        table[i * columns + k] = converted;
+      }
+    } else {
+      const double converted = convert(name, 0, column.cast<double>());
+      for (std::size_t i = 0; i < tensors; ++i) table[i * columns + k] = converted;
+    }
+  }
+  return table;
+}
+
+void push(engine::Batch& batch, const py::dict& scalars) {
+  const auto convert = [](const std::string& name, std::size_t position, double value) -> double {
+    // MXNet's clip takes its bounds in single precision, whatever it clips.
+    if (name == "clip_gradient") return engine::as_mxnet_reads<float>(value);
+    if (!std::isfinite(value)) {
+      throw ParameterError(position, name + " is " + py::repr(py::float_(value)).cast<std::string>() +
+                                         ", expected a finite number");
+    }
+    return engine::as_mxnet_reads<double>(value);
+  };
+  auto table = table_of(batch.rule(), batch.size(), scalars, convert);
+  const py::gil_scoped_release release;
+  std::move(batch).push(std::move(table));
+}
+
+// Updates NumPy arrays, without MXNet, in the calling thread.
+void update_numpy(const std::string& rule_name, const std::vector<py::array>& weights,
+                  const std::vector<py::array>& grads,
+                  const std::vector<std::vector<py::array>>& states, const py::dict& scalars,
+                  const std::string& instruction_set, int threads) {
+  const cpu::InstructionSet& set =
+      instruction_set.empty() ? cpu::chosen_instruction_set() : cpu::instruction_set(instruction_set);
+  const cpu::RuleKernels& rule = rule_named(rule_name, set);
+  if (weights.size() != grads.size() || weights.size() != states.size()) {
+    throw std::invalid_argument("weights, grads and states differ in length");
+  }
+  std::vector<cpu::Tensor> tensors;
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    const auto check = [&](const py::array& array, const char* what) {
+      const bool like = array.dtype().is(weights[i].dtype()) && array.ndim() == weights[i].ndim() &&
+                        std::equal(array.shape(), array.shape() + array.ndim(), weights[i].shape());
+      if (!like || !(array.flags() & py::array::c_style)) {
+        throw ParameterError(i, std::string(what) +
+                                    " must be C-contiguous and of the weight's dtype and shape");
+      }
+    };
+    cpu::Tensor tensor{};
+    if (py::isinstance<py::array_t<float>>(weights[i])) {
+      tensor.compute = cpu::Compute::float32;
+    } else if (py::isinstance<py::array_t<double>>(weights[i])) {
+      tensor.compute = cpu::Compute::float64;
+    } else {
+      throw ParameterError(i, "weight must be float32 or float64");
+    }
+    if (static_cast<int>(states[i].size()) != rule.states) {
+      throw ParameterError(i, "the rule has " + std::to_string(rule.states) + " states");
+    }
+    check(weights[i], "weight");
+    check(grads[i], "gradient");
+    tensor.size = weights[i].size();
+    tensor.grad = grads[i].data();
+    py::array weight = weights[i];
+    tensor.weight = weight.mutable_data();
+    for (int k = 0; k < rule.states; ++k) {
+      check(states[i][k], "state");
+      py::array state = states[i][k];
+      tensor.states[k] = state.mutable_data();
+    }
+    tensors.push_back(tensor);
+  }
+  const auto table = table_of(rule, tensors.size(), scalars,
+                              [](const std::string&, std::size_t, double value) { return value; });
+  const py::gil_scoped_release release;
+  cpu::update(rule, tensors, table, threads);
+}
+
+}  // namespace
+}  // namespace mxadamax
+
+PYBIND11_MODULE(_native, m) {
+  using namespace mxadamax;
+  m.doc() = "Native part of mxadamax: optimizer kernels, and their way into MXNet's engine.";
+
+  // Raised with (position of the parameter, message, position of another parameter).
+  static const py::handle parameter_error =
+      py::exception<ParameterError>(m, "ParameterError", PyExc_ValueError).release();
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const ParameterError& error) {
+      const py::tuple args = py::make_tuple(error.position, error.what(), error.other);
+      PyErr_SetObject(parameter_error.ptr(), args.ptr());
+    }
+  });
+
+  // Refuses a bad MXADAMAX_INSTRUCTION_SET at import.
+  m.attr("instruction_set") = cpu::chosen_instruction_set().name;
+  py::list names;
+  for (const auto& set : cpu::instruction_sets()) names.append(set.name);
+  m.attr("instruction_sets") = py::tuple(names);
+  m.attr("mxnet_functions") = py::tuple(py::cast(engine::api_names()));
+
+  m.def(
+      "bind",
+      [](const py::function& address_of) {
+        engine::bind([&](const std::string& name) {
+          return address_of(name).cast<std::uintptr_t>();
+        });
+      },
+      py::arg("address_of"),
+      "Take the addresses of MXNet's functions from address_of(name); once, before any Batch.");
+  m.def(
+      "share_memory",
+      [](py::handle a, py::handle b) {
+        return engine::memory_of(array_of(a, 0, "a")) == engine::memory_of(array_of(b, 0, "b"));
+      },
+      py::arg("a"), py::arg("b"), "Whether two NDArrays are views of the same memory.");
+  m.def(
+      "push_failure",
+      [](const std::vector<py::object>& arrays, const std::string& message) {
+        std::vector<Handle> handles;
+        for (const py::object& array : arrays) {
+          if (const Handle handle = handle_of(array)) handles.push_back(handle);
+        }
+        const py::gil_scoped_release release;
+        engine::push_failure(handles, message);
+      },
+      py::arg("arrays"), py::arg("message"),
+      "Make the next wait on any of these NDArrays raise MXNetError with this message.");
+  m.def("as_mxnet_reads", &engine::as_mxnet_reads<double>, py::arg("value"),
+        "The double that an MXNet operator computes with when given this number.");
+  m.def(
+      "as_mxnet_reads_float32", [](double value) -> double { return engine::as_mxnet_reads<float>(value); },
+      py::arg("value"), "The same for operators that take a single-precision number.");
+
+  py::class_<engine::Batch>(m, "Batch", "The arrays of one update, checked and held.")
+      .def(py::init(&make_batch), py::arg("rule"), py::arg("weights"), py::arg("grads"),
+           py::arg("states"),
+           "Check all arrays and hold them; ParameterError names what is wrong.")
+      .def("push", &push, py::arg("scalars"),
+           "Hand the update to MXNet's engine, once. Each scalar of the rule is one number, or a list "
+           "with one for each parameter.");
+
+  m.def("update_numpy", &update_numpy, py::arg("rule"), py::arg("weights"), py::arg("grads"),
+        py::arg("states"), py::arg("scalars"), py::arg("instruction_set") = "",
+        py::arg("threads") = 0,
+        "Update lists of NumPy arrays in place. Scalars as for Batch.push, taken as they are.");
+}

@@ -1,0 +1,56 @@
+"""The native code, bound to the MXNet library that this process has loaded."""
+
+import ctypes
+import functools
+import sys
+from types import ModuleType
+
+from mxnet.base import _LIB
+from mxnet.ndarray import zeros
+
+from . import _native
+
+
+@functools.lru_cache(maxsize=None)
+def native() -> ModuleType:
+    """Bind the native code to MXNet, once, and return it.
+
+    Not done at import: a parameter server imports this package while MXNet itself is only half
+    imported.
+
+    Raises
+    ------
+    ImportError
+        Where this MXNet lacks a function that is needed, or lays out its arrays in a way not known.
+    """
+
+    def address_of(name: str) -> int:
+        try:
+            return ctypes.cast(getattr(_LIB, name), ctypes.c_void_p).value or 0
+        except AttributeError:
+            raise ImportError(
+                f"mxadamax: this MXNet library has no function {name}; "
+                "supported is MXNet 2.0.0b1"
+            ) from None
+
+    _native.bind(address_of)
+    array, other = zeros((2,)), zeros((2,))
+    if not _native.share_memory(array, array[0:1]) or _native.share_memory(array, other):
+        raise ImportError(
+            "mxadamax: this MXNet lays out its arrays differently; supported is MXNet 2.0.0b1"
+        )
+    return _native
+
+
+def inside_kvstore_update() -> bool:
+    """Whether the caller runs in a key-value store's update.
+
+    MXNet calls that through C and drops whatever Python raises there.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "updater_handle" and "kvstore" in code.co_filename:
+            return True
+        frame = frame.f_back
+    return False

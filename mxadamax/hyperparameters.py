@@ -1,0 +1,63 @@
+"""The ranges that hyperparameters must lie in, and the messages where they do not."""
+
+import math
+import numbers
+from typing import Any, NamedTuple
+
+
+class Range(NamedTuple):
+    """An interval of real numbers.
+
+    Parameters
+    ----------
+    low : float
+        Smallest value, included.
+    high : float
+        Largest value; infinity means no bound.
+    includes_high : bool, default False
+        Whether `high` itself is allowed.
+    optional : bool, default False
+        Whether None is allowed as well.
+    """
+
+    low: float
+    high: float
+    includes_high: bool = False
+    optional: bool = False
+
+    def __str__(self) -> str:
+        text = f"[{self.low:g}, {self.high:g}{']' if self.includes_high else ')'}"
+        if self.low == -math.inf:
+            text = "finite"
+        return ("in " if text[0] == "[" else "") + text + (" or None" if self.optional else "")
+
+    def check(self, owner: str, name: str, value: Any) -> None:
+        """Raise ValueError unless `value` lies in the range.
+
+        Parameters
+        ----------
+        owner : str
+            Who asks, for the message.
+        name : str
+            Name of the hyperparameter, for the message.
+        value : Any
+            What was given.
+
+        Raises
+        ------
+        ValueError
+            Where `value` is no real number, NaN, or outside.
+        """
+        if value is None and self.optional:
+            return
+        if isinstance(value, numbers.Real):
+            inside = self.low <= value < self.high or (self.includes_high and value == self.high)
+            if inside and value != -math.inf:
+                return
+        raise ValueError(f"{owner}: {name} must be {self}, got {value!r}")
+
+
+FINITE = Range(-math.inf, math.inf)
+NOT_NEGATIVE = Range(0.0, math.inf)
+DECAY_RATE = Range(0.0, 1.0)
+"""Of an exponentially weighted mean: how much of the old value is kept."""

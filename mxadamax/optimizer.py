@@ -1,0 +1,244 @@
+"""What all optimizers of this package share: one native operation for a whole step."""
+
+import inspect
+import math
+import os
+from typing import Any, Callable, ClassVar, Dict, List, Mapping, Sequence, Tuple, Type, TypeVar, Union
+
+import numpy
+from mxnet.ndarray import NDArray
+from mxnet.optimizer import Optimizer
+
+from . import _native
+from .engine import inside_kvstore_update, native
+from .hyperparameters import FINITE, NOT_NEGATIVE, Range
+
+Index = Union[int, str]
+State = Any
+Scalars = Dict[str, Union[float, List[float]]]
+
+_Class = TypeVar("_Class", bound=Type["FusedOptimizer"])
+
+
+def register(name: str) -> Callable[[_Class], _Class]:
+    """Enter an optimizer in MXNet's registry.
+
+    MXNet's own `register` would take the name from the class, and a class named like a built-in
+    would replace it.
+
+    Parameters
+    ----------
+    name : str
+        What users write: ``Trainer(params, name)``.
+    """
+
+    def decorate(cls: _Class) -> _Class:
+        cls.registered_name = name
+        Optimizer.opt_registry[name] = cls
+        return cls
+
+    return decorate
+
+
+class FusedOptimizer(Optimizer):
+    """Base of the optimizers whose step is one call to a native rule.
+
+    A subclass names its rule and the ranges of its own hyperparameters, and defines `create_state`,
+    `scalars` and `step`.
+
+    Parameters
+    ----------
+    learning_rate : float, in [0, inf), or None
+        The learning rate. With an `lr_scheduler` it replaces the scheduler's, as in MXNet.
+    use_fused_step : bool, default True
+        False calls `step`, the definition in MXNet's operators.
+    aggregate_num : int >= 1 or numpy.inf, optional
+        How many parameters MXNet hands over at once. By default all of them; 1 where MXNet updates
+        on a parameter server (``DMLC_ROLE`` in the environment), since it updates one by one there.
+    **kwargs
+        What :class:`mxnet.optimizer.Optimizer` takes: ``rescale_grad`` (finite), ``wd`` (in [0, inf)),
+        ``clip_gradient`` (in [0, inf], or None), ``lr_scheduler``, ``begin_num_update``,
+        ``param_dict``, ``param_idx2name``, ``multi_precision``, ``sym``.
+
+    Raises
+    ------
+    TypeError
+        For an argument that does not exist.
+    ValueError
+        For a hyperparameter out of its range.
+    """
+
+    registered_name: ClassVar[str]
+    rule: ClassVar[str]
+    ranges: ClassVar[Mapping[str, Range]] = {}
+
+    _common_ranges: ClassVar[Mapping[str, Range]] = {
+        "rescale_grad": FINITE,
+        "wd": NOT_NEGATIVE,
+        "clip_gradient": Range(0.0, math.inf, includes_high=True, optional=True),
+    }
+
+    def __init__(self, learning_rate: Any, use_fused_step: bool, aggregate_num: Any = None, **kwargs: Any):
+        unknown = sorted(set(kwargs) - set(inspect.signature(Optimizer.__init__).parameters))
+        if unknown:
+            raise TypeError(f"{self.registered_name}: unexpected argument {unknown[0]!r}")
+        Range(0.0, math.inf, optional=True).check(self.registered_name, "learning_rate", learning_rate)
+        if aggregate_num is None:
+            aggregate_num = 1 if "DMLC_ROLE" in os.environ else numpy.inf
+        if not (aggregate_num == math.inf or (isinstance(aggregate_num, int) and aggregate_num >= 1)):
+            raise ValueError(
+                f"{self.registered_name}: aggregate_num must be an integer of at least 1 or "
+                f"numpy.inf, got {aggregate_num!r}"
+            )
+        super().__init__(
+            learning_rate=learning_rate,
+            use_fused_step=use_fused_step,
+            aggregate_num=_whole_model(aggregate_num),
+            **kwargs,
+        )
+        if not (isinstance(self.begin_num_update, int) and self.begin_num_update >= 0):
+            raise ValueError(
+                f"{self.registered_name}: begin_num_update must be an integer of at least 0, "
+                f"got {self.begin_num_update!r}"
+            )
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.aggregate_num = _whole_model(self.aggregate_num)
+
+    def check_hyperparameters(self) -> None:
+        """Raise ValueError where a hyperparameter is out of its range.
+
+        Constructors end with it, and each step begins with it: attributes can be set at any time.
+        """
+        for ranges in (self._common_ranges, self.ranges):
+            for name, allowed in ranges.items():
+                allowed.check(self.registered_name, name, getattr(self, name))
+        if self.lr_scheduler is None:
+            NOT_NEGATIVE.check(self.registered_name, "learning_rate", self.lr)
+
+    def set_learning_rate(self, lr: float) -> None:
+        """Set the learning rate, in [0, inf); only without an `lr_scheduler`."""
+        NOT_NEGATIVE.check(self.registered_name, "learning_rate", lr)
+        super().set_learning_rate(lr)
+
+    def scalars(self, indices: Sequence[Index]) -> Scalars:
+        """Count one more update of these parameters and return what the rule needs for it.
+
+        Parameters
+        ----------
+        indices : sequence of int or str
+            The parameters.
+
+        Returns
+        -------
+        dict
+            For each scalar of the rule a float, or a list with a float for each parameter.
+        """
+        raise NotImplementedError
+
+    def fused_step(
+        self,
+        indices: Sequence[Index],
+        weights: Sequence[NDArray],
+        grads: Sequence[NDArray],
+        states: Sequence[State],
+    ) -> None:
+        """Update all weights and states in place by one operation of MXNet's engine.
+
+        Returns before it has run; MXNet orders it like any operator of its own. Gradients are only
+        read. The result equals that of `step` to the last bit.
+
+        Parameters
+        ----------
+        indices : sequence of int or str
+            The parameters.
+        weights, grads : sequence of NDArray
+            Dense float32 or float64 arrays in host memory, of any shape, also of size 0. Each
+            gradient has its weight's shape and dtype.
+        states : sequence
+            What `create_state` made for each.
+
+        Raises
+        ------
+        ValueError
+            Where a hyperparameter or an array is not as said. Nothing has been changed then.
+        """
+        self.check_hyperparameters()
+        counts, num_update = self._index_update_count, self.num_update
+        counts_before = dict(counts)
+        try:
+            batch = native().Batch(self.rule, weights, grads, states)
+            batch.push(self.scalars(indices))
+        except BaseException as error:
+            counts.clear()
+            counts.update(counts_before)
+            self.num_update = num_update
+            if not isinstance(error, _native.ParameterError):
+                raise
+            position, message, other = error.args
+            raise ValueError(
+                f"{self.registered_name}: parameter {self._name(indices[position])}: "
+                + message.replace("{other}", f"parameter {self._name(indices[other])}")
+            ) from None
+
+    def update_multi_precision(
+        self,
+        indices: Sequence[Index],
+        weights: Sequence[NDArray],
+        grads: Sequence[NDArray],
+        states: Sequence[State],
+    ) -> None:
+        """Update; what MXNet's updater calls.
+
+        MXNet drops an exception raised under a key-value store and goes on without the update. There
+        the weights are made to raise MXNetError where they are used next.
+        """
+        try:
+            if self.multi_precision:
+                super().update_multi_precision(indices, weights, grads, states)
+            else:
+                self.update(indices, weights, grads, states)
+        except Exception as error:
+            if inside_kvstore_update():
+                native().push_failure(list(weights), str(error))
+            raise
+
+    def _count_update(self, indices: Sequence[Index]) -> Tuple[List[float], List[float], List[int]]:
+        """Count one more update of each parameter.
+
+        Returns the learning rate, the weight decay and the number of updates of each. A scheduler is
+        asked with the `num_update` that the built-ins, which count one parameter after another,
+        would ask it with.
+        """
+        counts, begin = self._index_update_count, self.begin_num_update
+        lrs: List[float] = []
+        updates: List[int] = []
+        same_rate: List[Index] = []
+        for index in indices:
+            count = counts.get(index, begin) + 1
+            counts[index] = count
+            updates.append(count)
+            if count > self.num_update:
+                if same_rate:
+                    lrs += self._get_lrs(same_rate)
+                    same_rate = []
+                self.num_update = count
+            same_rate.append(index)
+        lrs += self._get_lrs(same_rate)
+        return lrs, self._get_wds(indices), updates
+
+    def _gradient_scalars(self) -> Scalars:
+        """The scalars that all rules share, but for `wd`, which each parameter has its own of."""
+        clip_gradient = math.inf if self.clip_gradient is None else self.clip_gradient
+        return {"rescale_grad": self.rescale_grad, "clip_gradient": clip_gradient}
+
+    def _name(self, index: Index) -> str:
+        parameter = self.param_dict.get(index)
+        name = parameter.name if parameter is not None else self.idx2name.get(index)
+        return repr(index) if name is None else f"{index} ({name!r})"
+
+
+def _whole_model(aggregate_num: Any) -> Any:
+    """MXNet recognizes infinity by identity, which pickling and arithmetic lose."""
+    return numpy.inf if aggregate_num == math.inf else aggregate_num
