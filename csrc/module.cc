@@ -33,9 +33,11 @@ std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name
 Handle handle_of(py::handle object) {
   static PyObject* const handle_name = PyUnicode_InternFromString("handle");
   static PyObject* const value_name = PyUnicode_InternFromString("value");
-  const auto handle = py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), handle_name));
+  const auto handle =
+      py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), handle_name));
   if (handle) {
-    const auto value = py::reinterpret_steal<py::object>(PyObject_GetAttr(handle.ptr(), value_name));
+    const auto value =
+        py::reinterpret_steal<py::object>(PyObject_GetAttr(handle.ptr(), value_name));
     if (value && PyLong_Check(value.ptr())) return PyLong_AsVoidPtr(value.ptr());
   }
   PyErr_Clear();
@@ -45,8 +47,8 @@ Handle handle_of(py::handle object) {
 Handle array_of(py::handle object, std::size_t position, const char* what) {
   const Handle handle = handle_of(object);
   if (handle == nullptr) {
-    throw ParameterError(position, std::string(what) + " is " + type_name(object) +
-                                       ", expected an NDArray");
+    throw ParameterError(position,
+                         std::string(what) + " is " + type_name(object) + ", expected an NDArray");
   }
   return handle;
 }
@@ -77,8 +79,8 @@ void states_of(py::handle state, std::size_t position, int count, std::vector<Ha
     const std::string expected = count == 0   ? "None"
                                  : count == 1 ? "one NDArray"
                                               : "a tuple of " + std::to_string(count) + " NDArrays";
-    throw ParameterError(position, "state is " + found + ", expected " + expected +
-                                       ", as create_state makes it");
+    throw ParameterError(
+        position, "state is " + found + ", expected " + expected + ", as create_state makes it");
   };
   if (py::isinstance<py::tuple>(state) || py::isinstance<py::list>(state)) {
     const Items items(py::reinterpret_borrow<py::object>(state));
@@ -100,22 +102,48 @@ void states_of(py::handle state, std::size_t position, int count, std::vector<Ha
   if (static_cast<int>(handles.size()) != count) refuse(state.is_none() ? "None" : "one NDArray");
 }
 
+// What was found out about the states of the batch before, by position. A state counts as the same
+// if it is the same tuple, which is held, so that no other object takes its place in memory.
+class StateMemo {
+ public:
+  // Where position i is kept, for the batch at hand to look up and to fill.
+  void fit(std::size_t size) { entries_.resize(size); }
+  const std::shared_ptr<const engine::State>* find(std::size_t i, py::handle state) const {
+    return entries_[i].tuple.is(state) ? &entries_[i].state : nullptr;
+  }
+  void keep(std::size_t i, py::handle state, std::shared_ptr<const engine::State> found) {
+    // A list could hold other arrays the next time.
+    if (!PyTuple_CheckExact(state.ptr())) return;
+    entries_[i] = {py::reinterpret_borrow<py::object>(state), std::move(found)};
+  }
+
+ private:
+  struct Entry {
+    py::object tuple;
+    std::shared_ptr<const engine::State> state;
+  };
+  std::vector<Entry> entries_;
+};
+
 engine::Batch make_batch(const std::string& rule_name, const py::object& weight_list,
-                         const py::object& grad_list, const py::object& state_list) {
+                         const py::object& grad_list, const py::object& state_list,
+                         StateMemo& memo) {
   const Items weights(weight_list), grads(grad_list), states(state_list);
   const cpu::RuleKernels& rule = rule_named(rule_name, cpu::chosen_instruction_set());
   if (weights.size() != grads.size() || weights.size() != states.size()) {
-    throw std::invalid_argument("got " + std::to_string(weights.size()) + " weights, " +
-                                std::to_string(grads.size()) + " gradients and " +
-                                std::to_string(states.size()) + " states, expected as many of each");
+    throw std::invalid_argument(
+        "got " + std::to_string(weights.size()) + " weights, " + std::to_string(grads.size()) +
+        " gradients and " + std::to_string(states.size()) + " states, expected as many of each");
   }
   engine::Batch batch(rule);
   std::vector<Handle> handles;
+  memo.fit(weights.size());
   for (std::size_t i = 0; i < weights.size(); ++i) {
-    const Handle weight = array_of(weights[i], i, "weight");
-    const Handle grad = array_of(grads[i], i, "gradient");
+    batch.add(array_of(weights[i], i, "weight"), array_of(grads[i], i, "gradient"));
+    const std::shared_ptr<const engine::State>* known = memo.find(i, states[i]);
+    if (known != nullptr && batch.reuse_state(*known)) continue;
     states_of(states[i], i, rule.states, handles);
-    batch.add(weight, grad, handles);
+    memo.keep(i, states[i], batch.add_state(handles));
   }
   batch.check_memory();
   return batch;
@@ -123,8 +151,8 @@ engine::Batch make_batch(const std::string& rule_name, const py::object& weight_
 
 // One row of scalars for each tensor, from a number for all or a sequence with one for each.
 template <class Convert>
-std::vector<double> table_of(const cpu::RuleKernels& rule, std::size_t tensors, const py::dict& given,
-                             Convert&& convert) {
+std::vector<double> table_of(const cpu::RuleKernels& rule, std::size_t tensors,
+                             const py::dict& given, Convert&& convert) {
   const auto columns = static_cast<std::size_t>(rule.scalars);
   std::vector<double> table(tensors * columns);
   if (given.size() != columns) {
@@ -135,8 +163,8 @@ std::vector<double> table_of(const cpu::RuleKernels& rule, std::size_t tensors, 
   for (std::size_t k = 0; k < columns; ++k) {
     const std::string name = rule.scalar_names[k];
     if (!given.contains(name.c_str())) {
-      throw std::invalid_argument("rule '" + std::string(rule.rule) + "' needs the scalar '" + name +
-                                  "'");
+      throw std::invalid_argument("rule '" + std::string(rule.rule) + "' needs the scalar '" +
+                                  name + "'");
     }
     const auto column = given[name.c_str()].cast<py::object>();
     if (py::isinstance<py::list>(column)) {
@@ -168,7 +196,8 @@ void push(engine::Batch& batch, const py::dict& scalars) {
     // MXNet's clip takes its bounds in single precision, whatever it clips.
     if (name == "clip_gradient") return engine::as_mxnet_reads<float>(value);
     if (!std::isfinite(value)) {
-      throw ParameterError(position, name + " is " + py::repr(py::float_(value)).cast<std::string>() +
+      throw ParameterError(position, name + " is " +
+                                         py::repr(py::float_(value)).cast<std::string>() +
                                          ", expected a finite number");
     }
     return engine::as_mxnet_reads<double>(value);
@@ -183,8 +212,8 @@ void update_numpy(const std::string& rule_name, const std::vector<py::array>& we
                   const std::vector<py::array>& grads,
                   const std::vector<std::vector<py::array>>& states, const py::dict& scalars,
                   const std::string& instruction_set, int threads) {
-  const cpu::InstructionSet& set =
-      instruction_set.empty() ? cpu::chosen_instruction_set() : cpu::instruction_set(instruction_set);
+  const cpu::InstructionSet& set = instruction_set.empty() ? cpu::chosen_instruction_set()
+                                                           : cpu::instruction_set(instruction_set);
   const cpu::RuleKernels& rule = rule_named(rule_name, set);
   if (weights.size() != grads.size() || weights.size() != states.size()) {
     throw std::invalid_argument("weights, grads and states differ in length");
@@ -195,8 +224,8 @@ void update_numpy(const std::string& rule_name, const std::vector<py::array>& we
       const bool like = array.dtype().is(weights[i].dtype()) && array.ndim() == weights[i].ndim() &&
                         std::equal(array.shape(), array.shape() + array.ndim(), weights[i].shape());
       if (!like || !(array.flags() & py::array::c_style)) {
-        throw ParameterError(i, std::string(what) +
-                                    " must be C-contiguous and of the weight's dtype and shape");
+        throw ParameterError(
+            i, std::string(what) + " must be C-contiguous and of the weight's dtype and shape");
       }
     };
     cpu::Tensor tensor{};
@@ -258,9 +287,8 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "bind",
       [](const py::function& address_of) {
-        engine::bind([&](const std::string& name) {
-          return address_of(name).cast<std::uintptr_t>();
-        });
+        engine::bind(
+            [&](const std::string& name) { return address_of(name).cast<std::uintptr_t>(); });
       },
       py::arg("address_of"),
       "Take the addresses of MXNet's functions from address_of(name); once, before any Batch.");
@@ -285,15 +313,19 @@ PYBIND11_MODULE(_native, m) {
   m.def("as_mxnet_reads", &engine::as_mxnet_reads<double>, py::arg("value"),
         "The double that an MXNet operator computes with when given this number.");
   m.def(
-      "as_mxnet_reads_float32", [](double value) -> double { return engine::as_mxnet_reads<float>(value); },
-      py::arg("value"), "The same for operators that take a single-precision number.");
+      "as_mxnet_reads_float32",
+      [](double value) -> double { return engine::as_mxnet_reads<float>(value); }, py::arg("value"),
+      "The same for operators that take a single-precision number.");
 
+  py::class_<StateMemo>(m, "StateMemo", "What a batch leaves behind to make the next one cheaper.")
+      .def(py::init<>());
   py::class_<engine::Batch>(m, "Batch", "The arrays of one update, checked and held.")
       .def(py::init(&make_batch), py::arg("rule"), py::arg("weights"), py::arg("grads"),
-           py::arg("states"),
+           py::arg("states"), py::arg("memo"),
            "Check all arrays and hold them; ParameterError names what is wrong.")
       .def("push", &push, py::arg("scalars"),
-           "Hand the update to MXNet's engine, once. Each scalar of the rule is one number, or a list "
+           "Hand the update to MXNet's engine, once. Each scalar of the rule is one number, or a "
+           "list "
            "with one for each parameter.");
 
   m.def("update_numpy", &update_numpy, py::arg("rule"), py::arg("weights"), py::arg("grads"),

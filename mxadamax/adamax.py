@@ -1,11 +1,11 @@
 """AdaMax."""
 
-from typing import Any, Sequence, Tuple
+from typing import Any, ClassVar, Mapping, Sequence, Tuple
 
 from mxnet.ndarray import NDArray, clip, maximum, zeros
 from mxnet.ndarray import abs as absolute
 
-from .hyperparameters import DECAY_RATE, NOT_NEGATIVE
+from .hyperparameters import DECAY_RATE, NOT_NEGATIVE, Range
 from .optimizer import FusedOptimizer, Index, Scalars, register
 
 
@@ -56,7 +56,11 @@ class Adamax(FusedOptimizer):
     """
 
     rule = "adamax"
-    ranges = {"beta1": DECAY_RATE, "beta2": DECAY_RATE, "epsilon": NOT_NEGATIVE}
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "beta1": DECAY_RATE,
+        "beta2": DECAY_RATE,
+        "epsilon": NOT_NEGATIVE,
+    }
 
     def __init__(
         self,
@@ -82,11 +86,11 @@ class Adamax(FusedOptimizer):
 
     def scalars(self, indices: Sequence[Index]) -> Scalars:
         lrs, wds, updates = self._count_update(indices)
-        corrections = {t: 1.0 - self.beta1**t for t in set(updates)}
+        correction = {t: 1.0 - self.beta1**t for t in set(updates)}
         return {
             **self._gradient_scalars(),
             "wd": wds,
-            "lr": [lr / corrections[t] for lr, t in zip(lrs, updates)],
+            "lr": [lr / correction[t] for lr, t in zip(lrs, updates)],
             "beta1": self.beta1,
             "one_minus_beta1": 1.0 - self.beta1,
             "beta2": self.beta2,
@@ -113,4 +117,4 @@ class Adamax(FusedOptimizer):
 
             m[:] = self.beta1 * m + (1.0 - self.beta1) * grad
             u[:] = maximum(self.beta2 * u, absolute(grad))
-            weight[:] -= lr * (m / (u + self.epsilon))
+            weight -= lr * (m / (u + self.epsilon))

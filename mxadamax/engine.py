@@ -29,8 +29,7 @@ def native() -> ModuleType:
             return ctypes.cast(getattr(_LIB, name), ctypes.c_void_p).value or 0
         except AttributeError:
             raise ImportError(
-                f"mxadamax: this MXNet library has no function {name}; "
-                "supported is MXNet 2.0.0b1"
+                f"mxadamax: this MXNet library has no function {name}; supported is MXNet 2.0.0b1"
             ) from None
 
     _native.bind(address_of)

@@ -61,3 +61,34 @@ FINITE = Range(-math.inf, math.inf)
 NOT_NEGATIVE = Range(0.0, math.inf)
 DECAY_RATE = Range(0.0, 1.0)
 """Of an exponentially weighted mean: how much of the old value is kept."""
+
+
+def check_integer(owner: str, name: str, value: Any, least: int, or_infinity: bool = False) -> None:
+    """Raise ValueError unless `value` is an integer of at least `least`.
+
+    Parameters
+    ----------
+    owner : str
+        Who asks, for the message.
+    name : str
+        Name of the hyperparameter, for the message.
+    value : Any
+        What was given.
+    least : int
+        Smallest value.
+    or_infinity : bool, default False
+        Whether infinity is allowed as well.
+
+    Raises
+    ------
+    ValueError
+        Where `value` is something else.
+    """
+    if isinstance(value, numbers.Integral) and int(value) >= least:
+        return
+    if or_infinity and isinstance(value, numbers.Real) and value == math.inf:
+        return
+    alternative = " or numpy.inf" if or_infinity else ""
+    raise ValueError(
+        f"{owner}: {name} must be an integer of at least {least}{alternative}, got {value!r}"
+    )

@@ -3,15 +3,28 @@
 import inspect
 import math
 import os
-from typing import Any, Callable, ClassVar, Dict, List, Mapping, Sequence, Tuple, Type, TypeVar, Union
+from typing import (
+    Any,
+    Callable,
+    ClassVar,
+    Dict,
+    List,
+    Mapping,
+    Sequence,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+)
 
 import numpy
+from mxnet.base import MXNetError
 from mxnet.ndarray import NDArray
 from mxnet.optimizer import Optimizer
 
 from . import _native
 from .engine import inside_kvstore_update, native
-from .hyperparameters import FINITE, NOT_NEGATIVE, Range
+from .hyperparameters import FINITE, NOT_NEGATIVE, Range, check_integer
 
 Index = Union[int, str]
 State = Any
@@ -54,10 +67,10 @@ class FusedOptimizer(Optimizer):
         False calls `step`, the definition in MXNet's operators.
     aggregate_num : int >= 1 or numpy.inf, optional
         How many parameters MXNet hands over at once. By default all of them; 1 where MXNet updates
-        on a parameter server (``DMLC_ROLE`` in the environment), since it updates one by one there.
+        on a parameter server (``DMLC_ROLE`` in the environment), which updates one by one.
     **kwargs
-        What :class:`mxnet.optimizer.Optimizer` takes: ``rescale_grad`` (finite), ``wd`` (in [0, inf)),
-        ``clip_gradient`` (in [0, inf], or None), ``lr_scheduler``, ``begin_num_update``,
+        What :class:`mxnet.optimizer.Optimizer` takes: ``rescale_grad`` (finite), ``wd`` (in
+        [0, inf)), ``clip_gradient`` (in [0, inf], or None), ``lr_scheduler``, ``begin_num_update``,
         ``param_dict``, ``param_idx2name``, ``multi_precision``, ``sym``.
 
     Raises
@@ -78,32 +91,35 @@ class FusedOptimizer(Optimizer):
         "clip_gradient": Range(0.0, math.inf, includes_high=True, optional=True),
     }
 
-    def __init__(self, learning_rate: Any, use_fused_step: bool, aggregate_num: Any = None, **kwargs: Any):
+    def __init__(
+        self, learning_rate: Any, use_fused_step: bool, aggregate_num: Any = None, **kwargs: Any
+    ):
         unknown = sorted(set(kwargs) - set(inspect.signature(Optimizer.__init__).parameters))
         if unknown:
             raise TypeError(f"{self.registered_name}: unexpected argument {unknown[0]!r}")
-        Range(0.0, math.inf, optional=True).check(self.registered_name, "learning_rate", learning_rate)
+        Range(0.0, math.inf, optional=True).check(
+            self.registered_name, "learning_rate", learning_rate
+        )
         if aggregate_num is None:
             aggregate_num = 1 if "DMLC_ROLE" in os.environ else numpy.inf
-        if not (aggregate_num == math.inf or (isinstance(aggregate_num, int) and aggregate_num >= 1)):
-            raise ValueError(
-                f"{self.registered_name}: aggregate_num must be an integer of at least 1 or "
-                f"numpy.inf, got {aggregate_num!r}"
-            )
+        check_integer(self.registered_name, "aggregate_num", aggregate_num, 1, or_infinity=True)
         super().__init__(
             learning_rate=learning_rate,
             use_fused_step=use_fused_step,
             aggregate_num=_whole_model(aggregate_num),
             **kwargs,
         )
-        if not (isinstance(self.begin_num_update, int) and self.begin_num_update >= 0):
-            raise ValueError(
-                f"{self.registered_name}: begin_num_update must be an integer of at least 0, "
-                f"got {self.begin_num_update!r}"
-            )
+        self._memo = _native.StateMemo()
+        check_integer(self.registered_name, "begin_num_update", self.begin_num_update, 0)
+
+    def __getstate__(self) -> Dict[str, Any]:
+        state: Dict[str, Any] = super().__getstate__()
+        del state["_memo"]
+        return state
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._memo = _native.StateMemo()
         self.aggregate_num = _whole_model(self.aggregate_num)
 
     def check_hyperparameters(self) -> None:
@@ -165,15 +181,20 @@ class FusedOptimizer(Optimizer):
             Where a hyperparameter or an array is not as said. Nothing has been changed then.
         """
         self.check_hyperparameters()
+        if not indices:
+            return
         counts, num_update = self._index_update_count, self.num_update
         counts_before = dict(counts)
         try:
-            batch = native().Batch(self.rule, weights, grads, states)
+            batch = native().Batch(self.rule, weights, grads, states, self._memo)
             batch.push(self.scalars(indices))
         except BaseException as error:
             counts.clear()
             counts.update(counts_before)
             self.num_update = num_update
+            if type(error) is RuntimeError:
+                # With MXNET_ENGINE_TYPE=NaiveEngine the operation has run, and failed, already.
+                raise MXNetError(str(error)) from None
             if not isinstance(error, _native.ParameterError):
                 raise
             position, message, other = error.args
@@ -191,8 +212,8 @@ class FusedOptimizer(Optimizer):
     ) -> None:
         """Update; what MXNet's updater calls.
 
-        MXNet drops an exception raised under a key-value store and goes on without the update. There
-        the weights are made to raise MXNetError where they are used next.
+        MXNet drops an exception raised under a key-value store and goes on without the update.
+        There the weights are made to raise MXNetError where they are used next.
         """
         try:
             if self.multi_precision:
@@ -207,24 +228,26 @@ class FusedOptimizer(Optimizer):
     def _count_update(self, indices: Sequence[Index]) -> Tuple[List[float], List[float], List[int]]:
         """Count one more update of each parameter.
 
-        Returns the learning rate, the weight decay and the number of updates of each. A scheduler is
-        asked with the `num_update` that the built-ins, which count one parameter after another,
+        Returns the learning rate, the weight decay and the number of updates of each. A scheduler
+        is asked with the `num_update` that the built-ins, which count one parameter after another,
         would ask it with.
         """
         counts, begin = self._index_update_count, self.begin_num_update
+        updates = [counts.get(index, begin) + 1 for index in indices]
         lrs: List[float] = []
-        updates: List[int] = []
         same_rate: List[Index] = []
-        for index in indices:
-            count = counts.get(index, begin) + 1
-            counts[index] = count
-            updates.append(count)
-            if count > self.num_update:
-                if same_rate:
-                    lrs += self._get_lrs(same_rate)
-                    same_rate = []
-                self.num_update = count
-            same_rate.append(index)
+        if updates.count(updates[0]) == len(updates):
+            self.num_update = max(self.num_update, updates[0])
+            same_rate = list(indices)
+        else:
+            for index, count in zip(indices, updates):
+                if count > self.num_update:
+                    if same_rate:
+                        lrs += self._get_lrs(same_rate)
+                        same_rate = []
+                    self.num_update = count
+                same_rate.append(index)
+        counts.update(zip(indices, updates))
         lrs += self._get_lrs(same_rate)
         return lrs, self._get_wds(indices), updates
 

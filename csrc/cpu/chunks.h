@@ -7,9 +7,9 @@
 
 namespace mxadamax::cpu {
 
-// Lays all tensors one after another and cuts the whole at fixed distances, so that a thousand small
-// tensors share a chunk and one large tensor spans thousands. The cut depends on the sizes alone,
-// never on the number of threads.
+// Lays all tensors one after another and cuts the whole at fixed distances, so that a thousand
+// small tensors share a chunk and one large tensor spans thousands. The cut depends on the sizes
+// alone, never on the number of threads.
 //
 // Each tensor takes a multiple of `grain` places: a cut inside a tensor then falls on a multiple of
 // `grain` elements from its start, on a cache line of its own for arrays that begin on one.
@@ -30,8 +30,8 @@ class Chunks {
 
   std::int64_t count() const { return (starts_.back() + length - 1) / length; }
 
-  // Calls visit(tensor, first element, number of elements) for what lies in a chunk. Tensors without
-  // elements are never visited.
+  // Calls visit(tensor, first element, number of elements) for what lies in a chunk. Tensors
+  // without elements are never visited.
   template <class Visit>
   void visit(std::int64_t chunk, Visit&& visit) const {
     const std::int64_t begin = chunk * length;

@@ -37,9 +37,9 @@ void update(const RuleKernels& rule, const std::vector<Tensor>& tensors,
     });
   };
 
-  // Little work is done sooner than a team is woken, and a team that has been woken goes on spinning
-  // on the processors that Python needs. It is never a smaller team: that would end threads which the
-  // next operator starts again.
+  // Little work is done sooner than a team is woken, and a team that has been woken goes on
+  // spinning on the processors that Python needs. It is never a smaller team: that would end
+  // threads which the next operator starts again.
   if (threads == 0 && count <= chunks_for_one_thread) {
     for (std::int64_t chunk = 0; chunk < count; ++chunk) run(chunk);
     return;

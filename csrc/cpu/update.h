@@ -17,7 +17,8 @@ struct Tensor {
   void* states[max_states];
 };
 
-// Updates every tensor once. `scalars` has one row for each tensor, as wide as the rule has scalars.
+// Updates every tensor once. `scalars` has one row for each tensor, as wide as the rule has
+// scalars.
 //
 // `threads` is the size of the OpenMP team; 0 takes what OpenMP gives the calling thread, which on
 // MXNet's engine threads is what MXNet decided. The result does not depend on it.

@@ -5,6 +5,7 @@
 #include <limits>
 #include <memory>
 #include <numeric>
+#include <tuple>
 
 namespace mxadamax::engine {
 namespace {
@@ -17,8 +18,8 @@ constexpr int float32_dtype = 0;
 constexpr int float64_dtype = 1;
 
 std::string dtype_name(int dtype) {
-  static const char* const names[] = {"float32", "float64", "float16", "uint8",  "int32",
-                                      "int8",    "int64",   "bool",    "int16",  "uint16",
+  static const char* const names[] = {"float32", "float64", "float16", "uint8", "int32",
+                                      "int8",    "int64",   "bool",    "int16", "uint16",
                                       "uint32",  "uint64",  "bfloat16"};
   constexpr int count = sizeof names / sizeof *names;
   return dtype >= 0 && dtype < count ? names[dtype] : "of number " + std::to_string(dtype);
@@ -26,41 +27,17 @@ std::string dtype_name(int dtype) {
 
 // What an array is to its parameter, in the order in which a batch holds them.
 const char* role_name(std::size_t k) {
-  static const char* const names[] = {"weight", "gradient", "state 0", "state 1", "state 2", "state 3"};
+  static const char* const names[] = {"weight",  "gradient", "state 0",
+                                      "state 1", "state 2",  "state 3"};
   static_assert(sizeof names / sizeof *names == 2 + cpu::max_states, "one name for each array");
   return names[k];
 }
 
 std::string storage_name(int storage) {
-  return storage == 1 ? "row_sparse" : storage == 2 ? "csr" : "of number " + std::to_string(storage);
+  return storage == 1   ? "row_sparse"
+         : storage == 2 ? "csr"
+                        : "of number " + std::to_string(storage);
 }
-
-struct Shape {
-  static constexpr int most_dims = 32;
-  int ndim = 0;
-  std::int64_t dims[most_dims];
-
-  explicit Shape(Handle array) {
-    const std::int64_t* data = nullptr;
-    check(api().MXNDArrayGetShape64(array, &ndim, &data));
-    if (ndim < 0 || ndim > most_dims) throw std::runtime_error("an array of unknown shape");
-    std::copy(data, data + ndim, dims);
-  }
-
-  bool operator==(const Shape& other) const {
-    return ndim == other.ndim && std::equal(dims, dims + ndim, other.dims);
-  }
-
-  std::int64_t size() const {
-    return std::accumulate(dims, dims + ndim, std::int64_t{1}, std::multiplies<>());
-  }
-
-  std::string text() const {
-    std::string list;
-    for (int k = 0; k < ndim; ++k) list += (k == 0 ? "" : ", ") + std::to_string(dims[k]);
-    return "(" + list + (ndim == 1 ? ",)" : ")");
-  }
-};
 
 int dtype_of(Handle array) {
   int dtype = -1;
@@ -87,12 +64,13 @@ int check_array(std::size_t position, const char* what, Handle array) {
 }
 
 // A gradient or state must be like its weight.
-void check_like(std::size_t position, const char* what, Handle array, const Shape& shape, int dtype) {
+void check_like(std::size_t position, const char* what, Handle array, const Shape& shape,
+                int dtype) {
   check_array(position, what, array);
   const Shape found(array);
   if (!(found == shape)) {
-    throw ParameterError(position,
-                         std::string(what) + " has shape " + found.text() + ", weight has " + shape.text());
+    throw ParameterError(position, std::string(what) + " has shape " + found.text() +
+                                       ", weight has " + shape.text());
   }
   const int found_dtype = dtype_of(array);
   if (found_dtype != dtype) {
@@ -134,12 +112,12 @@ class OneOperation {
 
 // Brings a weight into MXNet's plain layout, in the order of the engine, without waiting.
 //
-// In evaluation mode oneDNN's layers leave a weight in a blocked layout of their own. They do so by an
-// operation that the forward pass queues when it runs, so whether it is still to come cannot be seen
-// from here, and inside our own operation it could not be undone: it would wait for the array that
-// the operation holds. An MXNet operator that writes part of the array undoes it, and completing that
-// write makes MXNet drop every reordering queued later by a forward pass from before it. Multiplying
-// by one leaves all values as they are.
+// In evaluation mode oneDNN's layers leave a weight in a blocked layout of their own. They do so by
+// an operation that the forward pass queues when it runs, so whether it is still to come cannot be
+// seen from here, and inside our own operation it could not be undone: it would wait for the array
+// that the operation holds. An MXNet operator that writes part of the array undoes it, and
+// completing that write makes MXNet drop every reordering queued later by a forward pass from
+// before it. Multiplying by one leaves all values as they are.
 void restore_layout(Handle weight) {
   static void* const multiply = [] {
     void* op = nullptr;
@@ -167,8 +145,8 @@ struct DLTensor {
   const std::int64_t* shape;
 };
 
-// The address of an array that may be in a layout of oneDNN's. Unlike MXNDArrayGetData, which would then
-// wait for ever inside an operation, this fails.
+// The address of an array that may be in a layout of oneDNN's. Unlike MXNDArrayGetData, which would
+// then wait for ever inside an operation, this fails.
 void* checked_address_of(Handle array, std::int64_t size) {
   void* managed = nullptr;
   check(api().MXNDArrayToDLPack(array, &managed));
@@ -177,8 +155,9 @@ void* checked_address_of(Handle array, std::int64_t size) {
   std::int64_t found = 1;
   for (int k = 0; k < tensor.ndim; ++k) found *= tensor.shape[k];
   if (found != size) {
-    throw std::runtime_error("an array of " + std::to_string(size) + " elements has become one of " +
-                             std::to_string(found) + " while its update was waiting");
+    throw std::runtime_error("an array of " + std::to_string(size) +
+                             " elements has become one of " + std::to_string(found) +
+                             " while its update was waiting");
   }
   return tensor.data;
 }
@@ -189,8 +168,8 @@ void* address_of(Handle array) {
   return data;
 }
 
-// Calls body() and lets nothing but std::runtime_error out: the engine turns a std::exception into an
-// MXNetError at the next wait and ends the process on anything else.
+// Calls body() and lets nothing but std::runtime_error out: the engine turns a std::exception into
+// an MXNetError at the next wait and ends the process on anything else.
 template <class Body>
 void run_in_engine(const char* rule, Body&& body) {
   const std::string prefix = std::string("mxadamax, rule ") + rule + ": ";
@@ -205,14 +184,14 @@ void run_in_engine(const char* rule, Body&& body) {
 
 // Pushes a task that the engine runs once through `run` and then deletes.
 template <class Task>
-void push_task(std::unique_ptr<Task> task, int device_id, std::vector<Handle>& read,
+void push_task(std::unique_ptr<const Task> task, int device_id, std::vector<Handle>& read,
                std::vector<Handle>& written, const char* name) {
   const std::int32_t context[2] = {cpu_device, device_id};
   const int status = api().MXEnginePushSyncND(
-      [](void*, void* task) { static_cast<Task*>(task)->run(); }, task.get(),
-      [](void* task) { delete static_cast<Task*>(task); }, context, read.data(),
-      static_cast<int>(read.size()), written.data(), static_cast<int>(written.size()), nullptr, 0,
-      name);
+      [](void*, void* task) { static_cast<const Task*>(task)->run(); },
+      const_cast<Task*>(task.get()), [](void* task) { delete static_cast<const Task*>(task); },
+      context, read.data(), static_cast<int>(read.size()), written.data(),
+      static_cast<int>(written.size()), nullptr, 0, name);
   // The engine owns the task from the call on, also when it failed while running it.
   task.release();
   check(status);
@@ -220,105 +199,155 @@ void push_task(std::unique_ptr<Task> task, int device_id, std::vector<Handle>& r
 
 }  // namespace
 
+Shape::Shape(Handle array) {
+  const std::int64_t* data = nullptr;
+  check(api().MXNDArrayGetShape64(array, &ndim, &data));
+  if (ndim < 0 || ndim > most_dims) throw std::runtime_error("an array of unknown shape");
+  std::copy(data, data + ndim, dims);
+}
+
+bool Shape::operator==(const Shape& other) const {
+  return ndim == other.ndim && std::equal(dims, dims + ndim, other.dims);
+}
+
+std::int64_t Shape::size() const {
+  return std::accumulate(dims, dims + ndim, std::int64_t{1}, std::multiplies<>());
+}
+
+std::string Shape::text() const {
+  std::string list;
+  for (int k = 0; k < ndim; ++k) list += (k == 0 ? "" : ", ") + std::to_string(dims[k]);
+  return "(" + list + (ndim == 1 ? ",)" : ")");
+}
+
+// A batch on its way through the engine.
 struct Operation {
   Batch batch;
   std::vector<double> scalars;
 
-  void run() {
+  void run() const {
     run_in_engine(batch.rule_.rule, [this] {
-      const std::size_t step = batch.arrays_per_tensor();
-      for (std::size_t i = 0; i < batch.tensors_.size(); ++i) {
-        cpu::Tensor& tensor = batch.tensors_[i];
-        if (tensor.size == 0) continue;
-        const Array* arrays = &batch.arrays_[i * step];
-        const auto layer_address = [&](const Array& array) {
-          return batch.is_matrix_[i] ? checked_address_of(array.get(), tensor.size)
-                                     : address_of(array.get());
-        };
-        tensor.weight = layer_address(arrays[0]);
-        tensor.grad = layer_address(arrays[1]);
-        for (int k = 0; k < batch.rule_.states; ++k) {
-          tensor.states[k] = address_of(arrays[2 + k].get());
-        }
-      }
-      cpu::update(batch.rule_, batch.tensors_, scalars);
+      std::vector<cpu::Tensor> tensors;
+      tensors.reserve(batch.size());
+      for (const Batch::Parameter& parameter : batch.parameters_)
+        tensors.push_back(tensor(parameter));
+      cpu::update(batch.rule_, tensors, scalars);
     });
+  }
+
+  static cpu::Tensor tensor(const Batch::Parameter& p) {
+    const auto compute = p.dtype == float64_dtype ? cpu::Compute::float64 : cpu::Compute::float32;
+    cpu::Tensor tensor{compute, p.size, nullptr, nullptr, {}};
+    if (p.size == 0) return tensor;
+    const auto layer_address = [&p](const Array& array) {
+      return p.is_matrix ? checked_address_of(array.get(), p.size) : address_of(array.get());
+    };
+    tensor.weight = layer_address(p.weight);
+    tensor.grad = layer_address(p.grad);
+    for (std::size_t k = 0; k < p.state->arrays.size(); ++k) {
+      tensor.states[k] = address_of(p.state->arrays[k].get());
+    }
+    return tensor;
   }
 };
 
-void Batch::add(Handle weight, Handle grad, const std::vector<Handle>& states) {
-  const std::size_t position = tensors_.size();
+void Batch::add(Handle weight, Handle grad) {
+  const std::size_t position = size();
   const int device_id = check_array(position, role_name(0), weight);
+  if (position == 0) device_id_ = device_id;
   const int dtype = dtype_of(weight);
   if (dtype != float32_dtype && dtype != float64_dtype) {
-    throw ParameterError(position, "weight has dtype " + dtype_name(dtype) +
-                                       ", expected float32 or float64");
+    throw ParameterError(position,
+                         "weight has dtype " + dtype_name(dtype) + ", expected float32 or float64");
   }
   const Shape shape(weight);
   check_like(position, role_name(1), grad, shape, dtype);
-  for (std::size_t k = 0; k < states.size(); ++k) {
-    check_like(position, role_name(2 + k), states[k], shape, dtype);
-  }
-
-  if (position == 0) device_id_ = device_id;
-  const std::int64_t size = shape.size();
-  arrays_.push_back(Array::share(weight));
+  const std::int64_t elements = shape.size();
   // oneDNN's layouts exist for float32 and for layers whose weights are matrices or larger.
-  is_matrix_.push_back(dtype == float32_dtype && shape.ndim >= 2 && size > 0);
-  arrays_.push_back(Array::share(grad));
-  for (const Handle state : states) arrays_.push_back(Array::share(state));
-  const auto compute = dtype == float64_dtype ? cpu::Compute::float64 : cpu::Compute::float32;
-  tensors_.push_back({compute, size, nullptr, nullptr, {}});
+  const bool is_matrix = dtype == float32_dtype && shape.ndim >= 2 && elements > 0;
+  parameters_.push_back(
+      {shape, elements, dtype, is_matrix, Array::share(weight), Array::share(grad), nullptr});
+}
+
+std::shared_ptr<const State> Batch::add_state(const std::vector<Handle>& arrays) {
+  Parameter& parameter = parameters_.back();
+  State state{parameter.shape, parameter.dtype, {}};
+  state.arrays.reserve(arrays.size());
+  for (std::size_t k = 0; k < arrays.size(); ++k) {
+    check_like(size() - 1, role_name(2 + k), arrays[k], parameter.shape, parameter.dtype);
+    state.arrays.push_back(Array::share(arrays[k]));
+  }
+  parameter.state = std::make_shared<const State>(std::move(state));
+  return parameter.state;
+}
+
+bool Batch::reuse_state(const std::shared_ptr<const State>& state) {
+  Parameter& parameter = parameters_.back();
+  const bool fits = static_cast<int>(state->arrays.size()) == rule_.states &&
+                    state->dtype == parameter.dtype && state->shape == parameter.shape;
+  if (fits) parameter.state = state;
+  return fits;
 }
 
 void Batch::check_memory() const {
-  const std::size_t step = arrays_per_tensor();
-  std::vector<std::pair<const void*, std::size_t>> users;
-  users.reserve(arrays_.size());
-  for (std::size_t i = 0; i < arrays_.size(); ++i) {
-    const void* memory = memory_of(arrays_[i].get());
-    if (memory == nullptr) {
-      throw ParameterError(i / step, "an array has no memory; was it initialized?");
+  struct User {
+    const void* memory;
+    std::size_t parameter;
+    std::size_t role;
+  };
+  constexpr std::size_t gradient = 1;
+  std::vector<User> users;
+  users.reserve(size() * (2 + static_cast<std::size_t>(rule_.states)));
+  for (std::size_t i = 0; i < size(); ++i) {
+    const Parameter& parameter = parameters_[i];
+    users.push_back({memory_of(parameter.weight.get()), i, 0});
+    users.push_back({memory_of(parameter.grad.get()), i, gradient});
+    for (std::size_t k = 0; k < parameter.state->arrays.size(); ++k) {
+      users.push_back({memory_of(parameter.state->arrays[k].get()), i, 2 + k});
     }
-    users.emplace_back(memory, i);
   }
-  std::sort(users.begin(), users.end());
-  const auto role = [step](std::size_t i) { return std::string(role_name(i % step)); };
-  const auto is_gradient = [step](std::size_t i) { return i % step == 1; };
-  for (std::size_t i = 1; i < users.size(); ++i) {
-    const auto [memory, first] = users[i - 1];
-    const auto [other_memory, second] = users[i];
-    if (memory != other_memory || (is_gradient(first) && is_gradient(second))) continue;
-    throw ParameterError(second / step,
-                         role(second) + " shares memory with the " + role(first) +
-                             " of {other}, expected an array of its own",
-                         first / step);
+  std::sort(users.begin(), users.end(), [](const User& a, const User& b) {
+    return std::tie(a.memory, a.parameter, a.role) < std::tie(b.memory, b.parameter, b.role);
+  });
+  for (std::size_t i = 0; i < users.size(); ++i) {
+    const User& user = users[i];
+    if (user.memory == nullptr) {
+      throw ParameterError(user.parameter, std::string(role_name(user.role)) +
+                                               " has no memory; was the array initialized?");
+    }
+    if (i == 0) continue;
+    const User& other = users[i - 1];
+    if (user.memory != other.memory || (user.role == gradient && other.role == gradient)) continue;
+    throw ParameterError(user.parameter,
+                         std::string(role_name(user.role)) + " shares memory with the " +
+                             role_name(other.role) + " of {other}, expected an array of its own",
+                         other.parameter);
   }
 }
 
 void Batch::restore_layouts() const {
   const NotRecording not_recording;
   const OneOperation one_operation;
-  const std::size_t step = arrays_per_tensor();
-  for (std::size_t i = 0; i < tensors_.size(); ++i) {
-    if (is_matrix_[i]) restore_layout(arrays_[i * step].get());
+  for (const Parameter& parameter : parameters_) {
+    if (parameter.is_matrix) restore_layout(parameter.weight.get());
   }
 }
 
 void Batch::push(std::vector<double> scalars) && {
-  if (tensors_.empty()) return;
+  if (parameters_.empty()) return;
   std::vector<Handle> read;
   std::vector<Handle> written;
-  const std::size_t step = arrays_per_tensor();
-  read.reserve(tensors_.size());
-  written.reserve(arrays_.size() - tensors_.size());
-  for (std::size_t i = 0; i < arrays_.size(); ++i) {
-    (i % step == 1 ? read : written).push_back(arrays_[i].get());
+  read.reserve(size());
+  written.reserve(size() * (1 + static_cast<std::size_t>(rule_.states)));
+  for (const Parameter& parameter : parameters_) {
+    read.push_back(parameter.grad.get());
+    written.push_back(parameter.weight.get());
+    for (const Array& array : parameter.state->arrays) written.push_back(array.get());
   }
+  restore_layouts();
   const int device_id = device_id_;
   const char* const name = rule_.rule;
-  restore_layouts();
-  push_task(std::unique_ptr<Operation>(new Operation{std::move(*this), std::move(scalars)}),
+  push_task(std::unique_ptr<const Operation>(new Operation{std::move(*this), std::move(scalars)}),
             device_id, read, written, name);
 }
 
@@ -345,7 +374,8 @@ void push_failure(const std::vector<Handle>& arrays, const std::string& message)
     task->arrays.push_back(Array::share(array));
     written.push_back(task->arrays.back().get());
   }
-  if (!written.empty()) push_task(std::move(task), 0, read, written, "mxadamax failure");
+  if (written.empty()) return;
+  push_task(std::unique_ptr<const Failure>(std::move(task)), 0, read, written, "mxadamax failure");
 }
 
 }  // namespace mxadamax::engine

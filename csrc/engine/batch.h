@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -21,17 +22,42 @@ struct ParameterError : std::runtime_error {
   std::size_t other;
 };
 
+struct Shape {
+  static constexpr int most_dims = 32;
+  int ndim = 0;
+  std::int64_t dims[most_dims];
+
+  explicit Shape(Handle array);
+  bool operator==(const Shape& other) const;
+  std::int64_t size() const;
+  std::string text() const;
+};
+
+// The arrays of one parameter's state, found to be like a weight of this shape and type.
+struct State {
+  Shape shape;
+  int dtype;
+  std::vector<Array> arrays;
+};
+
 class Batch {
  public:
   explicit Batch(const cpu::RuleKernels& rule) : rule_(rule) {}
 
   const cpu::RuleKernels& rule() const { return rule_; }
-  std::size_t size() const { return tensors_.size(); }
+  std::size_t size() const { return parameters_.size(); }
 
-  // Checks one parameter and takes hold of its arrays; `states` has as many as the rule.
-  void add(Handle weight, Handle grad, const std::vector<Handle>& states);
+  // Checks a weight with its gradient and takes hold of both. A state must follow.
+  void add(Handle weight, Handle grad);
 
-  // Refuses arrays that share memory, of which one would be written: the engine would wait for itself.
+  // Checks the state of the parameter added last and takes hold of it. States live from step to
+  // step: what is returned can be handed to reuse_state() in the next, which saves checking again,
+  // and is false where the state does not fit.
+  std::shared_ptr<const State> add_state(const std::vector<Handle>& arrays);
+  bool reuse_state(const std::shared_ptr<const State>& state);
+
+  // Refuses arrays that share memory, of which one would be written: the engine would wait for
+  // itself.
   void check_memory() const;
 
   // Hands the update to the engine and returns at once. Scalars as for cpu::update. What the engine
@@ -41,17 +67,22 @@ class Batch {
  private:
   friend struct Operation;
 
+  struct Parameter {
+    Shape shape;
+    std::int64_t size;
+    int dtype;
+    // Whether a layer may have left weight or gradient in a layout of oneDNN's.
+    bool is_matrix;
+    Array weight;
+    Array grad;
+    std::shared_ptr<const State> state;
+  };
+
   const cpu::RuleKernels& rule_;
-  // Addresses are filled in when the operation runs.
-  std::vector<cpu::Tensor> tensors_;
-  // For each tensor: weight, gradient, states.
-  std::vector<Array> arrays_;
-  // For each tensor, whether a layer may have left weight or gradient in a layout of oneDNN's.
-  std::vector<bool> is_matrix_;
+  std::vector<Parameter> parameters_;
   int device_id_ = 0;
 
   void restore_layouts() const;
-  std::size_t arrays_per_tensor() const { return 2 + static_cast<std::size_t>(rule_.states); }
 };
 
 // Makes the next wait on any of these arrays raise MXNetError with this message.

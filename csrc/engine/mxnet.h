@@ -1,7 +1,7 @@
 // The part of MXNet's C API that is used here, and an owner for its arrays.
 //
-// Nothing is linked against libmxnet: the addresses come from the library that Python has loaded, so
-// that one build serves every MXNet.
+// Nothing is linked against libmxnet: the addresses come from the library that Python has loaded,
+// so that one build serves every MXNet.
 #pragma once
 
 #include <cstdint>
@@ -33,8 +33,8 @@ struct Api {
   int (*MXImperativeInvoke)(void*, int, Handle*, int*, Handle**, int, const char**, const char**,
                             const int**) = nullptr;
   int (*MXEngineSetBulkSize)(int, int*) = nullptr;
-  int (*MXEnginePushSyncND)(void (*)(void*, void*), void*, void (*)(void*), const void*, Handle*, int,
-                            Handle*, int, const void*, int, const char*) = nullptr;
+  int (*MXEnginePushSyncND)(void (*)(void*, void*), void*, void (*)(void*), const void*, Handle*,
+                            int, Handle*, int, const void*, int, const char*) = nullptr;
 };
 
 // Valid after bind().
@@ -61,7 +61,8 @@ class Array {
     if (handle_ != nullptr) api().MXNDArrayFree(handle_);
   }
 
-  // A handle of our own for the same array: it stays valid however soon Python lets go of the other.
+  // A handle of our own for the same array: it stays valid however soon Python lets go of the
+  // other.
   static Array share(Handle borrowed) {
     Handle copy = nullptr;
     check(api().MXShallowCopyNDArray(borrowed, &copy));
@@ -74,8 +75,8 @@ class Array {
   Handle handle_ = nullptr;
 };
 
-// Whatever identifies the memory behind an array, and with it the variable that the engine orders its
-// operations by: equal for an array and its views. Null for an array without memory.
+// Whatever identifies the memory behind an array, and with it the variable that the engine orders
+// its operations by: equal for an array and its views. Null for an array without memory.
 //
 // MXNet's C API does not tell. An NDArray begins with the pointer to that shared memory, in every
 // release that has this C API; bind()'s caller verifies it with real arrays before anything relies

@@ -1,9 +1,9 @@
 // The value that an MXNet operator computes with when Python gives it a number.
 //
 // MXNet's front end writes scalars as text (Python's repr) and its operators read them back with a
-// reader of its own, which is fast but does not round correctly: about one double in eight comes out
-// one unit in the last place off. To equal MXNet's operators to the last bit, our scalars take the
-// same way.
+// reader of its own, which is fast but does not round correctly: about one double in eight comes
+// out one unit in the last place off. To equal MXNet's operators to the last bit, our scalars take
+// the same way.
 #pragma once
 
 #include <Python.h>

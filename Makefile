@@ -1,0 +1,29 @@
+# Everything a fresh machine needs beyond Python, pip, a C++17 compiler and make lands in $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+SOURCES := $(wildcard CMakeLists.txt setup.py pyproject.toml csrc/*.* csrc/*/*.*)
+
+.PHONY: train test benchmark lint clean
+
+train: $(VENV)/installed
+	$(VENV)/bin/python examples/train_mnist.py --optimizer adamax adamax_ext
+
+test: $(VENV)/installed
+	$(VENV)/bin/pytest
+
+benchmark: $(VENV)/installed
+	$(VENV)/bin/python benchmarks/benchmark.py
+
+lint: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet --editable '.[mxnet,lint]'
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard csrc/*.cc csrc/*/*.cc csrc/*/*.h benchmarks/*.cc)
+
+$(VENV)/installed: $(SOURCES)
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --editable '.[mxnet,examples,test,benchmarks]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info mxadamax/*.so

@@ -1,0 +1,589 @@
+"""Time adamax_ext against MXNet's built-in optimizers, PyTorch's, and the memory itself.
+
+All contenders of a case run in turn, one call each per round, so that whatever else the machine does
+meets all of them alike. Compare medians of one run, never of two.
+
+Contenders
+----------
+adamax_ext, adamax, adam
+    Gluon's Trainer with this package's AdaMax and with the built-ins.
+nothing
+    Gluon's Trainer with an optimizer that does nothing: what Trainer itself costs.
+floor
+    A compiled loop that reads four and writes three streams as large as all tensors together, in one
+    call: what the memory allows.
+torch adamax, torch adam
+    PyTorch's AdaMax (foreach) and Adam (fused), where PyTorch is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import json
+import math
+import mmap
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import mxnet as mx
+import numpy as np
+from mxnet import autograd, gluon
+from mxnet.gluon import nn
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+import mxadamax
+from mxadamax import _native
+
+try:
+    # After MXNet, which then decides how many threads OpenMP has.
+    import torch
+except ImportError:
+    torch = None
+
+Shape = Tuple[int, ...]
+
+WARM_UP_ROUNDS = 2
+SETTLE_SECONDS = 0.003
+"""OpenMP's threads go on spinning for about this long after their work is done."""
+
+KEY_RATIOS = (("adamax", "adamax_ext"), ("adamax_ext", "floor"), ("adamax_ext", "nothing"))
+
+
+class Contender(NamedTuple):
+    """What is timed.
+
+    Parameters
+    ----------
+    call : callable
+        The call that is timed. Returns when all its work is done.
+    prepare : callable
+        Called before each call, untimed.
+    """
+
+    call: Callable[[], None]
+    prepare: Callable[[], None] = lambda: None
+
+
+class Case(NamedTuple):
+    """A set of contenders that do the same work.
+
+    Parameters
+    ----------
+    build : callable
+        Returns the contenders by name.
+    rounds : int
+        How many times each is timed by default.
+    elements : int
+        Trainable numbers in the model.
+    """
+
+    build: Callable[[], Dict[str, Contender]]
+    rounds: int
+    elements: int
+
+
+# ---------------------------------------------------------------- shapes of well-known models
+
+
+def resnet50_shapes() -> List[Shape]:
+    """The trainable parameters of ResNet-50 for ImageNet."""
+
+    def convolution(inputs: int, outputs: int, kernel: int) -> List[Shape]:
+        return [(outputs, inputs, kernel, kernel), (outputs,), (outputs,)]
+
+    channels = 64
+    shapes = convolution(3, channels, 7)
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        width = 64 << stage
+        for block in range(blocks):
+            if block == 0:
+                shapes += convolution(channels, 4 * width, 1)
+            shapes += convolution(channels, width, 1)
+            shapes += convolution(width, width, 3)
+            shapes += convolution(width, 4 * width, 1)
+            channels = 4 * width
+    return [*shapes, (1000, channels), (1000,)]
+
+
+def bert_base_shapes() -> List[Shape]:
+    """The parameters of BERT-base with its pooler, without heads for tasks."""
+    units, hidden = 768, 3072
+
+    def dense(inputs: int, outputs: int) -> List[Shape]:
+        return [(outputs, inputs), (outputs,)]
+
+    norm: List[Shape] = [(units,), (units,)]
+    attention = 4 * dense(units, units) + norm
+    feed_forward = dense(units, hidden) + dense(hidden, units) + norm
+    embeddings: List[Shape] = [(30522, units), (512, units), (2, units), *norm]
+    return embeddings + 12 * (attention + feed_forward) + dense(units, units)
+
+
+def elements_of(shapes: Sequence[Shape]) -> int:
+    """How many numbers arrays of these shapes hold."""
+    return sum(math.prod(shape) for shape in shapes)
+
+
+# ---------------------------------------------------------------- contenders
+
+
+class Nothing(mx.optimizer.Optimizer):
+    """An optimizer that does nothing, for all parameters at once."""
+
+    def __init__(self, learning_rate: float = 0.0):
+        super().__init__(learning_rate=learning_rate, aggregate_num=np.inf, use_fused_step=True)
+
+    def create_state(self, index: int, weight: mx.nd.NDArray) -> None:
+        """No state."""
+
+    def fused_step(self, indices: Any, weights: Any, grads: Any, states: Any) -> None:
+        """No step."""
+
+
+Optimizer = Union[str, Callable[..., mx.optimizer.Optimizer]]
+
+OPTIMIZERS: Dict[str, Optimizer] = {
+    "adamax_ext": "adamax_ext",
+    "adamax": "adamax",
+    "adam": "adam",
+    "nothing": Nothing,
+}
+
+
+def make_trainer(params: Any, optimizer: Optimizer, **options: Any) -> gluon.Trainer:
+    """A Trainer for one device, without a key-value store."""
+    if isinstance(optimizer, str):
+        return gluon.Trainer(params, optimizer, options, kvstore=None)
+    return gluon.Trainer(params, optimizer(**options), kvstore=None)
+
+
+def random_like(shape: Shape) -> np.ndarray:
+    """Random numbers, repeated where many are asked for: which they are makes no difference."""
+    block = np.random.RandomState(0).standard_normal(min(math.prod(shape), 1 << 20))
+    return np.resize(block.astype(np.float32), shape)
+
+
+def trainer_update(shapes: Sequence[Shape], optimizer: Optimizer) -> Contender:
+    """`Trainer.step` with gradients that are there already."""
+    params = [gluon.Parameter(f"p{k}", shape=shape) for k, shape in enumerate(shapes)]
+    for param, shape in zip(params, shapes):
+        param.initialize()
+        param.grad()[:] = mx.np.array(random_like(shape), dtype=np.float32)
+    arrays = [param.data() for param in params]
+    trainer = make_trainer(params, optimizer)
+
+    def prepare() -> None:
+        # Trainer refuses gradients that no backward pass has written.
+        for array in arrays:
+            array._fresh_grad = True
+
+    def call() -> None:
+        trainer.step(1)
+        mx.nd.waitall()
+
+    return Contender(call, prepare)
+
+
+def pages(count: int) -> np.ndarray:
+    """An array on memory pages of the ordinary size, those that MXNet's arrays lie on.
+
+    NumPy by itself asks the kernel for larger ones, and no optimizer gets to see that memory.
+    """
+    return np.frombuffer(mmap.mmap(-1, max(4 * count, 1)), np.float32, count)
+
+
+def compile_floor() -> ctypes.CDLL:
+    """Compile memory_floor.cc for this processor, with the compiler that CXX names, and load it."""
+    source = Path(__file__).with_name("memory_floor.cc")
+    flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder, "memory_floor.so")
+        compiler = shlex.split(os.environ.get("CXX", "g++"))
+        subprocess.run([*compiler, *flags, str(source), "-o", str(library)], check=True)
+        return ctypes.CDLL(str(library))
+
+
+def floor_update(count: int) -> Contender:
+    """One pass over four streams of `count` elements."""
+    library = compile_floor()
+    streams = [pages(count) for _ in range(4)]
+    for stream in streams:
+        stream[:] = random_like((count,))
+    library.memory_floor.restype = None
+    library.memory_floor.argtypes = [
+        *[np.ctypeslib.ndpointer(np.float32, flags="C")] * 4,
+        ctypes.c_int64,
+    ]
+    return Contender(lambda: library.memory_floor(*streams, count))
+
+
+def torch_update(shapes: Sequence[Shape], optimizer: str, **options: Any) -> Contender:
+    """A step of a PyTorch optimizer."""
+    params = []
+    for shape in shapes:
+        param = torch.nn.Parameter(torch.rand(shape))
+        param.grad = torch.from_numpy(random_like(shape))
+        params.append(param)
+    stepper = getattr(torch.optim, optimizer)(params, **options)
+    return Contender(lambda: stepper.step() and None)
+
+
+def update_contenders(shapes: Sequence[Shape]) -> Dict[str, Contender]:
+    """Everything that updates weights of these shapes."""
+    contenders = {name: trainer_update(shapes, optimizer) for name, optimizer in OPTIMIZERS.items()}
+    contenders["floor"] = floor_update(elements_of(shapes))
+    if torch is not None:
+        contenders["torch adamax"] = torch_update(shapes, "Adamax", foreach=True)
+        contenders["torch adam"] = torch_update(shapes, "Adam", fused=True)
+    return contenders
+
+
+def mlp() -> nn.HybridSequential:
+    """784-2048-2048-10."""
+    net = nn.HybridSequential()
+    net.add(
+        nn.Dense(2048, activation="relu", in_units=784),
+        nn.Dense(2048, activation="relu", in_units=2048),
+        nn.Dense(10, in_units=2048),
+    )
+    return net
+
+
+def thin_layers() -> nn.HybridSequential:
+    """Eight layers of 64."""
+    net = nn.HybridSequential()
+    for _ in range(7):
+        net.add(nn.Dense(64, activation="relu", in_units=64))
+    net.add(nn.Dense(64, in_units=64))
+    return net
+
+
+def cnn() -> nn.HybridSequential:
+    """A small convolutional network for images of 28x28."""
+    net = nn.HybridSequential()
+    net.add(
+        nn.Conv2D(32, 3, activation="relu", in_channels=1),
+        nn.MaxPool2D(),
+        nn.Conv2D(64, 3, activation="relu", in_channels=32),
+        nn.MaxPool2D(),
+        nn.Dense(128, activation="relu", in_units=64 * 5 * 5),
+        nn.Dense(10, in_units=128),
+    )
+    return net
+
+
+def training_step(
+    make: Callable[[], nn.HybridSequential], optimizer: Optimizer, data: Shape, classes: int
+) -> Contender:
+    """Forward, backward and update of a model on one batch."""
+    net = make()
+    net.initialize(mx.init.Xavier())
+    net.hybridize()
+    loss_of = gluon.loss.SoftmaxCrossEntropyLoss()
+    batch = data[0]
+    inputs = mx.np.array(random_like(data), dtype=np.float32)
+    labels = mx.np.array(np.arange(batch) % classes, dtype=np.float32)
+    # A model that has learnt its only batch has gradients so small that processors are slow with them.
+    trainer = make_trainer(net.collect_params(), optimizer, learning_rate=1e-7)
+
+    def call() -> None:
+        with autograd.record():
+            loss = loss_of(net(inputs), labels)
+        loss.backward()
+        trainer.step(batch)
+        mx.nd.waitall()
+
+    return Contender(call)
+
+
+def training_contenders(
+    make: Callable[[], nn.HybridSequential], data: Shape, classes: int
+) -> Dict[str, Contender]:
+    """The same model with each optimizer."""
+    return {
+        name: training_step(make, optimizer, data, classes)
+        for name, optimizer in OPTIMIZERS.items()
+    }
+
+
+def update_case(shapes: List[Shape], rounds: int) -> Case:
+    """A case without a model: the update alone."""
+    return Case(lambda: update_contenders(shapes), rounds, elements_of(shapes))
+
+
+def training_case(
+    make: Callable[[], nn.HybridSequential], data: Shape, classes: int, rounds: int
+) -> Case:
+    """A case with a model: the whole training step."""
+    shapes = [param.shape for param in make().collect_params().values()]
+    return Case(lambda: training_contenders(make, data, classes), rounds, elements_of(shapes))
+
+
+CASES: Dict[str, Case] = {
+    "resnet50": update_case(resnet50_shapes(), rounds=30),
+    "single-25m": update_case([(25_000_000,)], rounds=30),
+    "small-1000x64": update_case([(64,)] * 1000, rounds=60),
+    "bert-base": update_case(bert_base_shapes(), rounds=10),
+    "mlp-2048-b32": training_case(mlp, (32, 784), 10, rounds=40),
+    "mlp-2048-b256": training_case(mlp, (256, 784), 10, rounds=30),
+    "layers-8x64-b32": training_case(thin_layers, (32, 64), 64, rounds=200),
+    "cnn-b32": training_case(cnn, (32, 1, 28, 28), 10, rounds=40),
+}
+
+
+# ---------------------------------------------------------------- measuring
+
+
+@contextlib.contextmanager
+def collector_off() -> Iterator[None]:
+    """Keep Python's garbage collector from running inside what is timed."""
+    gc.collect()
+    # Makes the collections between rounds cheap.
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+def time_once(contender: Contender) -> float:
+    """One call in milliseconds."""
+    contender.prepare()
+    time.sleep(SETTLE_SECONDS)
+    start = time.perf_counter()
+    contender.call()
+    return (time.perf_counter() - start) * 1e3
+
+
+def measure(case: Case, rounds: int, advance: Callable[[], None]) -> Dict[str, List[float]]:
+    """Time the contenders of a case in turn.
+
+    Parameters
+    ----------
+    case : Case
+        What to time.
+    rounds : int
+        How many times.
+    advance : callable
+        Called after each round.
+
+    Returns
+    -------
+    dict
+        For each contender its times in milliseconds.
+    """
+    contenders = case.build()
+    samples: Dict[str, List[float]] = {name: [] for name in contenders}
+    with collector_off():
+        for k in range(WARM_UP_ROUNDS + rounds):
+            for name, contender in contenders.items():
+                milliseconds = time_once(contender)
+                if k >= WARM_UP_ROUNDS:
+                    samples[name].append(milliseconds)
+            gc.collect()
+            advance()
+    return samples
+
+
+def release_memory() -> None:
+    """Give back what a case has used; MXNet keeps freed memory for arrays of the same size."""
+    gc.collect()
+    mx.nd.waitall()
+    mx.cpu().empty_cache()
+
+
+def run_cases(
+    names: Sequence[str], repeat: Optional[int], console: Console
+) -> Dict[str, Dict[str, List[float]]]:
+    """Measure the cases named, and show how far it has got."""
+    samples = {}
+    # A progress bar that refreshes by itself does so on a thread, inside what is timed.
+    with Progress(console=console, auto_refresh=False, transient=True) as progress:
+        for name in names:
+            rounds = repeat or CASES[name].rounds
+            task = progress.add_task(name, total=WARM_UP_ROUNDS + rounds)
+            progress.refresh()
+
+            def advance(task: Any = task) -> None:
+                progress.advance(task)
+                progress.refresh()
+
+            samples[name] = measure(CASES[name], rounds, advance)
+            release_memory()
+    return samples
+
+
+# ---------------------------------------------------------------- reporting
+
+
+def omp_threads() -> int:
+    """How many threads OpenMP gives MXNet, this package and the floor."""
+    return int(ctypes.CDLL("libgomp.so.1").omp_get_max_threads())
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def machine() -> Dict[str, Any]:
+    """What the figures depend on besides the code."""
+    return {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "omp_threads": omp_threads(),
+        "instruction_set": _native.instruction_set,
+        "python": platform.python_version(),
+        "mxnet": mx.__version__,
+        "numpy": np.__version__,
+        "torch": None if torch is None else torch.__version__,
+        "mxadamax": mxadamax.__version__,
+    }
+
+
+def medians_of(samples: Dict[str, List[float]]) -> Dict[str, float]:
+    """The median of each contender."""
+    return {name: statistics.median(times) for name, times in samples.items()}
+
+
+def ratio(medians: Dict[str, float], numerator: str, denominator: str) -> str:
+    """How many times one contender takes the other's time, for a table."""
+    if numerator not in medians or denominator not in medians:
+        return ""
+    return f"{medians[numerator] / medians[denominator]:.2f}"
+
+
+def case_table(name: str, samples: Dict[str, List[float]]) -> Table:
+    """The contenders of one case, the fastest first."""
+    rounds = len(next(iter(samples.values())))
+    title = f"{name}: {CASES[name].elements:,} parameters, {rounds} rounds"
+    table = Table(title=title, title_justify="left")
+    table.add_column("contender")
+    for header in ("median ms", "min ms", "/ adamax_ext", "/ floor"):
+        table.add_column(header, justify="right")
+    medians = medians_of(samples)
+    for contender in sorted(medians, key=medians.__getitem__):
+        table.add_row(
+            contender,
+            f"{medians[contender]:.3f}",
+            f"{min(samples[contender]):.3f}",
+            ratio(medians, contender, "adamax_ext"),
+            ratio(medians, contender, "floor"),
+            style="bold" if contender == "adamax_ext" else None,
+        )
+    return table
+
+
+def summary_table(samples: Dict[str, Dict[str, List[float]]]) -> Table:
+    """The ratios that count, of all cases."""
+    table = Table(title="Ratios of medians", title_justify="left")
+    table.add_column("case")
+    for numerator, denominator in KEY_RATIOS:
+        table.add_column(f"{numerator} / {denominator}", justify="right")
+    for name, times in samples.items():
+        medians = medians_of(times)
+        table.add_row(name, *(ratio(medians, *pair) for pair in KEY_RATIOS))
+    return table
+
+
+def as_json(samples: Dict[str, Dict[str, List[float]]]) -> Dict[str, Any]:
+    """Everything measured, and on what."""
+    return {
+        "machine": machine(),
+        "cases": {
+            name: {
+                contender: {
+                    "median_ms": statistics.median(times),
+                    "min_ms": min(times),
+                    "samples_ms": times,
+                }
+                for contender, times in contenders.items()
+            }
+            for name, contenders in samples.items()
+        },
+    }
+
+
+# ---------------------------------------------------------------- command line
+
+
+def positive(text: str) -> int:
+    """An argument that counts something."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def parse(argv: Optional[Sequence[str]]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        choices=CASES,
+        default=list(CASES),
+        help=f"the cases to run, of {', '.join(CASES)}",
+    )
+    parser.add_argument(
+        "--repeat", type=positive, metavar="N", help="rounds of each case; fewer for large ones"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here")
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="OpenMP threads; MXNet decides by default, and leaves half of the processors alone",
+    )
+    return parser.parse_args(argv)
+
+
+def restart_with(threads: int, argv: Sequence[str]) -> None:
+    """Start over with as many OpenMP threads: MXNet reads their number only when it is imported."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    os.execve(sys.executable, [sys.executable, __file__, *argv], environment)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Run the cases asked for and print what came out."""
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = parse(argv)
+    if arguments.threads and os.environ.get("OMP_NUM_THREADS") != str(arguments.threads):
+        restart_with(arguments.threads, argv)
+    if torch is not None:
+        torch.set_num_threads(omp_threads())
+
+    console = Console()
+    console.print(", ".join(f"{key} {value}" for key, value in machine().items()))
+    samples = run_cases(arguments.only, arguments.repeat, console)
+    for name, times in samples.items():
+        console.print(case_table(name, times))
+    console.print(summary_table(samples))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(as_json(samples), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

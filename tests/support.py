@@ -1,0 +1,94 @@
+"""What several tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import mxnet as mx
+import numpy as np
+
+SIZES = (0, 1, 2, 15, 16, 17, 31, 32, 33, 1000)
+"""Around the widths of vectors, and without elements, in every position of a list."""
+
+
+def assert_same_bits(actual: np.ndarray, expected: np.ndarray, where: str = "") -> None:
+    """Fail unless both hold the same bits; of a NaN only that it is one counts.
+
+    Which NaN comes out of an operation on two of them is the processor's choice by operand order, and
+    compilers order the operands of commutative operations freely.
+    """
+    assert actual.shape == expected.shape, where
+    assert actual.dtype == expected.dtype, where
+    bits = {4: np.uint32, 8: np.uint64}[actual.dtype.itemsize]
+    nan = np.isnan(actual) & np.isnan(expected)
+    differ = (
+        (actual.view(bits) != expected.view(bits)) & ~nan
+        if actual.ndim
+        else ~nan & (actual.tobytes() != expected.tobytes())
+    )
+    if np.any(differ):
+        at = np.flatnonzero(differ)[:5]
+        found, wanted = np.ravel(actual)[at], np.ravel(expected)[at]
+        raise AssertionError(f"{where}: {differ.sum()} differ, at {at}: {found} for {wanted}")
+
+
+def nd(array: np.ndarray, ctx: mx.Context | None = None) -> mx.nd.NDArray:
+    """A classic NDArray of any shape, of size 0 and of no dimensions as well."""
+    return mx.np.array(array, dtype=array.dtype, ctx=ctx or mx.cpu()).as_nd_ndarray()
+
+
+def leaves(state: object) -> list[mx.nd.NDArray]:
+    """The arrays of an optimizer state."""
+    if state is None:
+        return []
+    return list(state) if isinstance(state, (tuple, list)) else [state]
+
+
+def gradients(
+    shapes: Sequence[tuple[int, ...]], dtype: str, steps: int, special: bool = False, seed: int = 0
+) -> Iterator[list[np.ndarray]]:
+    """Random gradients of many magnitudes for each step; `special` mixes in NaN, infinities, zeros."""
+    rng = np.random.RandomState(seed)
+    for _ in range(steps):
+        grads = []
+        for shape in shapes:
+            grad = np.asarray(rng.standard_normal(shape) * 10.0 ** rng.uniform(-6, 2, shape), dtype)
+            if special:
+                kinds = rng.randint(0, 400, shape)
+                for kind, value in enumerate((np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-42)):
+                    grad = np.where(kinds == kind, np.asarray(value, dtype), grad)
+            grads.append(np.asarray(grad, dtype))
+        yield grads
+
+
+class Run:
+    """An optimizer with its updater and weights, as a Trainer holds them, without a Trainer."""
+
+    def __init__(
+        self, optimizer: mx.optimizer.Optimizer, weights: Sequence[np.ndarray], **params: object
+    ):
+        self.optimizer = optimizer
+        self.updater = mx.optimizer.get_updater(optimizer)
+        self.weights = [nd(weight) for weight in weights]
+        self.indices = list(range(len(weights)))
+
+    def step(self, grads: Sequence[np.ndarray]) -> None:
+        """One update; checks that the gradients come out as they went in, but for the built-ins."""
+        arrays = [nd(grad) for grad in grads]
+        self.updater(list(self.indices), arrays, list(self.weights))
+        if self.optimizer.__module__.startswith("mxadamax"):
+            for array, grad in zip(arrays, grads):
+                assert array.asnumpy().tobytes() == grad.tobytes()
+
+    def arrays(self) -> list[np.ndarray]:
+        """Weights and states."""
+        found = [weight.asnumpy() for weight in self.weights]
+        for index in self.indices:
+            found += [leaf.asnumpy() for leaf in leaves(self.updater.states[index])]
+        return found
+
+
+def assert_same_run(actual: Run, expected: Run, where: str = "") -> None:
+    """Fail unless weights and states of both are the same bits."""
+    for k, (a, b) in enumerate(zip(actual.arrays(), expected.arrays())):
+        assert_same_bits(a, b, f"{where}, array {k}")

@@ -1,0 +1,402 @@
+"""Bad input: a Python error that names the parameter, before anything is written."""
+
+import copy
+import ctypes
+import math
+import os
+import subprocess
+import sys
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import gluon
+from mxnet.base import _LIB
+from support import Run, nd
+
+import mxadamax
+from mxadamax import _native
+from mxadamax.engine import native
+
+REFUSED_HYPERPARAMETERS = [
+    ({"beta1": 1.5}, r"beta1 must be in \[0, 1\), got 1.5"),
+    ({"beta1": 1}, r"beta1 must be in \[0, 1\), got 1"),
+    ({"beta1": -0.1}, r"beta1 must be in \[0, 1\), got -0.1"),
+    ({"beta2": 1.0}, r"beta2 must be in \[0, 1\), got 1.0"),
+    ({"beta2": math.nan}, r"beta2 must be in \[0, 1\), got nan"),
+    ({"beta2": "0.9"}, r"beta2 must be in \[0, 1\), got '0.9'"),
+    ({"beta2": None}, r"beta2 must be in \[0, 1\), got None"),
+    ({"epsilon": -1e-8}, r"epsilon must be in \[0, inf\), got -1e-08"),
+    ({"epsilon": math.inf}, r"epsilon must be in \[0, inf\), got inf"),
+    ({"learning_rate": -1.0}, r"learning_rate must be in \[0, inf\) or None, got -1.0"),
+    ({"learning_rate": math.nan}, r"learning_rate must be in \[0, inf\) or None, got nan"),
+    ({"wd": -0.1}, r"wd must be in \[0, inf\), got -0.1"),
+    ({"wd": math.nan}, r"wd must be in \[0, inf\), got nan"),
+    ({"clip_gradient": -1}, r"clip_gradient must be in \[0, inf\] or None, got -1"),
+    ({"clip_gradient": math.nan}, r"clip_gradient must be in \[0, inf\] or None, got nan"),
+    ({"rescale_grad": math.nan}, r"rescale_grad must be finite, got nan"),
+    ({"rescale_grad": math.inf}, r"rescale_grad must be finite, got inf"),
+    ({"rescale_grad": -math.inf}, r"rescale_grad must be finite, got -inf"),
+    ({"aggregate_num": 0}, r"aggregate_num must be an integer of at least 1 or numpy.inf, got 0"),
+    ({"aggregate_num": 2.5}, r"aggregate_num must be .* got 2.5"),
+    ({"begin_num_update": -1}, r"begin_num_update must be an integer of at least 0, got -1"),
+    ({"begin_num_update": 0.5}, r"begin_num_update must be an integer of at least 0, got 0.5"),
+]
+
+
+@pytest.mark.parametrize("options, message", REFUSED_HYPERPARAMETERS, ids=str)
+def test_hyperparameters_are_refused_by_the_constructor(options, message):
+    with pytest.raises(ValueError, match="^adamax_ext: " + message):
+        mx.optimizer.create("adamax_ext", **options)
+
+
+def test_unknown_arguments_are_refused_by_name():
+    with pytest.raises(TypeError, match="^adamax_ext: unexpected argument 'betal'"):
+        mxadamax.Adamax(betal=0.9)
+
+
+def snapshot(run):
+    optimizer = run.optimizer
+    counts = copy.deepcopy(optimizer._all_index_update_counts)
+    return [a.tobytes() for a in run.arrays()], optimizer.num_update, counts
+
+
+SHAPES = [(3, 4), (5,), ()]
+
+
+def a_run(**options):
+    """One step made, so that states and counts are there to be left alone."""
+    rng = np.random.RandomState(0)
+    optimizer = mxadamax.Adamax(param_idx2name={1: "dense0_bias"}, **options)
+    run = Run(optimizer, [np.asarray(rng.standard_normal(s), "float32") for s in SHAPES])
+    run.step([np.ones(s, "float32") for s in SHAPES])
+    return run
+
+
+def refused(run, message, grads=None, weights=None):
+    """The step is refused with this message, and changes nothing."""
+    before = snapshot(run)
+    grads = grads or [nd(np.ones(s, "float32")) for s in SHAPES]
+    grad_bytes = [g.tostype("default").asnumpy().tobytes() for g in grads]
+    with pytest.raises(ValueError, match="^adamax_ext: " + message):
+        run.updater(list(run.indices), grads, weights or list(run.weights))
+    mx.nd.waitall()
+    assert snapshot(run) == before
+    assert [g.tostype("default").asnumpy().tobytes() for g in grads] == grad_bytes
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("beta1", 1.0, "beta1 must be"),
+        ("epsilon", math.nan, "epsilon must be"),
+        ("wd", -1, "wd must be"),
+        ("rescale_grad", math.nan, "rescale_grad must be finite, got nan"),
+        ("clip_gradient", math.nan, "clip_gradient must be"),
+        ("lr", math.nan, "learning_rate must be"),
+    ],
+)
+@pytest.mark.parametrize("fused", [True, False])
+def test_hyperparameters_set_later_are_refused_by_the_step(name, value, message, fused):
+    run = a_run(use_fused_step=fused)
+    setattr(run.optimizer, name, value)
+    # By now NaN is in the attribute, which is never equal to itself; the rest is compared.
+    refused(run, message)
+
+
+def test_learning_rate_is_checked_when_set():
+    optimizer = mxadamax.Adamax(learning_rate=0.5)
+    with pytest.raises(ValueError, match="learning_rate must be in .* got nan"):
+        optimizer.set_learning_rate(math.nan)
+    assert optimizer.learning_rate == 0.5
+
+
+def test_scheduler_that_gives_no_number():
+    run = a_run()
+    run.optimizer.lr_scheduler = lambda num_update: math.nan
+    refused(run, r"parameter 0: lr is nan, expected a finite number")
+
+
+def test_multipliers_that_are_no_number():
+    run = a_run()
+    run.optimizer.set_wd_mult({1: math.inf})
+    run.optimizer.wd = 0.1
+    refused(run, r"parameter 1 \('dense0_bias'\): wd is inf, expected a finite number")
+
+
+def test_scheduler_that_fails():
+    run = a_run()
+
+    def fail(num_update):
+        raise RuntimeError("no schedule")
+
+    run.optimizer.lr_scheduler = fail
+    before = snapshot(run)
+    with pytest.raises(RuntimeError, match="no schedule"):
+        run.updater([0, 1, 2], [nd(np.ones(s, "float32")) for s in SHAPES], list(run.weights))
+    assert snapshot(run) == before
+
+
+def ones(*shape, dtype="float32"):
+    return nd(np.ones(shape, dtype))
+
+
+@pytest.mark.parametrize(
+    "position, grad, message",
+    [
+        (0, ones(4, 3), r"parameter 0: gradient has shape \(4, 3\), weight has \(3, 4\)"),
+        (0, ones(12), r"parameter 0: gradient has shape \(12,\), weight has \(3, 4\)"),
+        (1, ones(1, 5), r"parameter 1 \('dense0_bias'\): gradient has shape \(1, 5\), weight"),
+        (
+            1,
+            ones(0),
+            r"parameter 1 \('dense0_bias'\): gradient has shape \(0,\), weight has \(5,\)",
+        ),
+        (2, ones(1), r"parameter 2: gradient has shape \(1,\), weight has \(\)"),
+        (2, ones(dtype="float64"), r"parameter 2: gradient has dtype float64, weight has float32"),
+        (1, ones(5, dtype="float16"), r"parameter 1 .*: gradient has dtype float16, weight has"),
+        (
+            1,
+            ones(5, dtype="int32"),
+            r"parameter 1 .*: gradient has dtype int32, weight has float32",
+        ),
+    ],
+    ids=str,
+)
+def test_gradients(position, grad, message):
+    run = a_run()
+    grads = [ones(*shape) for shape in SHAPES]
+    grads[position] = grad
+    refused(run, message, grads=grads)
+
+
+def test_sparse_gradients():
+    run = a_run()
+    sparse = ones(3, 4).tostype("row_sparse")
+    message = r"parameter 0: gradient is row_sparse, expected a dense array"
+    refused(run, message, grads=[sparse, ones(5), ones()])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int32", "uint8", "int64", "int8"])
+def test_types_of_weights(dtype):
+    run = a_run()
+    weights = [run.weights[0], nd(np.ones(5, dtype)), run.weights[2]]
+    grads = [ones(3, 4), ones(5, dtype=dtype), ones()]
+    message = (
+        rf"parameter 1 \('dense0_bias'\): weight has dtype {dtype}, expected float32 or float64"
+    )
+    refused(run, message, grads=grads, weights=weights)
+
+
+def zeros_like_weight(run, index=1):
+    return run.weights[index].zeros_like()
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda run: None,
+            "state is None, expected a tuple of 2 NDArrays, as create_state makes it",
+        ),
+        (zeros_like_weight, "state is one NDArray, expected a tuple of 2"),
+        (lambda run: (), "state is a sequence of 0, expected a tuple of 2"),
+        (lambda run: (zeros_like_weight(run),), "state is a sequence of 1, expected a tuple of 2"),
+        (lambda run: tuple(zeros_like_weight(run) for _ in range(3)), "state is a sequence of 3"),
+        (lambda run: (zeros_like_weight(run), None), "state is a sequence that holds NoneType"),
+        (lambda run: "momentum", "state is str, expected a tuple of 2"),
+        (lambda run: {"mean": 1}, "state is dict, expected a tuple of 2"),
+        (
+            lambda run: (zeros_like_weight(run), ones(4)),
+            r"state 1 has shape \(4,\), weight has \(5,\)",
+        ),
+        (
+            lambda run: (ones(5, dtype="float64"), zeros_like_weight(run)),
+            "state 0 has dtype float64, weight has float32",
+        ),
+        (
+            lambda run: (ones(5), np.zeros(5, "float32")),
+            "state is a sequence that holds numpy.ndarray",
+        ),
+        (
+            lambda run: (ones(5), ones(5, 1).tostype("row_sparse")),
+            "state 1 is row_sparse, expected a dense array",
+        ),
+    ],
+)
+def test_states_of_a_foreign_checkpoint(make, message):
+    run = a_run()
+    right = run.updater.states[1]
+    run.updater.states[1] = make(run)
+    grads = [ones(*shape) for shape in SHAPES]
+    before = [w.asnumpy().tobytes() for w in run.weights]
+    with pytest.raises(ValueError, match=r"parameter 1 \('dense0_bias'\): " + message):
+        run.updater([0, 1, 2], grads, list(run.weights))
+    assert [w.asnumpy().tobytes() for w in run.weights] == before
+    run.updater.states[1] = right
+    run.updater([0, 1, 2], grads, list(run.weights))
+    mx.nd.waitall()
+
+
+@pytest.mark.parametrize(
+    "share, message",
+    [
+        (lambda w, g, s: (w[0], w, g, s), "weight shares memory with the weight of parameter 0"),
+        (
+            lambda w, g, s: (w[0][0:2], w, g, s),
+            "weight shares memory with the weight of parameter 0",
+        ),
+        (
+            lambda w, g, s: (w[1], w, [g[0], w[0]], s),
+            "gradient shares memory with the weight of par",
+        ),
+        (
+            lambda w, g, s: (w[1], w, [g[0], w[1]], s),
+            "gradient shares memory with the weight of par",
+        ),
+        (
+            lambda w, g, s: (w[1], w, g, [s[0], (s[0][1], s[1][1])]),
+            "state 0 shares memory with the s",
+        ),
+        (
+            lambda w, g, s: (w[1], w, g, [s[0], (s[1][0], s[1][0])]),
+            "state 1 shares memory with the s",
+        ),
+        (
+            lambda w, g, s: (w[1], w, g, [s[0], (g[1], s[1][1])]),
+            "state 0 shares memory with the grad",
+        ),
+    ],
+)
+def test_the_same_array_twice(share, message):
+    """Or two views of one: MXNet's engine would wait for itself, for ever and without a word."""
+    shape = (4,)
+    weights, grads = [ones(*shape) for _ in range(2)], [ones(*shape) for _ in range(2)]
+    states = [(ones(*shape), ones(*shape)) for _ in range(2)]
+    second, weights, grads, states = share(weights, grads, states)
+    if second.shape != shape:
+        grads[1], states[1] = ones(2), (ones(2), ones(2))
+    optimizer = mxadamax.Adamax()
+    with pytest.raises(ValueError, match="^adamax_ext: parameter 1: " + message):
+        optimizer.fused_step([0, 1], [weights[0], second], grads, states)
+    assert not optimizer._index_update_count
+    mx.nd.waitall()
+
+
+def test_one_gradient_for_two_weights_is_fine():
+    grad = ones(4)
+    optimizer = mxadamax.Adamax()
+    weights = [ones(4), ones(4)]
+    states = [optimizer.create_state(k, w) for k, w in enumerate(weights)]
+    optimizer.fused_step([0, 1], weights, [grad, grad], states)
+    assert np.array_equal(weights[0].asnumpy(), weights[1].asnumpy())
+    assert weights[0].asnumpy()[0] < 1
+
+
+def test_objects_that_are_no_arrays():
+    optimizer = mxadamax.Adamax()
+    weight = ones(3)
+    state = optimizer.create_state(0, weight)
+    for weights, grads, message in [
+        ([None], [ones(3)], "weight is NoneType, expected an NDArray"),
+        ([weight], [[1.0, 2.0, 3.0]], "gradient is list, expected an NDArray"),
+        ([weight], [np.ones(3, "float32")], "gradient is numpy.ndarray, expected an NDArray"),
+    ]:
+        with pytest.raises(ValueError, match="^adamax_ext: parameter 0: " + message):
+            optimizer.fused_step([0], weights, grads, [state])
+    with pytest.raises(ValueError, match="got 1 weights, 2 gradients and 1 states"):
+        optimizer.fused_step([0], [weight], [weight, weight], [state])
+
+
+@pytest.fixture
+def replaced():
+    """Puts a function of Python's in the place of one of MXNet's C API."""
+    native()
+    kept = []
+
+    def replace(name, signature, function):
+        kept.append(ctypes.CFUNCTYPE(ctypes.c_int, *signature)(function))
+        fake = ctypes.cast(kept[-1], ctypes.c_void_p).value
+        real = {
+            n: ctypes.cast(getattr(_LIB, n), ctypes.c_void_p).value for n in _native.mxnet_functions
+        }
+        _native.bind({**real, name: fake}.__getitem__)
+
+    yield replace
+    native.cache_clear()
+    native()
+
+
+def test_array_on_an_unsupported_device(replaced):
+    """No GPU here: MXNet is made to say that the state is on one."""
+    run = a_run()
+    m, u = run.updater.states[1]
+    run.updater.states[1] = (m, u)
+    on_gpu = u.handle.value
+
+    def context(handle, device, number):
+        device[0], number[0] = (2, 3) if handle == on_gpu else (1, 0)
+        return 0
+
+    out = ctypes.POINTER(ctypes.c_int)
+    replaced("MXNDArrayGetContext", [ctypes.c_void_p, out, out], context)
+    refused(
+        run, r"parameter 1 \('dense0_bias'\): state 1 is on gpu\(3\), expected an array in host"
+    )
+
+
+def test_failure_inside_the_engine_surfaces_and_writes_nothing(replaced):
+    run = a_run()
+    before = snapshot(run)[0]
+    replaced("MXNDArrayGetData", [ctypes.c_void_p, ctypes.c_void_p], lambda handle, out: -1)
+    run.updater([0, 1, 2], [ones(*shape) for shape in SHAPES], list(run.weights))
+    with pytest.raises(mx.MXNetError, match="mxadamax, rule adamax: "):
+        mx.nd.waitall()
+    native.cache_clear()
+    native()
+    assert snapshot(run)[0] == before
+    run.step([np.ones(s, "float32") for s in SHAPES])
+    assert snapshot(run)[0] != before
+
+
+def test_failure_under_a_kvstore_is_loud():
+    """MXNet drops the Python exception there; the weight must not look as if it had been updated."""
+    parameter = gluon.Parameter("w", shape=(3,))
+    parameter.initialize(ctx=[mx.cpu(0), mx.cpu(1)])
+    trainer = gluon.Trainer([parameter], mxadamax.Adamax(aggregate_num=1), update_on_kvstore=True)
+    with mx.autograd.record():
+        loss = (parameter.data(mx.cpu(0)) * 2).sum()
+    loss.backward()
+    with mx.autograd.record():
+        loss = (parameter.data(mx.cpu(1)) * 2).sum()
+    loss.backward()
+    trainer.optimizer.beta1 = 2.0
+    trainer._init_kvstore()
+    trainer._kvstore._updater.optimizer.beta1 = 2.0
+    with pytest.raises(mx.MXNetError, match="adamax_ext: beta1 must be in"), ignored_in_c():
+        trainer.step(1)
+        parameter.data(mx.cpu(0)).asnumpy()
+
+
+class ignored_in_c:  # noqa: N801
+    """Silences the report of an exception that a C caller dropped."""
+
+    def __enter__(self):
+        self.hook, sys.unraisablehook = sys.unraisablehook, lambda report: None
+
+    def __exit__(self, *exception):
+        sys.unraisablehook = self.hook
+
+
+def test_without_mxnet_the_import_says_what_to_install(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['mxnet'] = None\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "import mxadamax"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: mxadamax needs Apache MXNet: install it with pip install")
