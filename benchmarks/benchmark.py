@@ -1,7 +1,9 @@
 """Time adamax_ext against MXNet's built-in optimizers, PyTorch's, and the memory itself.
 
-All contenders of a case run in turn, one call each per round, so that whatever else the machine does
-meets all of them alike. Compare medians of one run, never of two.
+All contenders of a case run in turn, one call each per round, so that whatever else the machine
+does meets all of them alike. Which memory a contender happens to get can make a difference of a
+half and more, so each case is built several times, each time in another order. Compare medians of
+one run, never of two.
 
 Contenders
 ----------
@@ -10,8 +12,8 @@ adamax_ext, adamax, adam
 nothing
     Gluon's Trainer with an optimizer that does nothing: what Trainer itself costs.
 floor
-    A compiled loop that reads four and writes three streams as large as all tensors together, in one
-    call: what the memory allows.
+    A compiled loop that reads four and writes three streams as large as all tensors together, in
+    one call: what the memory allows.
 torch adamax, torch adam
     PyTorch's AdaMax (foreach) and Adam (fused), where PyTorch is installed.
 """
@@ -21,7 +23,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import functools
 import gc
+import importlib.util
 import json
 import math
 import mmap
@@ -34,7 +38,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple, Union
 
 import mxnet as mx
 import numpy as np
@@ -47,13 +51,14 @@ from rich.table import Table
 import mxadamax
 from mxadamax import _native
 
-try:
-    # After MXNet, which then decides how many threads OpenMP has.
-    import torch
-except ImportError:
-    torch = None
+# After MXNet, so that both run on the OpenMP library that MXNet has loaded.
+torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
 
 Shape = Tuple[int, ...]
+Samples = Dict[str, List[float]]
+
+BUILDS = 5
+"""How often a case is built: how fast memory is depends on where the system had some left."""
 
 WARM_UP_ROUNDS = 2
 SETTLE_SECONDS = 0.003
@@ -82,26 +87,26 @@ class Case(NamedTuple):
 
     Parameters
     ----------
-    build : callable
-        Returns the contenders by name.
+    builders : mapping
+        For each contender by name what builds it.
     rounds : int
         How many times each is timed by default.
-    elements : int
-        Trainable numbers in the model.
+    elements : callable
+        Returns how many trainable numbers the model has.
     """
 
-    build: Callable[[], Dict[str, Contender]]
+    builders: Mapping[str, Callable[[], Contender]]
     rounds: int
-    elements: int
+    elements: Callable[[], int]
 
 
 # ---------------------------------------------------------------- shapes of well-known models
 
 
-def resnet50_shapes() -> List[Shape]:
+def resnet50_shapes() -> list[Shape]:
     """The trainable parameters of ResNet-50 for ImageNet."""
 
-    def convolution(inputs: int, outputs: int, kernel: int) -> List[Shape]:
+    def convolution(inputs: int, outputs: int, kernel: int) -> list[Shape]:
         return [(outputs, inputs, kernel, kernel), (outputs,), (outputs,)]
 
     channels = 64
@@ -118,17 +123,17 @@ def resnet50_shapes() -> List[Shape]:
     return [*shapes, (1000, channels), (1000,)]
 
 
-def bert_base_shapes() -> List[Shape]:
+def bert_base_shapes() -> list[Shape]:
     """The parameters of BERT-base with its pooler, without heads for tasks."""
     units, hidden = 768, 3072
 
-    def dense(inputs: int, outputs: int) -> List[Shape]:
+    def dense(inputs: int, outputs: int) -> list[Shape]:
         return [(outputs, inputs), (outputs,)]
 
-    norm: List[Shape] = [(units,), (units,)]
+    norm: list[Shape] = [(units,), (units,)]
     attention = 4 * dense(units, units) + norm
     feed_forward = dense(units, hidden) + dense(hidden, units) + norm
-    embeddings: List[Shape] = [(30522, units), (512, units), (2, units), *norm]
+    embeddings: list[Shape] = [(30522, units), (512, units), (2, units), *norm]
     return embeddings + 12 * (attention + feed_forward) + dense(units, units)
 
 
@@ -155,7 +160,7 @@ class Nothing(mx.optimizer.Optimizer):
 
 Optimizer = Union[str, Callable[..., mx.optimizer.Optimizer]]
 
-OPTIMIZERS: Dict[str, Optimizer] = {
+OPTIMIZERS: dict[str, Optimizer] = {
     "adamax_ext": "adamax_ext",
     "adamax": "adamax",
     "adam": "adam",
@@ -170,17 +175,22 @@ def make_trainer(params: Any, optimizer: Optimizer, **options: Any) -> gluon.Tra
     return gluon.Trainer(params, optimizer(**options), kvstore=None)
 
 
+@functools.lru_cache(maxsize=None)
+def random_numbers() -> np.ndarray:
+    """A million random numbers."""
+    return np.random.RandomState(0).standard_normal(1 << 20).astype(np.float32)
+
+
 def random_like(shape: Shape) -> np.ndarray:
     """Random numbers, repeated where many are asked for: which they are makes no difference."""
-    block = np.random.RandomState(0).standard_normal(min(math.prod(shape), 1 << 20))
-    return np.resize(block.astype(np.float32), shape)
+    return np.resize(random_numbers(), shape)
 
 
 def trainer_update(shapes: Sequence[Shape], optimizer: Optimizer) -> Contender:
     """`Trainer.step` with gradients that are there already."""
     params = [gluon.Parameter(f"p{k}", shape=shape) for k, shape in enumerate(shapes)]
     for param, shape in zip(params, shapes):
-        param.initialize()
+        param.initialize(mx.init.Zero())
         param.grad()[:] = mx.np.array(random_like(shape), dtype=np.float32)
     arrays = [param.data() for param in params]
     trainer = make_trainer(params, optimizer)
@@ -202,32 +212,32 @@ def pages(count: int) -> np.ndarray:
 
     NumPy by itself asks the kernel for larger ones, and no optimizer gets to see that memory.
     """
-    return np.frombuffer(mmap.mmap(-1, max(4 * count, 1)), np.float32, count)
+    memory = mmap.mmap(-1, max(4 * count, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(memory, np.float32, count)
 
 
-def compile_floor() -> ctypes.CDLL:
-    """Compile memory_floor.cc for this processor, with the compiler that CXX names, and load it."""
+@functools.lru_cache(maxsize=None)
+def compile_floor() -> Callable[..., None]:
+    """memory_floor.cc as compiled for this processor by the compiler that CXX names."""
     source = Path(__file__).with_name("memory_floor.cc")
     flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder, "memory_floor.so")
         compiler = shlex.split(os.environ.get("CXX", "g++"))
         subprocess.run([*compiler, *flags, str(source), "-o", str(library)], check=True)
-        return ctypes.CDLL(str(library))
+        function = ctypes.CDLL(str(library)).memory_floor
+    function.restype = None
+    function.argtypes = [*[np.ctypeslib.ndpointer(np.float32, flags="C")] * 4, ctypes.c_int64]
+    return function
 
 
 def floor_update(count: int) -> Contender:
     """One pass over four streams of `count` elements."""
-    library = compile_floor()
+    floor = compile_floor()
     streams = [pages(count) for _ in range(4)]
     for stream in streams:
         stream[:] = random_like((count,))
-    library.memory_floor.restype = None
-    library.memory_floor.argtypes = [
-        *[np.ctypeslib.ndpointer(np.float32, flags="C")] * 4,
-        ctypes.c_int64,
-    ]
-    return Contender(lambda: library.memory_floor(*streams, count))
+    return Contender(lambda: floor(*streams, count))
 
 
 def torch_update(shapes: Sequence[Shape], optimizer: str, **options: Any) -> Contender:
@@ -238,17 +248,27 @@ def torch_update(shapes: Sequence[Shape], optimizer: str, **options: Any) -> Con
         param.grad = torch.from_numpy(random_like(shape))
         params.append(param)
     stepper = getattr(torch.optim, optimizer)(params, **options)
-    return Contender(lambda: stepper.step() and None)
+
+    def call() -> None:
+        stepper.step()
+
+    return Contender(call)
 
 
-def update_contenders(shapes: Sequence[Shape]) -> Dict[str, Contender]:
-    """Everything that updates weights of these shapes."""
-    contenders = {name: trainer_update(shapes, optimizer) for name, optimizer in OPTIMIZERS.items()}
-    contenders["floor"] = floor_update(elements_of(shapes))
+def update_case(shapes: Sequence[Shape], rounds: int) -> Case:
+    """Everything that updates weights of these shapes, without a model."""
+    count = elements_of(shapes)
+    builders: dict[str, Callable[[], Contender]] = {
+        name: functools.partial(trainer_update, shapes, optimizer)
+        for name, optimizer in OPTIMIZERS.items()
+    }
+    # Neither Trainer nor this optimizer looks into an array, and memory is short with large models.
+    builders["nothing"] = functools.partial(trainer_update, [(1,)] * len(shapes), Nothing)
+    builders["floor"] = functools.partial(floor_update, count)
     if torch is not None:
-        contenders["torch adamax"] = torch_update(shapes, "Adamax", foreach=True)
-        contenders["torch adam"] = torch_update(shapes, "Adam", fused=True)
-    return contenders
+        builders["torch adamax"] = functools.partial(torch_update, shapes, "Adamax", foreach=True)
+        builders["torch adam"] = functools.partial(torch_update, shapes, "Adam", fused=True)
+    return Case(builders, rounds, lambda: count)
 
 
 def mlp() -> nn.HybridSequential:
@@ -285,18 +305,25 @@ def cnn() -> nn.HybridSequential:
     return net
 
 
+def ready(make: Callable[[], nn.HybridSequential], inputs: mx.np.ndarray) -> nn.HybridSequential:
+    """A model with weights; MXNet puts off those of some layers until it has seen an input."""
+    net = make()
+    net.initialize(mx.init.Xavier())
+    net.hybridize()
+    net(inputs)
+    return net
+
+
 def training_step(
     make: Callable[[], nn.HybridSequential], optimizer: Optimizer, data: Shape, classes: int
 ) -> Contender:
     """Forward, backward and update of a model on one batch."""
-    net = make()
-    net.initialize(mx.init.Xavier())
-    net.hybridize()
+    inputs = mx.np.array(random_like(data), dtype=np.float32)
+    net = ready(make, inputs)
     loss_of = gluon.loss.SoftmaxCrossEntropyLoss()
     batch = data[0]
-    inputs = mx.np.array(random_like(data), dtype=np.float32)
     labels = mx.np.array(np.arange(batch) % classes, dtype=np.float32)
-    # A model that has learnt its only batch has gradients so small that processors are slow with them.
+    # A model that has learnt its only batch has gradients so small that processors slow down.
     trainer = make_trainer(net.collect_params(), optimizer, learning_rate=1e-7)
 
     def call() -> None:
@@ -309,34 +336,27 @@ def training_step(
     return Contender(call)
 
 
-def training_contenders(
-    make: Callable[[], nn.HybridSequential], data: Shape, classes: int
-) -> Dict[str, Contender]:
-    """The same model with each optimizer."""
-    return {
-        name: training_step(make, optimizer, data, classes)
-        for name, optimizer in OPTIMIZERS.items()
-    }
-
-
-def update_case(shapes: List[Shape], rounds: int) -> Case:
-    """A case without a model: the update alone."""
-    return Case(lambda: update_contenders(shapes), rounds, elements_of(shapes))
-
-
 def training_case(
     make: Callable[[], nn.HybridSequential], data: Shape, classes: int, rounds: int
 ) -> Case:
-    """A case with a model: the whole training step."""
-    shapes = [param.shape for param in make().collect_params().values()]
-    return Case(lambda: training_contenders(make, data, classes), rounds, elements_of(shapes))
+    """Whole training steps of the same model with each optimizer."""
+    builders: dict[str, Callable[[], Contender]] = {
+        name: functools.partial(training_step, make, optimizer, data, classes)
+        for name, optimizer in OPTIMIZERS.items()
+    }
+
+    def elements() -> int:
+        params = ready(make, mx.np.zeros(data)).collect_params().values()
+        return elements_of([param.shape for param in params])
+
+    return Case(builders, rounds, elements)
 
 
-CASES: Dict[str, Case] = {
+CASES: dict[str, Case] = {
     "resnet50": update_case(resnet50_shapes(), rounds=30),
     "single-25m": update_case([(25_000_000,)], rounds=30),
-    "small-1000x64": update_case([(64,)] * 1000, rounds=60),
-    "bert-base": update_case(bert_base_shapes(), rounds=10),
+    "small-1000x64": update_case([(64,)] * 1000, rounds=30),
+    "bert-base": update_case(bert_base_shapes(), rounds=12),
     "mlp-2048-b32": training_case(mlp, (32, 784), 10, rounds=40),
     "mlp-2048-b256": training_case(mlp, (256, 784), 10, rounds=30),
     "layers-8x64-b32": training_case(thin_layers, (32, 64), 64, rounds=200),
@@ -370,8 +390,44 @@ def time_once(contender: Contender) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def measure(case: Case, rounds: int, advance: Callable[[], None]) -> Dict[str, List[float]]:
-    """Time the contenders of a case in turn.
+def release_memory() -> None:
+    """Give back to the system what MXNet and the C library keep of memory no longer used."""
+    gc.collect()
+    mx.nd.waitall()
+    mx.cpu().empty_cache()
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def time_build(case: Case, names: Sequence[str], rounds: int) -> Iterator[dict[str, float]]:
+    """Build the contenders and time them in turn.
+
+    Parameters
+    ----------
+    case : Case
+        What to time.
+    names : sequence of str
+        The order in which contenders are built and run.
+    rounds : int
+        How many times.
+
+    Yields
+    ------
+    dict
+        The milliseconds of each contender in one round.
+    """
+    contenders = {name: case.builders[name]() for name in names}
+    release_memory()
+    with collector_off():
+        for k in range(WARM_UP_ROUNDS + rounds):
+            times = {name: time_once(contender) for name, contender in contenders.items()}
+            gc.collect()
+            if k >= WARM_UP_ROUNDS:
+                yield times
+
+
+def measure(case: Case, rounds: int, advance: Callable[[], None]) -> Samples:
+    """Time the contenders of a case, over several builds.
 
     Parameters
     ----------
@@ -387,36 +443,27 @@ def measure(case: Case, rounds: int, advance: Callable[[], None]) -> Dict[str, L
     dict
         For each contender its times in milliseconds.
     """
-    contenders = case.build()
-    samples: Dict[str, List[float]] = {name: [] for name in contenders}
-    with collector_off():
-        for k in range(WARM_UP_ROUNDS + rounds):
-            for name, contender in contenders.items():
-                milliseconds = time_once(contender)
-                if k >= WARM_UP_ROUNDS:
-                    samples[name].append(milliseconds)
-            gc.collect()
+    names = list(case.builders)
+    samples: Samples = {name: [] for name in names}
+    for build in range(min(BUILDS, rounds)):
+        first = build * len(names) // BUILDS
+        order = names[first:] + names[:first]
+        for times in time_build(case, order, len(range(build, rounds, BUILDS))):
+            for name, milliseconds in times.items():
+                samples[name].append(milliseconds)
             advance()
+        release_memory()
     return samples
 
 
-def release_memory() -> None:
-    """Give back what a case has used; MXNet keeps freed memory for arrays of the same size."""
-    gc.collect()
-    mx.nd.waitall()
-    mx.cpu().empty_cache()
-
-
-def run_cases(
-    names: Sequence[str], repeat: Optional[int], console: Console
-) -> Dict[str, Dict[str, List[float]]]:
+def run_cases(names: Sequence[str], repeat: int | None, console: Console) -> dict[str, Samples]:
     """Measure the cases named, and show how far it has got."""
     samples = {}
     # A progress bar that refreshes by itself does so on a thread, inside what is timed.
     with Progress(console=console, auto_refresh=False, transient=True) as progress:
         for name in names:
             rounds = repeat or CASES[name].rounds
-            task = progress.add_task(name, total=WARM_UP_ROUNDS + rounds)
+            task = progress.add_task(name, total=rounds)
             progress.refresh()
 
             def advance(task: Any = task) -> None:
@@ -424,7 +471,6 @@ def run_cases(
                 progress.refresh()
 
             samples[name] = measure(CASES[name], rounds, advance)
-            release_memory()
     return samples
 
 
@@ -445,7 +491,7 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def machine() -> Dict[str, Any]:
+def machine() -> dict[str, Any]:
     """What the figures depend on besides the code."""
     return {
         "cpu": cpu_model(),
@@ -460,22 +506,22 @@ def machine() -> Dict[str, Any]:
     }
 
 
-def medians_of(samples: Dict[str, List[float]]) -> Dict[str, float]:
+def medians_of(samples: Samples) -> dict[str, float]:
     """The median of each contender."""
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
-def ratio(medians: Dict[str, float], numerator: str, denominator: str) -> str:
+def ratio(medians: dict[str, float], numerator: str, denominator: str) -> str:
     """How many times one contender takes the other's time, for a table."""
     if numerator not in medians or denominator not in medians:
         return ""
     return f"{medians[numerator] / medians[denominator]:.2f}"
 
 
-def case_table(name: str, samples: Dict[str, List[float]]) -> Table:
+def case_table(name: str, samples: Samples) -> Table:
     """The contenders of one case, the fastest first."""
     rounds = len(next(iter(samples.values())))
-    title = f"{name}: {CASES[name].elements:,} parameters, {rounds} rounds"
+    title = f"{name}: {CASES[name].elements():,} parameters, {rounds} rounds"
     table = Table(title=title, title_justify="left")
     table.add_column("contender")
     for header in ("median ms", "min ms", "/ adamax_ext", "/ floor"):
@@ -493,7 +539,7 @@ def case_table(name: str, samples: Dict[str, List[float]]) -> Table:
     return table
 
 
-def summary_table(samples: Dict[str, Dict[str, List[float]]]) -> Table:
+def summary_table(samples: dict[str, Samples]) -> Table:
     """The ratios that count, of all cases."""
     table = Table(title="Ratios of medians", title_justify="left")
     table.add_column("case")
@@ -505,7 +551,7 @@ def summary_table(samples: Dict[str, Dict[str, List[float]]]) -> Table:
     return table
 
 
-def as_json(samples: Dict[str, Dict[str, List[float]]]) -> Dict[str, Any]:
+def as_json(samples: dict[str, Samples]) -> dict[str, Any]:
     """Everything measured, and on what."""
     return {
         "machine": machine(),
@@ -534,7 +580,7 @@ def positive(text: str) -> int:
     return value
 
 
-def parse(argv: Optional[Sequence[str]]) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -566,7 +612,7 @@ def restart_with(threads: int, argv: Sequence[str]) -> None:
     os.execve(sys.executable, [sys.executable, __file__, *argv], environment)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the cases asked for and print what came out."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = parse(argv)
@@ -576,7 +622,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         torch.set_num_threads(omp_threads())
 
     console = Console()
-    console.print(", ".join(f"{key} {value}" for key, value in machine().items()))
+    console.print(", ".join(f"{key} {value}" for key, value in machine().items()), soft_wrap=True)
     samples = run_cases(arguments.only, arguments.repeat, console)
     for name, times in samples.items():
         console.print(case_table(name, times))

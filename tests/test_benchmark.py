@@ -1,0 +1,130 @@
+"""The benchmark runs, measures every contender, and measures the models it names."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Callable
+
+import pytest
+
+pytest.importorskip("rich")
+
+TRAINERS = {"adamax_ext", "adamax", "adam", "nothing"}
+
+
+def load() -> ModuleType:
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "benchmark.py"
+    spec = importlib.util.spec_from_file_location("benchmark", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    return load()
+
+
+def test_run(benchmark, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "BUILDS", 1)
+    monkeypatch.setattr(benchmark, "WARM_UP_ROUNDS", 1)
+    report = tmp_path / "report.json"
+    cases = ["small-1000x64", "layers-8x64-b32"]
+    benchmark.main(["--only", *cases, "--repeat", "2", "--json", str(report)])
+
+    result = json.loads(report.read_text())
+    assert list(result["cases"]) == cases
+    update, training = (result["cases"][case] for case in cases)
+    torch = {"torch adamax", "torch adam"} if benchmark.torch else set()
+    assert set(update) == TRAINERS | {"floor"} | torch
+    assert set(training) == TRAINERS
+    for contender in [*update.values(), *training.values()]:
+        first, second = contender["samples_ms"]
+        assert 0 < contender["min_ms"] == min(first, second)
+        assert contender["median_ms"] == pytest.approx((first + second) / 2)
+    assert result["machine"]["omp_threads"] >= 1
+    assert result["machine"]["mxadamax"] == benchmark.mxadamax.__version__
+
+    output = capsys.readouterr().out
+    for text in [*cases, *update, "64,000 parameters"]:
+        assert text in output
+
+
+def test_models(benchmark):
+    resnet, bert = benchmark.resnet50_shapes(), benchmark.bert_base_shapes()
+    assert (len(resnet), benchmark.elements_of(resnet)) == (161, 25_557_032)
+    assert (len(bert), benchmark.elements_of(bert)) == (199, 109_482_240)
+    assert benchmark.CASES["small-1000x64"].elements() == 64_000
+    elements = {name: case.elements() for name, case in benchmark.CASES.items()}
+    assert elements["resnet50"] == 25_557_032
+    assert elements["bert-base"] == 109_482_240
+    assert elements["mlp-2048-b32"] == 785 * 2048 + 2049 * 2048 + 2049 * 10
+    assert elements["layers-8x64-b32"] == 8 * 65 * 64
+    assert elements["cnn-b32"] == 10 * 32 + 289 * 64 + 1601 * 128 + 129 * 10
+
+
+def test_contenders_take_turns(benchmark, monkeypatch):
+    monkeypatch.setattr(benchmark, "BUILDS", 2)
+    events = []
+
+    def builder(name: str) -> Callable[[], object]:
+        def build() -> object:
+            events.append(f"build {name}")
+            return benchmark.Contender(
+                lambda: events.append(name), lambda: events.append(f"prepare {name}")
+            )
+
+        return build
+
+    case = benchmark.Case({name: builder(name) for name in "abc"}, rounds=9, elements=int)
+    advances = []
+    samples = benchmark.measure(case, 3, lambda: advances.append(1))
+
+    assert [len(samples[name]) for name in "abc"] == [3, 3, 3]
+    assert len(advances) == 3
+
+    def expected(order: str, rounds: int) -> list[str]:
+        turns = [text for name in order for text in (f"prepare {name}", name)]
+        builds = [f"build {name}" for name in order]
+        return builds + turns * (benchmark.WARM_UP_ROUNDS + rounds)
+
+    assert events == expected("abc", 2) + expected("bca", 1)
+
+
+def test_floor_touches_all_elements(benchmark):
+    floor = benchmark.compile_floor()
+    streams = [benchmark.pages(1001) for _ in range(4)]
+    for stream, value in zip(streams, (1.0, 10.0, 2.0, 4.0)):
+        stream[:] = value
+    floor(*streams, 1000)
+    for stream, before, after in zip(streams, (1.0, 10.0, 2.0, 4.0), (1.0, 5.0, 2.0, 3.0)):
+        assert (stream[:1000] == after).all()
+        assert stream[1000] == before
+
+
+def test_threads_start_over(benchmark, monkeypatch):
+    class StartedError(Exception):
+        pass
+
+    def execve(path: str, arguments: list[str], environment: dict[str, str]) -> None:
+        assert path == sys.executable
+        assert arguments[1:] == [benchmark.__file__, "--threads", "3", "--only", "resnet50"]
+        assert environment == {**os.environ, "OMP_NUM_THREADS": "3"}
+        raise StartedError
+
+    monkeypatch.setattr(os, "execve", execve)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with pytest.raises(StartedError):
+        benchmark.main(["--threads", "3", "--only", "resnet50"])
+
+
+@pytest.mark.parametrize("arguments", [["--only", "resnet"], ["--repeat", "0"], ["--threads", "x"]])
+def test_bad_arguments(benchmark, arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.main(arguments)
+    assert arguments[0] in capsys.readouterr().err
