@@ -38,7 +38,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple, Union
 
 import mxnet as mx
 import numpy as np
@@ -78,8 +78,11 @@ class Contender(NamedTuple):
         Called before each call, untimed.
     """
 
-    call: Callable[[], None]
-    prepare: Callable[[], None] = lambda: None
+    call: Callable[[], object]
+    prepare: Callable[[], object] = lambda: None
+
+
+Builder = Callable[[], Dict[str, Contender]]
 
 
 class Case(NamedTuple):
@@ -87,15 +90,15 @@ class Case(NamedTuple):
 
     Parameters
     ----------
-    builders : mapping
-        For each contender by name what builds it.
+    builders : sequence of callable
+        Each returns contenders by name: one, or some that share memory.
     rounds : int
         How many times each is timed by default.
     elements : callable
         Returns how many trainable numbers the model has.
     """
 
-    builders: Mapping[str, Callable[[], Contender]]
+    builders: Sequence[Builder]
     rounds: int
     elements: Callable[[], int]
 
@@ -240,34 +243,39 @@ def floor_update(count: int) -> Contender:
     return Contender(lambda: floor(*streams, count))
 
 
-def torch_update(shapes: Sequence[Shape], optimizer: str, **options: Any) -> Contender:
-    """A step of a PyTorch optimizer."""
+def torch_updates(shapes: Sequence[Shape]) -> dict[str, Contender]:
+    """Steps of PyTorch's optimizers, on the same weights: memory is short with large models."""
     params = []
     for shape in shapes:
         param = torch.nn.Parameter(torch.rand(shape))
         param.grad = torch.from_numpy(random_like(shape))
         params.append(param)
-    stepper = getattr(torch.optim, optimizer)(params, **options)
+    return {
+        "torch adamax": Contender(torch.optim.Adamax(params, foreach=True).step),
+        "torch adam": Contender(torch.optim.Adam(params, fused=True).step),
+    }
 
-    def call() -> None:
-        stepper.step()
 
-    return Contender(call)
+def with_trainers(make: Callable[[Optimizer], Contender]) -> list[Builder]:
+    """What builds the contenders that have a Trainer."""
+
+    def builder(name: str, optimizer: Optimizer) -> Builder:
+        return lambda: {name: make(optimizer)}
+
+    return [builder(name, optimizer) for name, optimizer in OPTIMIZERS.items()]
 
 
 def update_case(shapes: Sequence[Shape], rounds: int) -> Case:
     """Everything that updates weights of these shapes, without a model."""
     count = elements_of(shapes)
-    builders: dict[str, Callable[[], Contender]] = {
-        name: functools.partial(trainer_update, shapes, optimizer)
-        for name, optimizer in OPTIMIZERS.items()
-    }
-    # Neither Trainer nor this optimizer looks into an array, and memory is short with large models.
-    builders["nothing"] = functools.partial(trainer_update, [(1,)] * len(shapes), Nothing)
-    builders["floor"] = functools.partial(floor_update, count)
+
+    def with_trainer(optimizer: Optimizer) -> Contender:
+        # Trainer looks into no array, so where the optimizer does not either, small ones do.
+        return trainer_update([(1,)] * len(shapes) if optimizer is Nothing else shapes, optimizer)
+
+    builders = [*with_trainers(with_trainer), lambda: {"floor": floor_update(count)}]
     if torch is not None:
-        builders["torch adamax"] = functools.partial(torch_update, shapes, "Adamax", foreach=True)
-        builders["torch adam"] = functools.partial(torch_update, shapes, "Adam", fused=True)
+        builders.append(lambda: torch_updates(shapes))
     return Case(builders, rounds, lambda: count)
 
 
@@ -340,16 +348,15 @@ def training_case(
     make: Callable[[], nn.HybridSequential], data: Shape, classes: int, rounds: int
 ) -> Case:
     """Whole training steps of the same model with each optimizer."""
-    builders: dict[str, Callable[[], Contender]] = {
-        name: functools.partial(training_step, make, optimizer, data, classes)
-        for name, optimizer in OPTIMIZERS.items()
-    }
+
+    def with_trainer(optimizer: Optimizer) -> Contender:
+        return training_step(make, optimizer, data, classes)
 
     def elements() -> int:
         params = ready(make, mx.np.zeros(data)).collect_params().values()
         return elements_of([param.shape for param in params])
 
-    return Case(builders, rounds, elements)
+    return Case(with_trainers(with_trainer), rounds, elements)
 
 
 CASES: dict[str, Case] = {
@@ -399,15 +406,13 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def time_build(case: Case, names: Sequence[str], rounds: int) -> Iterator[dict[str, float]]:
-    """Build the contenders and time them in turn.
+def time_build(builders: Sequence[Builder], rounds: int) -> Iterator[dict[str, float]]:
+    """Build contenders and time them in turn.
 
     Parameters
     ----------
-    case : Case
-        What to time.
-    names : sequence of str
-        The order in which contenders are built and run.
+    builders : sequence of callable
+        As in `Case`; contenders are built and run in this order.
     rounds : int
         How many times.
 
@@ -416,7 +421,9 @@ def time_build(case: Case, names: Sequence[str], rounds: int) -> Iterator[dict[s
     dict
         The milliseconds of each contender in one round.
     """
-    contenders = {name: case.builders[name]() for name in names}
+    contenders: dict[str, Contender] = {}
+    for build in builders:
+        contenders.update(build())
     release_memory()
     with collector_off():
         for k in range(WARM_UP_ROUNDS + rounds):
@@ -443,14 +450,13 @@ def measure(case: Case, rounds: int, advance: Callable[[], None]) -> Samples:
     dict
         For each contender its times in milliseconds.
     """
-    names = list(case.builders)
-    samples: Samples = {name: [] for name in names}
+    samples: Samples = {}
     for build in range(min(BUILDS, rounds)):
-        first = build * len(names) // BUILDS
-        order = names[first:] + names[:first]
-        for times in time_build(case, order, len(range(build, rounds, BUILDS))):
+        first = build * len(case.builders) // BUILDS
+        builders = [*case.builders[first:], *case.builders[:first]]
+        for times in time_build(builders, len(range(build, rounds, BUILDS))):
             for name, milliseconds in times.items():
-                samples[name].append(milliseconds)
+                samples.setdefault(name, []).append(milliseconds)
             advance()
         release_memory()
     return samples

@@ -72,20 +72,20 @@ def test_contenders_take_turns(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark, "BUILDS", 2)
     events = []
 
-    def builder(name: str) -> Callable[[], object]:
-        def build() -> object:
+    def builder(*names: str) -> Callable[[], dict[str, object]]:
+        def contender(name: str) -> object:
             events.append(f"build {name}")
             return benchmark.Contender(
                 lambda: events.append(name), lambda: events.append(f"prepare {name}")
             )
 
-        return build
+        return lambda: {name: contender(name) for name in names}
 
-    case = benchmark.Case({name: builder(name) for name in "abc"}, rounds=9, elements=int)
+    case = benchmark.Case([builder("a"), builder("b", "c"), builder("d")], rounds=9, elements=int)
     advances = []
     samples = benchmark.measure(case, 3, lambda: advances.append(1))
 
-    assert [len(samples[name]) for name in "abc"] == [3, 3, 3]
+    assert {name: len(times) for name, times in samples.items()} == dict.fromkeys("abcd", 3)
     assert len(advances) == 3
 
     def expected(order: str, rounds: int) -> list[str]:
@@ -93,7 +93,7 @@ def test_contenders_take_turns(benchmark, monkeypatch):
         builds = [f"build {name}" for name in order]
         return builds + turns * (benchmark.WARM_UP_ROUNDS + rounds)
 
-    assert events == expected("abc", 2) + expected("bca", 1)
+    assert events == expected("abcd", 2) + expected("bcda", 1)
 
 
 def test_floor_touches_all_elements(benchmark):

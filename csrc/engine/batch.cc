@@ -1,11 +1,11 @@
 #include "batch.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <functional>
 #include <limits>
 #include <memory>
 #include <numeric>
-#include <tuple>
 
 namespace mxadamax::engine {
 namespace {
@@ -296,32 +296,39 @@ void Batch::check_memory() const {
     std::size_t role;
   };
   constexpr std::size_t gradient = 1;
-  std::vector<User> users;
-  users.reserve(size() * (2 + static_cast<std::size_t>(rule_.states)));
+  // A hash table with open addressing, at most half full.
+  std::size_t slots = 16;
+  while (slots < 2 * size() * (2 + static_cast<std::size_t>(rule_.states))) slots *= 2;
+  std::vector<User> users(slots, User{nullptr, 0, 0});
+
+  const auto enter = [&](const Array& array, std::size_t parameter, std::size_t role) {
+    const void* const memory = memory_of(array.get());
+    if (memory == nullptr) {
+      throw ParameterError(
+          parameter, std::string(role_name(role)) + " has no memory; was the array initialized?");
+    }
+    std::size_t slot = std::hash<const void*>()(memory) / alignof(std::max_align_t);
+    for (;; ++slot) {
+      User& user = users[slot & (slots - 1)];
+      if (user.memory == nullptr) {
+        user = {memory, parameter, role};
+        return;
+      }
+      if (user.memory == memory) {
+        if (role == gradient && user.role == gradient) return;
+        throw ParameterError(parameter,
+                             std::string(role_name(role)) + " shares memory with the " +
+                                 role_name(user.role) + " of {other}, expected an array of its own",
+                             user.parameter);
+      }
+    }
+  };
   for (std::size_t i = 0; i < size(); ++i) {
     const Parameter& parameter = parameters_[i];
-    users.push_back({memory_of(parameter.weight.get()), i, 0});
-    users.push_back({memory_of(parameter.grad.get()), i, gradient});
-    for (std::size_t k = 0; k < parameter.state->arrays.size(); ++k) {
-      users.push_back({memory_of(parameter.state->arrays[k].get()), i, 2 + k});
-    }
-  }
-  std::sort(users.begin(), users.end(), [](const User& a, const User& b) {
-    return std::tie(a.memory, a.parameter, a.role) < std::tie(b.memory, b.parameter, b.role);
-  });
-  for (std::size_t i = 0; i < users.size(); ++i) {
-    const User& user = users[i];
-    if (user.memory == nullptr) {
-      throw ParameterError(user.parameter, std::string(role_name(user.role)) +
-                                               " has no memory; was the array initialized?");
-    }
-    if (i == 0) continue;
-    const User& other = users[i - 1];
-    if (user.memory != other.memory || (user.role == gradient && other.role == gradient)) continue;
-    throw ParameterError(user.parameter,
-                         std::string(role_name(user.role)) + " shares memory with the " +
-                             role_name(other.role) + " of {other}, expected an array of its own",
-                         other.parameter);
+    enter(parameter.weight, i, 0);
+    enter(parameter.grad, i, gradient);
+    const std::vector<Array>& states = parameter.state->arrays;
+    for (std::size_t k = 0; k < states.size(); ++k) enter(states[k], i, 2 + k);
   }
 }
 
