@@ -221,7 +221,7 @@ void update_numpy(const std::string& rule_name, const std::vector<py::array>& we
   std::vector<cpu::Tensor> tensors;
   for (std::size_t i = 0; i < weights.size(); ++i) {
     const auto check = [&](const py::array& array, const char* what) {
-      const bool like = array.dtype().is(weights[i].dtype()) && array.ndim() == weights[i].ndim() &&
+      const bool like = array.dtype().equal(weights[i].dtype()) && array.ndim() == weights[i].ndim() &&
                         std::equal(array.shape(), array.shape() + array.ndim(), weights[i].shape());
       if (!like || !(array.flags() & py::array::c_style)) {
         throw ParameterError(

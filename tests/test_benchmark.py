@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Callable
 
+import mxnet as mx
 import pytest
 
 pytest.importorskip("rich")
@@ -96,15 +97,18 @@ def test_contenders_take_turns(benchmark, monkeypatch):
     assert events == expected("abcd", 2) + expected("bcda", 1)
 
 
-def test_floor_touches_all_elements(benchmark):
-    floor = benchmark.compile_floor()
-    streams = [benchmark.pages(1001) for _ in range(4)]
-    for stream, value in zip(streams, (1.0, 10.0, 2.0, 4.0)):
-        stream[:] = value
-    floor(*streams, 1000)
-    for stream, before, after in zip(streams, (1.0, 10.0, 2.0, 4.0), (1.0, 5.0, 2.0, 3.0)):
-        assert (stream[:1000] == after).all()
-        assert stream[1000] == before
+@pytest.mark.parametrize("states", range(5))
+def test_floor_touches_all_elements_once(benchmark, monkeypatch, states):
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(benchmark, "omp_threads", lambda n=threads: n)
+        sizes = (1001, 1, 3, 64)
+        grads = [mx.np.full(size, 2.0) for size in sizes]
+        written = [[mx.np.full(size, 8.0) for _ in range(1 + states)] for size in sizes]
+        benchmark.floor_of(grads, written)()
+        for grad, (weight, *rest) in zip(grads, written):
+            assert (grad.asnumpy() == 2).all()
+            assert (weight.asnumpy() == 6 + 8 * states).all()
+            assert all((state.asnumpy() == 8).all() for state in rest)
 
 
 def test_threads_start_over(benchmark, monkeypatch):
