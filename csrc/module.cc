@@ -9,6 +9,7 @@
 #include "cpu/update.h"
 #include "engine/batch.h"
 #include "engine/mxnet.h"
+#include "engine/row_sparse.h"
 #include "engine/scalar.h"
 
 namespace py = pybind11;
@@ -126,8 +127,8 @@ class StateMemo {
 };
 
 engine::Batch make_batch(const std::string& rule_name, const py::object& weight_list,
-                         const py::object& grad_list, const py::object& state_list,
-                         StateMemo& memo) {
+                         const py::object& grad_list, const py::object& state_list, StateMemo& memo,
+                         bool lazy) {
   const Items weights(weight_list), grads(grad_list), states(state_list);
   const cpu::RuleKernels& rule = rule_named(rule_name, cpu::chosen_instruction_set());
   if (weights.size() != grads.size() || weights.size() != states.size()) {
@@ -135,7 +136,7 @@ engine::Batch make_batch(const std::string& rule_name, const py::object& weight_
         "got " + std::to_string(weights.size()) + " weights, " + std::to_string(grads.size()) +
         " gradients and " + std::to_string(states.size()) + " states, expected as many of each");
   }
-  engine::Batch batch(rule);
+  engine::Batch batch(rule, lazy);
   std::vector<Handle> handles;
   memo.fit(weights.size());
   for (std::size_t i = 0; i < weights.size(); ++i) {
@@ -194,9 +195,10 @@ std::vector<double> table_of(const cpu::RuleKernels& rule, std::size_t tensors,
 void push(engine::Batch& batch, const py::dict& scalars) {
   const auto convert = [](const std::string& name, std::size_t position, double value) -> double {
     // MXNet's clip takes its bounds in single precision, whatever it clips.
-    if (name == "clip_gradient") return engine::as_mxnet_reads<float>(value);
+    if (name == "clip_gradient" || name == "clip_weights")
+      return engine::as_mxnet_reads<float>(value);
     if (!std::isfinite(value)) {
-      throw ParameterError(position, name + " is " +
+      throw ParameterError(position, (name == "keep" ? "1 - lr * wd" : name) + " is " +
                                          py::repr(py::float_(value)).cast<std::string>() +
                                          ", expected a finite number");
     }
@@ -221,7 +223,8 @@ void update_numpy(const std::string& rule_name, const std::vector<py::array>& we
   std::vector<cpu::Tensor> tensors;
   for (std::size_t i = 0; i < weights.size(); ++i) {
     const auto check = [&](const py::array& array, const char* what) {
-      const bool like = array.dtype().equal(weights[i].dtype()) && array.ndim() == weights[i].ndim() &&
+      const bool like = array.dtype().equal(weights[i].dtype()) &&
+                        array.ndim() == weights[i].ndim() &&
                         std::equal(array.shape(), array.shape() + array.ndim(), weights[i].shape());
       if (!like || !(array.flags() & py::array::c_style)) {
         throw ParameterError(
@@ -254,8 +257,13 @@ void update_numpy(const std::string& rule_name, const std::vector<py::array>& we
   }
   const auto table = table_of(rule, tensors.size(), scalars,
                               [](const std::string&, std::size_t, double value) { return value; });
+  const double* row = table.data();
+  for (cpu::Tensor& tensor : tensors) {
+    tensor.scalars = row;
+    row += rule.scalars;
+  }
   const py::gil_scoped_release release;
-  cpu::update(rule, tensors, table, threads);
+  cpu::update(rule, tensors, threads);
 }
 
 }  // namespace
@@ -282,6 +290,13 @@ PYBIND11_MODULE(_native, m) {
   py::list names;
   for (const auto& set : cpu::instruction_sets()) names.append(set.name);
   m.attr("instruction_sets") = py::tuple(names);
+  py::dict rules;
+  for (int k = 0; k < cpu::chosen_instruction_set().table.count; ++k) {
+    const cpu::RuleKernels& rule = cpu::chosen_instruction_set().table.rules[k];
+    rules[rule.rule] = rule.states;
+  }
+  // How many arrays of state each has.
+  m.attr("rules") = rules;
   m.attr("mxnet_functions") = py::tuple(py::cast(engine::api_names()));
 
   m.def(
@@ -298,6 +313,13 @@ PYBIND11_MODULE(_native, m) {
         return engine::memory_of(array_of(a, 0, "a")) == engine::memory_of(array_of(b, 0, "b"));
       },
       py::arg("a"), py::arg("b"), "Whether two NDArrays are views of the same memory.");
+  m.def(
+      "find_row_indices",
+      [](py::handle array, const std::vector<std::int64_t>& indices) {
+        return engine::find_row_indices(array_of(array, 0, "array"), indices);
+      },
+      py::arg("array"), py::arg("indices"),
+      "Find out where MXNet keeps row numbers, from a row_sparse array of which they are known.");
   m.def(
       "push_failure",
       [](const std::vector<py::object>& arrays, const std::string& message) {
@@ -321,8 +343,10 @@ PYBIND11_MODULE(_native, m) {
       .def(py::init<>());
   py::class_<engine::Batch>(m, "Batch", "The arrays of one update, checked and held.")
       .def(py::init(&make_batch), py::arg("rule"), py::arg("weights"), py::arg("grads"),
-           py::arg("states"), py::arg("memo"),
-           "Check all arrays and hold them; ParameterError names what is wrong.")
+           py::arg("states"), py::arg("memo"), py::arg("lazy"),
+           "Check all arrays and hold them; ParameterError names what is wrong. With lazy, rows "
+           "that "
+           "a row_sparse gradient does not hold are left alone.")
       .def("push", &push, py::arg("scalars"),
            "Hand the update to MXNet's engine, once. Each scalar of the rule is one number, or a "
            "list "

@@ -13,7 +13,28 @@ except ModuleNotFoundError as _error:
         "or install the MXNet 2.0.0b1 flavour for your machine."
     ) from None
 
+from .adabelief import AdaBelief
+from .adadelta import AdaDelta
+from .adagrad import AdaGrad
+from .adam import Adam, AMSGrad
 from .adamax import Adamax
+from .adamw import AdamW
+from .nadam import Nadam
+from .nag import NAG
+from .rmsprop import RMSProp
+from .sgd import SGD
 
-__all__ = ["Adamax"]
+__all__ = [
+    "NAG",
+    "SGD",
+    "AMSGrad",
+    "AdaBelief",
+    "AdaDelta",
+    "AdaGrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Nadam",
+    "RMSProp",
+]
 __version__ = "0.1.0"

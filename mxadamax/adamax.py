@@ -1,12 +1,13 @@
 """AdaMax."""
 
+from types import SimpleNamespace
 from typing import Any, ClassVar, Mapping, Sequence, Tuple
 
-from mxnet.ndarray import NDArray, clip, maximum, zeros
+from mxnet.ndarray import NDArray, maximum
 from mxnet.ndarray import abs as absolute
 
 from .hyperparameters import DECAY_RATE, NOT_NEGATIVE, Range
-from .optimizer import FusedOptimizer, Index, Scalars, register
+from .optimizer import FusedOptimizer, Scalars, register
 
 
 @register("adamax_ext")
@@ -38,7 +39,8 @@ class Adamax(FusedOptimizer):
         False computes with MXNet's operators instead of the native kernel; same bits, for reading
         and for comparing.
     **kwargs
-        What every optimizer of MXNet takes; see :class:`mxadamax.optimizer.FusedOptimizer`.
+        What every optimizer takes; see :class:`mxadamax.optimizer.FusedOptimizer`. With
+        ``decoupled_wd=True`` it is to AdaMax what AdamW is to Adam.
 
     Raises
     ------
@@ -77,19 +79,9 @@ class Adamax(FusedOptimizer):
         self.epsilon = epsilon
         self.check_hyperparameters()
 
-    def create_state(self, index: Index, weight: NDArray) -> Tuple[NDArray, NDArray]:
-        """The state of a weight before its first update: two arrays of zeros like it."""
-        return (
-            zeros(weight.shape, weight.context, dtype=weight.dtype),
-            zeros(weight.shape, weight.context, dtype=weight.dtype),
-        )
-
-    def scalars(self, indices: Sequence[Index]) -> Scalars:
-        lrs, wds, updates = self._count_update(indices)
+    def scalars(self, lrs: Sequence[float], updates: Sequence[int]) -> Scalars:
         correction = {t: 1.0 - self.beta1**t for t in set(updates)}
         return {
-            **self._gradient_scalars(),
-            "wd": wds,
             "lr": [lr / correction[t] for lr, t in zip(lrs, updates)],
             "beta1": self.beta1,
             "one_minus_beta1": 1.0 - self.beta1,
@@ -97,24 +89,10 @@ class Adamax(FusedOptimizer):
             "epsilon": self.epsilon,
         }
 
-    def step(
-        self,
-        indices: Sequence[Index],
-        weights: Sequence[NDArray],
-        grads: Sequence[NDArray],
-        states: Sequence[Tuple[NDArray, NDArray]],
+    def definition(
+        self, weight: NDArray, grad: NDArray, state: Tuple[NDArray, NDArray], s: SimpleNamespace
     ) -> None:
-        """The definition in MXNet's operators; arguments as for `fused_step`."""
-        self.check_hyperparameters()
-        for index, weight, grad, (m, u) in zip(indices, weights, grads, states):
-            (lr,), (wd,), (t,) = self._count_update([index])
-            lr /= 1.0 - self.beta1**t
-
-            grad = grad * self.rescale_grad
-            if self.clip_gradient is not None:
-                grad = clip(grad, -self.clip_gradient, self.clip_gradient)
-            grad = grad + wd * weight
-
-            m[:] = self.beta1 * m + (1.0 - self.beta1) * grad
-            u[:] = maximum(self.beta2 * u, absolute(grad))
-            weight -= lr * (m / (u + self.epsilon))
+        m, u = state
+        m[:] = s.beta1 * m + s.one_minus_beta1 * grad
+        u[:] = maximum(s.beta2 * u, absolute(grad))
+        weight -= s.lr * (m / (u + s.epsilon))

@@ -6,7 +6,7 @@ import sys
 from types import ModuleType
 
 from mxnet.base import _LIB
-from mxnet.ndarray import zeros
+from mxnet.ndarray import sparse, zeros
 
 from . import _native
 
@@ -38,6 +38,11 @@ def native() -> ModuleType:
         raise ImportError(
             "mxadamax: this MXNet lays out its arrays differently; supported is MXNet 2.0.0b1"
         )
+    # Without it, row_sparse gradients are refused.
+    indices = [7, 123_456_789]
+    rows = sparse.row_sparse_array(([[1.0], [2.0]], indices), shape=(1 << 30, 1))
+    rows.wait_to_read()
+    _native.find_row_indices(rows, indices)
     return _native
 
 

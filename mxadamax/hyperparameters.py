@@ -4,6 +4,8 @@ import math
 import numbers
 from typing import Any, NamedTuple
 
+import numpy
+
 
 class Range(NamedTuple):
     """An interval of real numbers.
@@ -11,25 +13,29 @@ class Range(NamedTuple):
     Parameters
     ----------
     low : float
-        Smallest value, included.
+        Smallest value.
     high : float
         Largest value; infinity means no bound.
     includes_high : bool, default False
         Whether `high` itself is allowed.
     optional : bool, default False
         Whether None is allowed as well.
+    includes_low : bool, default True
+        Whether `low` itself is allowed.
     """
 
     low: float
     high: float
     includes_high: bool = False
     optional: bool = False
+    includes_low: bool = True
 
     def __str__(self) -> str:
-        text = f"[{self.low:g}, {self.high:g}{']' if self.includes_high else ')'}"
+        left, right = "[" if self.includes_low else "(", "]" if self.includes_high else ")"
+        text = f"in {left}{self.low:g}, {self.high:g}{right}"
         if self.low == -math.inf:
             text = "finite"
-        return ("in " if text[0] == "[" else "") + text + (" or None" if self.optional else "")
+        return text + (" or None" if self.optional else "")
 
     def check(self, owner: str, name: str, value: Any) -> None:
         """Raise ValueError unless `value` lies in the range.
@@ -51,8 +57,10 @@ class Range(NamedTuple):
         if value is None and self.optional:
             return
         if isinstance(value, numbers.Real):
-            inside = self.low <= value < self.high or (self.includes_high and value == self.high)
-            if inside and value != -math.inf:
+            inside = self.low < value < self.high
+            at_low = self.includes_low and value == self.low
+            at_high = self.includes_high and value == self.high
+            if (inside or at_low or at_high) and value != -math.inf:
                 return
         raise ValueError(f"{owner}: {name} must be {self}, got {value!r}")
 
@@ -92,3 +100,24 @@ def check_integer(owner: str, name: str, value: Any, least: int, or_infinity: bo
     raise ValueError(
         f"{owner}: {name} must be an integer of at least {least}{alternative}, got {value!r}"
     )
+
+
+def check_flag(owner: str, name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is True or False.
+
+    Parameters
+    ----------
+    owner : str
+        Who asks, for the message.
+    name : str
+        Name of the option, for the message.
+    value : Any
+        What was given.
+
+    Raises
+    ------
+    ValueError
+        Where `value` is something else.
+    """
+    if not isinstance(value, (bool, numpy.bool_)):
+        raise ValueError(f"{owner}: {name} must be True or False, got {value!r}")

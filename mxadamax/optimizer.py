@@ -3,6 +3,7 @@
 import inspect
 import math
 import os
+from types import SimpleNamespace
 from typing import (
     Any,
     Callable,
@@ -19,16 +20,19 @@ from typing import (
 
 import numpy
 from mxnet.base import MXNetError
-from mxnet.ndarray import NDArray
+from mxnet.ndarray import NDArray, clip, zeros
 from mxnet.optimizer import Optimizer
 
 from . import _native
 from .engine import inside_kvstore_update, native
-from .hyperparameters import FINITE, NOT_NEGATIVE, Range, check_integer
+from .hyperparameters import FINITE, NOT_NEGATIVE, Range, check_flag, check_integer
 
 Index = Union[int, str]
 State = Any
 Scalars = Dict[str, Union[float, List[float]]]
+
+NO_PENALTY = -1.0
+"""In the place of `wd`: the gradient is left without any weight decay."""
 
 _Class = TypeVar("_Class", bound=Type["FusedOptimizer"])
 
@@ -56,8 +60,12 @@ def register(name: str) -> Callable[[_Class], _Class]:
 class FusedOptimizer(Optimizer):
     """Base of the optimizers whose step is one call to a native rule.
 
-    A subclass names its rule and the ranges of its own hyperparameters, and defines `create_state`,
-    `scalars` and `step`.
+    A subclass names its rule and the ranges of its own hyperparameters, and defines `scalars` and
+    `definition`. What comes before the rule's own mathematics is the same for all::
+
+        weight *= 1 - lr * wd                  # with decoupled_wd
+        grad = clip(grad * rescale_grad, -clip_gradient, clip_gradient)
+        grad += wd * weight                    # without decoupled_wd
 
     Parameters
     ----------
@@ -65,9 +73,20 @@ class FusedOptimizer(Optimizer):
         The learning rate. With an `lr_scheduler` it replaces the scheduler's, as in MXNet.
     use_fused_step : bool, default True
         False calls `step`, the definition in MXNet's operators.
-    aggregate_num : int >= 1 or numpy.inf, optional
-        How many parameters MXNet hands over at once. By default all of them; 1 where MXNet updates
-        on a parameter server (``DMLC_ROLE`` in the environment), which updates one by one.
+    aggregate_num : int >= 0 or numpy.inf, optional
+        How many parameters MXNet hands over at once; 0 is 1. By default all of them; 1 where MXNet
+        updates on a parameter server (``DMLC_ROLE`` in the environment), which updates one by one.
+    maximize : bool, default False
+        Climb instead of descend: the gradient counts with the other sign. Weight decay still makes
+        weights smaller.
+    decoupled_wd : bool, default False
+        Weight decay that the gradient does not see: each step first multiplies the weight by
+        ``1 - lr * wd``. (I. Loshchilov, F. Hutter, *Decoupled Weight Decay Regularization*,
+        arXiv 1711.05101; `lr` is the learning rate without bias correction.)
+    lazy_update : bool, default False
+        What happens to the rows that a row_sparse gradient does not hold. True leaves them and
+        their states as they are; False updates them as if their gradient were zero. Only with
+        `use_fused_step`.
     **kwargs
         What :class:`mxnet.optimizer.Optimizer` takes: ``rescale_grad`` (finite), ``wd`` (in
         [0, inf)), ``clip_gradient`` (in [0, inf], or None), ``lr_scheduler``, ``begin_num_update``,
@@ -84,6 +103,8 @@ class FusedOptimizer(Optimizer):
     registered_name: ClassVar[str]
     rule: ClassVar[str]
     ranges: ClassVar[Mapping[str, Range]] = {}
+    # Whether clip_gradient bounds the sum of gradient and weight decay, instead of the gradient.
+    clips_decay: ClassVar[bool] = False
 
     _common_ranges: ClassVar[Mapping[str, Range]] = {
         "rescale_grad": FINITE,
@@ -92,7 +113,14 @@ class FusedOptimizer(Optimizer):
     }
 
     def __init__(
-        self, learning_rate: Any, use_fused_step: bool, aggregate_num: Any = None, **kwargs: Any
+        self,
+        learning_rate: Any,
+        use_fused_step: bool,
+        aggregate_num: Any = None,
+        maximize: bool = False,
+        decoupled_wd: bool = False,
+        lazy_update: bool = False,
+        **kwargs: Any,
     ):
         unknown = sorted(set(kwargs) - set(inspect.signature(Optimizer.__init__).parameters))
         if unknown:
@@ -102,13 +130,28 @@ class FusedOptimizer(Optimizer):
         )
         if aggregate_num is None:
             aggregate_num = 1 if "DMLC_ROLE" in os.environ else numpy.inf
-        check_integer(self.registered_name, "aggregate_num", aggregate_num, 1, or_infinity=True)
+        check_integer(self.registered_name, "aggregate_num", aggregate_num, 0, or_infinity=True)
+        flags = {
+            "maximize": maximize,
+            "decoupled_wd": decoupled_wd,
+            "lazy_update": lazy_update,
+            "use_fused_step": use_fused_step,
+        }
+        for name, value in flags.items():
+            check_flag(self.registered_name, name, value)
+        if lazy_update and not use_fused_step:
+            raise ValueError(
+                f"{self.registered_name}: lazy_update must be False without use_fused_step"
+            )
         super().__init__(
             learning_rate=learning_rate,
             use_fused_step=use_fused_step,
             aggregate_num=_whole_model(aggregate_num),
             **kwargs,
         )
+        self.maximize = maximize
+        self.decoupled_wd = decoupled_wd
+        self.lazy_update = lazy_update
         self._memo = _native.StateMemo()
         check_integer(self.registered_name, "begin_num_update", self.begin_num_update, 0)
 
@@ -138,20 +181,81 @@ class FusedOptimizer(Optimizer):
         NOT_NEGATIVE.check(self.registered_name, "learning_rate", lr)
         super().set_learning_rate(lr)
 
-    def scalars(self, indices: Sequence[Index]) -> Scalars:
-        """Count one more update of these parameters and return what the rule needs for it.
+    def create_state(self, index: Index, weight: NDArray) -> State:
+        """The state of a weight before its first update: arrays of zeros like it.
+
+        Returns
+        -------
+        None, NDArray or tuple of NDArray
+            As many arrays as the rule keeps, in the order in which the class names them.
+        """
+        arrays = tuple(
+            zeros(weight.shape, weight.context, dtype=weight.dtype)
+            for _ in range(_native.rules[self.rule])
+        )
+        if len(arrays) < 2:
+            return arrays[0] if arrays else None
+        return arrays
+
+    def scalars(self, lrs: Sequence[float], updates: Sequence[int]) -> Scalars:
+        """What the rule needs for an update, besides arrays.
 
         Parameters
         ----------
-        indices : sequence of int or str
-            The parameters.
+        lrs : sequence of float
+            Learning rate of each parameter.
+        updates : sequence of int
+            Which update of each parameter this is, from 1.
 
         Returns
         -------
         dict
-            For each scalar of the rule a float, or a list with a float for each parameter.
+            For each of the rule's own scalars a float, or a list with a float for each parameter.
         """
         raise NotImplementedError
+
+    def definition(self, weight: NDArray, grad: NDArray, state: State, s: SimpleNamespace) -> None:
+        """Update one weight and its state in place, in MXNet's operators: what the rule computes.
+
+        Parameters
+        ----------
+        weight : NDArray
+            The weight, after decoupled weight decay.
+        grad : NDArray
+            The gradient, rescaled, clipped and with weight decay.
+        state : None, NDArray or tuple of NDArray
+            What `create_state` made.
+        s : namespace
+            The scalars of this parameter, as floats.
+        """
+        raise NotImplementedError
+
+    def step(
+        self,
+        indices: Sequence[Index],
+        weights: Sequence[NDArray],
+        grads: Sequence[NDArray],
+        states: Sequence[State],
+    ) -> None:
+        """Update by `definition`, parameter by parameter; arguments as for `fused_step`."""
+        self.check_hyperparameters()
+        for index, weight, grad, state in zip(indices, weights, grads, states):
+            scalars = self._scalars([index])
+            s = SimpleNamespace(
+                **{name: x[0] if isinstance(x, list) else x for name, x in scalars.items()}
+            )
+            if grad.stype != "default":
+                grad = grad.tostype("default")
+            grad = grad * s.rescale_grad
+            if self.clip_gradient is not None and not self.clips_decay:
+                grad = clip(grad, -self.clip_gradient, self.clip_gradient)
+            if s.wd != NO_PENALTY:
+                grad = grad + s.wd * weight
+            if self.clip_gradient is not None and self.clips_decay:
+                grad = clip(grad, -self.clip_gradient, self.clip_gradient)
+            if s.keep != 1.0:
+                weight *= s.keep
+            self.definition(weight, grad, state, s)
 
     def fused_step(
         self,
@@ -170,8 +274,9 @@ class FusedOptimizer(Optimizer):
         indices : sequence of int or str
             The parameters.
         weights, grads : sequence of NDArray
-            Dense float32 or float64 arrays in host memory, of any shape, also of size 0. Each
-            gradient has its weight's shape and dtype.
+            Float32 or float64 arrays in host memory, of any shape, also of size 0. Each gradient
+            has its weight's shape and dtype. Both can be row_sparse, a weight only if it holds all
+            of its rows; its state is dense. Of csr arrays dense copies are made, which takes time.
         states : sequence
             What `create_state` made for each.
 
@@ -179,19 +284,25 @@ class FusedOptimizer(Optimizer):
         ------
         ValueError
             Where a hyperparameter or an array is not as said. Nothing has been changed then.
+        MXNetError
+            At the next wait, where a row_sparse gradient names rows that its weight does not have,
+            or not in ascending order. No array has been changed then.
         """
         self.check_hyperparameters()
         if not indices:
             return
-        counts, num_update = self._index_update_count, self.num_update
-        counts_before = dict(counts)
+        counts = self._index_update_count
+        counts_before, attributes_before = dict(counts), dict(self.__dict__)
         try:
-            batch = native().Batch(self.rule, weights, grads, states, self._memo)
-            batch.push(self.scalars(indices))
+            batch = native().Batch(self.rule, weights, grads, states, self._memo, self.lazy_update)
+            batch.push(self._scalars(indices))
         except BaseException as error:
             counts.clear()
             counts.update(counts_before)
-            self.num_update = num_update
+            self.__dict__.update(attributes_before)
+            if any(array.stype == "csr" for array in (*weights, *grads) if hasattr(array, "stype")):
+                self._fused_step_on_dense(indices, weights, grads, states)
+                return
             if type(error) is RuntimeError:
                 # With MXNET_ENGINE_TYPE=NaiveEngine the operation has run, and failed, already.
                 raise MXNetError(str(error)) from None
@@ -202,6 +313,24 @@ class FusedOptimizer(Optimizer):
                 f"{self.registered_name}: parameter {self._name(indices[position])}: "
                 + message.replace("{other}", f"parameter {self._name(indices[other])}")
             ) from None
+
+    def _fused_step_on_dense(
+        self,
+        indices: Sequence[Index],
+        weights: Sequence[NDArray],
+        grads: Sequence[NDArray],
+        states: Sequence[State],
+    ) -> None:
+        """`fused_step` for arrays among which some are csr, by way of dense copies of those."""
+
+        def dense(arrays: Sequence[NDArray]) -> List[NDArray]:
+            return [a.tostype("default") if a.stype == "csr" else a for a in arrays]
+
+        copies = dense(weights)
+        self.fused_step(indices, copies, dense(grads), states)
+        for weight, copy in zip(weights, copies):
+            if copy is not weight:
+                copy.tostype("csr").copyto(weight)
 
     def update_multi_precision(
         self,
@@ -251,10 +380,23 @@ class FusedOptimizer(Optimizer):
         lrs += self._get_lrs(same_rate)
         return lrs, self._get_wds(indices), updates
 
-    def _gradient_scalars(self) -> Scalars:
-        """The scalars that all rules share, but for `wd`, which each parameter has its own of."""
-        clip_gradient = math.inf if self.clip_gradient is None else self.clip_gradient
-        return {"rescale_grad": self.rescale_grad, "clip_gradient": clip_gradient}
+    def _scalars(self, indices: Sequence[Index]) -> Scalars:
+        """Count one more update of these parameters and return all scalars for it."""
+        lrs, wds, updates = self._count_update(indices)
+        decay: Scalars = {"wd": wds, "keep": 1.0}
+        if self.decoupled_wd:
+            rates = self._decay_rates(lrs, updates)
+            decay = {"wd": NO_PENALTY, "keep": [1.0 - rate * wd for rate, wd in zip(rates, wds)]}
+        return {
+            "rescale_grad": -self.rescale_grad if self.maximize else self.rescale_grad,
+            "clip_gradient": math.inf if self.clip_gradient is None else self.clip_gradient,
+            **decay,
+            **self.scalars(lrs, updates),
+        }
+
+    def _decay_rates(self, lrs: Sequence[float], updates: Sequence[int]) -> Sequence[float]:
+        """What decoupled weight decay is multiplied by."""
+        return lrs
 
     def _name(self, index: Index) -> str:
         parameter = self.param_dict.get(index)

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import mxnet as mx
 import numpy as np
 
+SPECIAL = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-42)
+
 SIZES = (0, 1, 2, 15, 16, 17, 31, 32, 33, 1000)
 """Around the widths of vectors, and without elements, in every position of a list."""
 
@@ -45,9 +47,13 @@ def leaves(state: object) -> list[mx.nd.NDArray]:
 
 
 def gradients(
-    shapes: Sequence[tuple[int, ...]], dtype: str, steps: int, special: bool = False, seed: int = 0
+    shapes: Sequence[tuple[int, ...]],
+    dtype: str,
+    steps: int,
+    special: Sequence[float] = (),
+    seed: int = 0,
 ) -> Iterator[list[np.ndarray]]:
-    """Random gradients of many magnitudes for each step; `special` mixes in NaN, infinities, zeros."""
+    """Random gradients of many magnitudes for each step, with `special` values among them."""
     rng = np.random.RandomState(seed)
     for _ in range(steps):
         grads = []
@@ -55,7 +61,7 @@ def gradients(
             grad = np.asarray(rng.standard_normal(shape) * 10.0 ** rng.uniform(-6, 2, shape), dtype)
             if special:
                 kinds = rng.randint(0, 400, shape)
-                for kind, value in enumerate((np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-42)):
+                for kind, value in enumerate(special):
                     grad = np.where(kinds == kind, np.asarray(value, dtype), grad)
             grads.append(np.asarray(grad, dtype))
         yield grads
@@ -80,11 +86,23 @@ class Run:
             for array, grad in zip(arrays, grads):
                 assert array.asnumpy().tobytes() == grad.tobytes()
 
+    def assign(self, other: Run) -> None:
+        """Take over the weights and states of another run."""
+        for mine, theirs in zip(self.weights, other.weights):
+            mine[:] = theirs
+        for index in self.indices:
+            if index in other.updater.states:
+                state = self.optimizer.create_state(index, self.weights[index])
+                for mine, theirs in zip(leaves(state), leaves(other.updater.states[index])):
+                    mine[:] = theirs
+                self.updater.states[index] = state
+                self.updater.states_synced[index] = True
+
     def arrays(self) -> list[np.ndarray]:
         """Weights and states."""
         found = [weight.asnumpy() for weight in self.weights]
         for index in self.indices:
-            found += [leaf.asnumpy() for leaf in leaves(self.updater.states[index])]
+            found += [leaf.asnumpy() for leaf in leaves(self.updater.states.get(index))]
         return found
 
 

@@ -37,11 +37,65 @@ REFUSED_HYPERPARAMETERS = [
     ({"rescale_grad": math.nan}, r"rescale_grad must be finite, got nan"),
     ({"rescale_grad": math.inf}, r"rescale_grad must be finite, got inf"),
     ({"rescale_grad": -math.inf}, r"rescale_grad must be finite, got -inf"),
-    ({"aggregate_num": 0}, r"aggregate_num must be an integer of at least 1 or numpy.inf, got 0"),
+    ({"aggregate_num": -1}, r"aggregate_num must be an integer of at least 0 or numpy.inf, got -1"),
     ({"aggregate_num": 2.5}, r"aggregate_num must be .* got 2.5"),
     ({"begin_num_update": -1}, r"begin_num_update must be an integer of at least 0, got -1"),
     ({"begin_num_update": 0.5}, r"begin_num_update must be an integer of at least 0, got 0.5"),
 ]
+
+REFUSED_OF_THE_FAMILY = [
+    ("adamax_ext", {"maximize": 1}, "maximize must be True or False, got 1"),
+    ("adamax_ext", {"decoupled_wd": None}, "decoupled_wd must be True or False, got None"),
+    ("adam_ext", {"amsgrad": "yes"}, "amsgrad must be True or False, got 'yes'"),
+    ("adam_ext", {"correct_bias": 0}, "correct_bias must be True or False, got 0"),
+    ("adam_ext", {"beta2": 1.0}, r"beta2 must be in \[0, 1\), got 1.0"),
+    (
+        "amsgrad_ext",
+        {"amsgrad": False},
+        "amsgrad must be True, got False; adam_ext is the one without",
+    ),
+    (
+        "adamw_ext",
+        {"decoupled_wd": False},
+        "decoupled_wd must be True, got False; adam_ext is the one",
+    ),
+    ("adamw_ext", {"wd": -0.1}, r"wd must be in \[0, inf\), got -0.1"),
+    ("nadam_ext", {"schedule_decay": -1}, r"schedule_decay must be in \[0, inf\), got -1"),
+    (
+        "nadam_ext",
+        {"schedule_per_parameter": 2},
+        "schedule_per_parameter must be True or False, got 2",
+    ),
+    ("adabelief_ext", {"epsilon": math.nan}, r"epsilon must be in \[0, inf\), got nan"),
+    ("rmsprop_ext", {"rho": 1.0}, r"rho must be in \[0, 1\), got 1.0"),
+    ("rmsprop_ext", {"momentum": -0.1}, r"momentum must be in \[0, 1\), got -0.1"),
+    ("rmsprop_ext", {"clip_weights": 0}, r"clip_weights must be in \(0, inf\] or None, got 0"),
+    ("rmsprop_ext", {"centered": None}, "centered must be True or False, got None"),
+    ("adagrad_ext", {"epsilon": -1}, r"epsilon must be in \[0, inf\), got -1"),
+    ("adadelta_ext", {"rho": 2}, r"rho must be in \[0, 1\), got 2"),
+    ("sgd_ext", {"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
+    (
+        "sgd_ext",
+        {"lazy_update": True, "use_fused_step": False},
+        "lazy_update must be False without",
+    ),
+    ("nag_ext", {"momentum": math.nan}, r"momentum must be in \[0, 1\), got nan"),
+]
+
+
+@pytest.mark.parametrize("name, options, message", REFUSED_OF_THE_FAMILY, ids=str)
+def test_hyperparameters_of_the_family_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=f"^{name}: {message}"):
+        mx.optimizer.create(name, **options)
+
+
+@pytest.mark.parametrize(
+    "name, option",
+    [("nadam_ext", "correct_bias"), ("sgd_ext", "amsgrad"), ("adagrad_ext", "beta1")],
+)
+def test_options_that_an_optimizer_does_not_have_are_refused(name, option):
+    with pytest.raises(TypeError, match=f"^{name}: unexpected argument '{option}'"):
+        mx.optimizer.create(name, **{option: True})
 
 
 @pytest.mark.parametrize("options, message", REFUSED_HYPERPARAMETERS, ids=str)
@@ -117,6 +171,12 @@ def test_scheduler_that_gives_no_number():
     refused(run, r"parameter 0: lr is nan, expected a finite number")
 
 
+def test_decoupled_weight_decay_that_is_no_number():
+    run = a_run(decoupled_wd=True, wd=0.1)
+    run.optimizer.lr_scheduler = lambda num_update: math.inf
+    refused(run, r"parameter 0: 1 - lr \* wd is -inf, expected a finite number")
+
+
 def test_multipliers_that_are_no_number():
     run = a_run()
     run.optimizer.set_wd_mult({1: math.inf})
@@ -168,13 +228,6 @@ def test_gradients(position, grad, message):
     grads = [ones(*shape) for shape in SHAPES]
     grads[position] = grad
     refused(run, message, grads=grads)
-
-
-def test_sparse_gradients():
-    run = a_run()
-    sparse = ones(3, 4).tostype("row_sparse")
-    message = r"parameter 0: gradient is row_sparse, expected a dense array"
-    refused(run, message, grads=[sparse, ones(5), ones()])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int32", "uint8", "int64", "int8"])

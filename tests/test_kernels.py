@@ -1,4 +1,8 @@
-"""The compiled kernels, without MXNet: every length, every misalignment, every instruction set."""
+"""The compiled kernels, without MXNet: every length, every misalignment, every instruction set.
+
+What they are compared with is the plainest of them on small pieces; that it computes what it should
+is for test_oracle.py and test_parity.py to say.
+"""
 
 import mmap
 import os
@@ -6,37 +10,52 @@ import subprocess
 import sys
 
 import numpy as np
-import oracle
 import pytest
-from support import assert_same_bits
+from family import FAMILY
+from support import SPECIAL, assert_same_bits
 
 from mxadamax import _native
 
 ALL_INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
-HYPERPARAMETERS = {"lr": 0.0123, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
-GRADIENT = {"rescale_grad": 0.37, "clip_gradient": 0.5, "wd": 0.013}
+OPTIONS = {"learning_rate": 0.0123, "rescale_grad": 0.37, "clip_gradient": 0.5, "wd": 0.013}
 SENTINEL = -12345.678
 
 
-def rule_scalars(t=1, **changes):
-    given = {**GRADIENT, **HYPERPARAMETERS, **changes}
-    lr = given.pop("lr") / (1 - given["beta1"] ** t)
-    return {**given, "lr": lr, "one_minus_beta1": 1 - given["beta1"]}
+def scalars_of(member, updates=3, **options):
+    optimizer = member.create(**{**OPTIONS, **member.options, **options})
+    for _ in range(updates):
+        scalars = optimizer._scalars([0])
+    return optimizer.rule, {k: x[0] if isinstance(x, list) else x for k, x in scalars.items()}
 
 
-def in_numpy(weight, grad, states, scalars):
-    """The rule's operations in NumPy's arithmetic of the same type, one by one."""
-    s = {name: weight.dtype.type(value) for name, value in scalars.items()}
-    m, u = states
-    g = np.clip(grad * s["rescale_grad"], -s["clip_gradient"], s["clip_gradient"])
-    g = g + s["wd"] * weight
-    m = s["beta1"] * m + s["one_minus_beta1"] * g
-    u = np.maximum(s["beta2"] * u, np.abs(g))
-    return weight - s["lr"] * (m / (u + s["epsilon"])), (m, u)
+RULES = {rule: scalars for rule, scalars in map(scalars_of, reversed(FAMILY))}
+assert RULES.keys() == _native.rules.keys(), "a rule without a row in family.py, or without a name"
 
 
-def update(weights, grads, states, scalars, **options):
-    _native.update_numpy("adamax", weights, grads, states, scalars, **options)
+def arrays_of(rule, values):
+    """Weight, gradient and states from as many columns as any rule needs."""
+    w, g, *states = values
+    return w, g, states[: _native.rules[rule]]
+
+
+def update(weights, grads, states, scalars=RULES["adamax"], rule="adamax", **options):
+    _native.update_numpy(rule, weights, grads, states, scalars, **options)
+
+
+def in_pieces(rule, weight, grad, states, scalars, length):
+    """The plainest kernel on no more than `length` elements at a time; works on copies."""
+    w, g, *s = (np.array(x) for x in (weight, grad, *states))
+    pieces = [slice(k, k + length) for k in range(0, w.size, length)]
+    update(
+        [w[p] for p in pieces],
+        [g[p] for p in pieces],
+        [[x[p] for x in s] for p in pieces],
+        scalars,
+        rule,
+        instruction_set="baseline",
+        threads=1,
+    )
+    return [w, g, *s]
 
 
 def available(name):
@@ -52,6 +71,14 @@ instruction_sets = pytest.mark.parametrize(
     "instruction_set", [available(name) for name in ALL_INSTRUCTION_SETS]
 )
 dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
+rules = pytest.mark.parametrize("rule", RULES)
+
+
+def random_values(size, dtype, seed=0, columns=2 + 4):
+    """Weight and gradient of either sign, states like second moments."""
+    values = np.random.RandomState(seed).standard_normal((columns, size)).astype(dtype)
+    values[2:] = np.abs(values[2:])
+    return values
 
 
 class Guarded:
@@ -76,35 +103,32 @@ class Guarded:
         assert np.all(self.all[self.outside] == self.all.dtype.type(SENTINEL))
 
 
+@rules
 @instruction_sets
 @dtypes
-def test_every_length_at_every_misalignment(instruction_set, dtype):
-    rng = np.random.RandomState(0)
-    scalars = rule_scalars(t=3)
+def test_every_length_at_every_misalignment(rule, instruction_set, dtype):
+    scalars = RULES[rule]
     widest = 64 // np.dtype(dtype).itemsize
     for length in range(3 * widest + 1):
-        values = rng.standard_normal((4, length)).astype(dtype)
-        values[3] = np.abs(values[3])
-        w, g, m, u = values
-        expected_w, (expected_m, expected_u) = in_numpy(w, g, (m, u), scalars)
+        w, g, states = arrays_of(rule, random_values(length, dtype, seed=length))
+        expected = in_pieces(rule, w, g, states, scalars, 1)
         for offset in range(widest):
             # Each array at another misalignment, so that no two streams share one.
-            guarded = [Guarded(v, (offset * k + k) % widest) for k, v in enumerate(values, 1)]
-            a = [guard.array for guard in guarded]
-            update([a[0]], [a[1]], [[a[2], a[3]]], scalars, instruction_set=instruction_set)
-            for guard in guarded:
+            guarded = [
+                Guarded(v, (offset * k + k) % widest) for k, v in enumerate((w, g, *states), 1)
+            ]
+            arrays = [guard.array for guard in guarded]
+            update(
+                [arrays[0]],
+                [arrays[1]],
+                [arrays[2:]],
+                scalars,
+                rule,
+                instruction_set=instruction_set,
+            )
+            for guard, array, wanted in zip(guarded, arrays, expected):
                 guard.check()
-            assert_same_bits(a[0], expected_w)
-            assert_same_bits(a[1], g)
-            assert_same_bits(a[2], expected_m)
-            assert_same_bits(a[3], expected_u)
-
-
-def start(sizes, dtype, seed=0):
-    rng = np.random.RandomState(seed)
-    return [[rng.standard_normal(size).astype(dtype) for size in sizes] for _ in range(2)] + [
-        [[np.zeros(size, dtype), np.zeros(size, dtype)] for size in sizes]
-    ]
+                assert_same_bits(array, wanted)
 
 
 # Chunks are 16384 places long, and tensors take multiples of 64.
@@ -116,64 +140,44 @@ MANY_SIZES = (
 )
 
 
+@rules
 @instruction_sets
 @dtypes
-def test_many_tensors_in_chunks(instruction_set, dtype):
+def test_many_tensors_in_chunks(rule, instruction_set, dtype):
     """Chunks that hold many tensors, tensors of many chunks, and teams of any size: the same bits."""
     per_tensor = {
         "lr": [0.001 * (1 + k % 7) for k in range(len(MANY_SIZES))],
         "wd": [0.01 * (k % 3) for k in range(len(MANY_SIZES))],
     }
-    scalars = {**rule_scalars(), **per_tensor}
-    weights, grads, states = start(MANY_SIZES, dtype)
+    scalars = {**RULES[rule], **per_tensor}
+    start = [random_values(size, dtype, seed=k) for k, size in enumerate(MANY_SIZES)]
     expected = []
-    for k, (w, g, s) in enumerate(zip(weights, grads, states)):
-        own = {n: v[k] if isinstance(v, list) else v for n, v in scalars.items()}
-        expected.append(in_numpy(w, g, s, own))
+    for k, values in enumerate(start):
+        own = {**scalars, **{name: x[k] for name, x in per_tensor.items()}}
+        expected.append(in_pieces(rule, *arrays_of(rule, values), own, 1000))
     for threads in (0, 1, 2, 3, 7):
-        weights, grads, states = start(MANY_SIZES, dtype)
-        update(weights, grads, states, scalars, instruction_set=instruction_set, threads=threads)
-        for w, s, (expected_w, expected_s) in zip(weights, states, expected):
-            assert_same_bits(w, expected_w)
-            assert_same_bits(s[0], expected_s[0])
-            assert_same_bits(s[1], expected_s[1])
-
-
-@instruction_sets
-@dtypes
-def test_special_values(instruction_set, dtype):
-    special = np.array(
-        [np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, 1e-310, 1e38, -1e38, 1.0], dtype
-    )
-    w, g, m, u = (np.ascontiguousarray(x.ravel()) for x in np.meshgrid(*[special] * 4))
-    scalars = rule_scalars()
-    with np.errstate(all="ignore"):
-        expected_w, (expected_m, expected_u) = in_numpy(w, g, (m, u), scalars)
-    update([w], [g], [[m, u]], scalars, instruction_set=instruction_set)
-    assert_same_bits(w, expected_w)
-    assert_same_bits(m, expected_m)
-    # NumPy's maximum of zeros of either sign is not fixed; a norm of -0.0 can only come from outside.
-    assert_same_bits(np.abs(u), np.abs(expected_u))
-
-
-@instruction_sets
-@dtypes
-def test_against_the_oracle(dtype, instruction_set):
-    """Each of 200 steps within the rounding error that its operations must have."""
-    rng = np.random.RandomState(7)
-    unit = np.finfo(dtype).eps / 2
-    weights, _, states = start([4099], dtype)
-    for t in range(1, 201):
-        grad = (rng.standard_normal(4099) * 10.0 ** rng.uniform(-4, 1, 4099)).astype(dtype)
-        before = [x.copy() for x in (weights[0], *states[0])]
-        update(weights, [grad], states, rule_scalars(t), instruction_set=instruction_set)
-        prepared = oracle.prepared_gradient(grad, before[0], unit, **GRADIENT)
-        expected, bounds = oracle.adamax(
-            *prepared, before[0], before[1:], t, unit, **HYPERPARAMETERS
+        tensors = [arrays_of(rule, values.copy()) for values in start]
+        weights, grads, states = zip(*tensors)
+        update(
+            weights, grads, states, scalars, rule, instruction_set=instruction_set, threads=threads
         )
-        for name, actual, value, bound in zip("wmu", (weights[0], *states[0]), expected, bounds):
-            # Second-order terms, and the oracle's own rounding.
-            assert np.all(abs(actual - value) <= bound * (1 + 1e-3)), f"{name} in step {t}"
+        for (w, g, s), wanted in zip(tensors, expected):
+            for array, values in zip((w, g, *s), wanted):
+                assert_same_bits(array, values)
+
+
+@rules
+@instruction_sets
+@dtypes
+def test_special_values(rule, instruction_set, dtype):
+    few = np.array([*SPECIAL, 1e38, -1.0], dtype)
+    columns = 2 + _native.rules[rule]
+    values = [np.ascontiguousarray(x.ravel()) for x in np.meshgrid(*[few] * columns)]
+    w, g, *states = values
+    expected = in_pieces(rule, w, g, states, RULES[rule], 1)
+    update([w], [g], [states], RULES[rule], rule, instruction_set=instruction_set)
+    for array, wanted in zip(values, expected):
+        assert_same_bits(array, wanted)
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux's memfd_create")
@@ -201,17 +205,12 @@ def test_more_than_2_to_the_31_elements():
         array[-1000:] = values
         return array
 
-    rng = np.random.RandomState(0)
-    values = rng.standard_normal((4, 1000)).astype(np.float32)
-    values[3] = np.abs(values[3])
-    w, g, m, u = (large(v) for v in values)
-    expected_w, (expected_m, expected_u) = in_numpy(
-        values[0], values[1], (values[2], values[3]), rule_scalars()
-    )
-    update([w], [g], [[m, u]], rule_scalars())
-    assert_same_bits(w[-1000:], expected_w)
-    assert_same_bits(m[-1000:], expected_m)
-    assert_same_bits(u[-1000:], expected_u)
+    values = random_values(1000, np.float32, columns=4)
+    expected = in_pieces("adamax", values[0], values[1], values[2:], RULES["adamax"], 1000)
+    w, g, *states = arrays = [large(v) for v in values]
+    update([w], [g], [states])
+    for array, wanted in zip(arrays, expected):
+        assert_same_bits(array[-1000:], wanted)
     beyond = piece // 4 * (pieces + 1)
     assert not np.any(np.frombuffer(w.base, np.float32)[count:beyond])
 
@@ -255,12 +254,12 @@ def test_unknown_instruction_set_is_refused():
     assert done.returncode != 0
     assert "MXADAMAX_INSTRUCTION_SET: instruction set 'sse9' is not available here" in done.stderr
     with pytest.raises(ValueError, match="instruction set 'sse9' is not available here; available"):
-        update([], [], [], rule_scalars(), instruction_set="sse9")
+        update([], [], [], instruction_set="sse9")
 
 
 def test_bad_calls_are_refused():
-    weights, grads, states = start([4], "float32")
-    scalars = rule_scalars()
+    w, g, *states = random_values(4, "float32", columns=4)
+    weights, grads, states, scalars = [w], [g], [states], RULES["adamax"]
     with pytest.raises(ValueError, match="no rule 'adamin'"):
         _native.update_numpy("adamin", weights, grads, states, scalars)
     with pytest.raises(ValueError, match="differ in length"):
@@ -275,7 +274,7 @@ def test_bad_calls_are_refused():
         update(weights, grads, [[np.zeros(4, "float32")]], scalars)
     with pytest.raises(_native.ParameterError, match="float32 or float64"):
         update([np.zeros(4, "int32")], grads, states, scalars)
-    with pytest.raises(ValueError, match="takes 8 scalars, got 7"):
+    with pytest.raises(ValueError, match="takes 9 scalars, got 8"):
         update(weights, grads, states, {k: v for k, v in scalars.items() if k != "lr"})
     with pytest.raises(ValueError, match="needs the scalar 'lr'"):
         update(weights, grads, states, {("LR" if k == "lr" else k): v for k, v in scalars.items()})

@@ -4,13 +4,14 @@ import math
 
 import mxnet as mx
 import numpy as np
+from family import FAMILY, WITH_BUILT_IN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from support import Run, assert_same_run
 
-import mxadamax
 from mxadamax.hyperparameters import Range
+from mxadamax.optimizer import FusedOptimizer
 
 shapes = st.lists(
     hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=7)
@@ -26,6 +27,9 @@ options = st.fixed_dictionaries(
         "beta1": rates,
         "beta2": rates,
         "epsilon": st.floats(0, 1, allow_subnormal=False),
+        "rho": rates,
+        "momentum": rates,
+        "schedule_decay": st.floats(0, 1, allow_subnormal=False),
         "wd": st.floats(0, 1, allow_subnormal=False),
         "clip_gradient": st.none() | st.floats(1e-30, 1e30, allow_subnormal=False),
         "rescale_grad": st.floats(-1e3, 1e3, allow_subnormal=False),
@@ -40,15 +44,18 @@ def values(dtype, shape):
     return hnp.arrays(dtype, shape, elements=st.floats(width=width))
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.data(), shapes, options, aggregations)
-def test_equal_to_the_built_in(data, shapes, options, aggregate_num):
+@settings(max_examples=250, deadline=None)
+@given(st.data(), st.sampled_from(WITH_BUILT_IN), shapes, options, aggregations)
+def test_equal_to_the_built_in(data, member, shapes, options, aggregate_num):
+    optimizer = type(member.create())
+    known = {*optimizer.ranges, *optimizer._common_ranges, "learning_rate", "begin_num_update"}
+    options = {k: x for k, x in options.items() if k in known and k not in member.options}
     dtypes = [data.draw(st.sampled_from(["float32", "float64"])) for _ in shapes]
     with mx.util.np_shape(True):
         start = [data.draw(values(dtype, shape)) for dtype, shape in zip(dtypes, shapes)]
         runs = [
-            Run(mxadamax.Adamax(aggregate_num=aggregate_num, **options), start),
-            Run(mx.optimizer.create("adamax", **options), start),
+            Run(member.create(aggregate_num=aggregate_num, **options), start),
+            Run(member.create_built_in(**options), start),
         ]
         for _ in range(data.draw(st.integers(1, 4))):
             grads = [data.draw(values(dtype, shape)) for dtype, shape in zip(dtypes, shapes)]
@@ -67,32 +74,51 @@ anything = (
     | st.just(np.array([0.5]))
     | st.just(1j)
 )
-names = [*mxadamax.Adamax.ranges, *mxadamax.Adamax._common_ranges, "learning_rate"]
+flags = ["maximize", "decoupled_wd", "lazy_update", "use_fused_step"]
+hyperparameters = [
+    (member, name)
+    for member in FAMILY
+    for name in [
+        *type(member.create()).ranges,
+        *FusedOptimizer._common_ranges,
+        "learning_rate",
+        *flags,
+    ]
+]
 
 
-@settings(max_examples=400, deadline=None)
-@given(st.sampled_from(names), anything)
-def test_a_hyperparameter_is_taken_or_refused_by_name(name, value):
+@settings(max_examples=800, deadline=None)
+@given(st.sampled_from(hyperparameters), anything)
+def test_a_hyperparameter_is_taken_or_refused_by_name(hyperparameter, value):
     """Whatever it is: no other exception, and nothing taken that makes a step fail."""
+    member, name = hyperparameter
     with mx.util.np_shape(True):
         try:
-            optimizer = mxadamax.Adamax(**{name: value})
+            optimizer = member.create(**{name: value})
         except ValueError as error:
-            assert str(error).startswith(f"adamax_ext: {name} must be")
-            assert str(error).endswith(f"got {value!r}")
+            assert str(error).startswith(f"{member.name}: {name} must be")
+            assert f"got {value!r}" in str(error)
             return
         run = Run(optimizer, [np.ones(3, "float32")])
         run.step([np.ones(3, "float32")])
         assert np.all(np.isfinite(run.weights[0].asnumpy())) or abs(value) > 1e30
 
 
-@given(st.floats(), st.floats(allow_nan=False), st.floats(allow_nan=False), st.booleans())
-def test_ranges(value, low, high, includes_high):
+@given(
+    st.floats(),
+    st.floats(allow_nan=False),
+    st.floats(allow_nan=False),
+    st.booleans(),
+    st.booleans(),
+)
+def test_ranges(value, low, high, includes_high, includes_low):
     low, high = min(low, high), max(low, high)
-    inside = value != -math.inf and (low <= value < high or (includes_high and value == high))
+    inside = low < value < high or (includes_high and value == high)
+    inside = inside or (includes_low and value == low)
+    allowed = Range(low, high, includes_high, includes_low=includes_low)
     try:
-        Range(low, high, includes_high).check("owner", "name", value)
+        allowed.check("owner", "name", value)
         accepted = True
     except ValueError:
         accepted = False
-    assert accepted == inside
+    assert accepted == (inside and value != -math.inf)

@@ -11,15 +11,16 @@ constexpr int max_states = 4;
 
 // Updates `count` consecutive elements of one tensor.
 //
-// `scalars` holds the rule's scalars as doubles; the kernel rounds each once to the type it
-// computes in. Arrays need the alignment of their element type only, and must not overlap. `count`
-// may be 0.
+// `scalars` holds one double for each of RuleKernels::scalar_names; the kernel rounds each once to
+// the type it computes in. Arrays need the alignment of their element type only, and must not
+// overlap. `count` may be 0.
 using Kernel = void (*)(const double* scalars, const void* grad, void* weight, void* const* states,
                         std::int64_t count) noexcept;
 
 struct RuleKernels {
   const char* rule;
   int states;
+  // Those of every rule first, then the rule's own.
   const char* const* scalar_names;
   int scalars;
   Kernel kernels[compute_types];

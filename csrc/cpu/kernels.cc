@@ -3,6 +3,7 @@
 //
 // Everything but that function has internal linkage, so that code made for one instruction set is
 // never picked by the linker for another.
+#include <array>
 #include <cstring>
 #include <iterator>
 
@@ -18,42 +19,68 @@
 namespace mxadamax::cpu {
 namespace {
 
-template <class Rule, class T>
+// Rounds the next scalars of a row to the type that the kernel computes in.
+template <class Scalars, class T>
+Scalars take(const double*& row) {
+  constexpr int n = sizeof(Scalars) / sizeof(T);
+  T rounded[n];
+  for (int k = 0; k < n; ++k) rounded[k] = static_cast<T>(row[k]);
+  row += n;
+  Scalars scalars;
+  std::memcpy(&scalars, rounded, sizeof scalars);
+  return scalars;
+}
+
+template <class R, class T>
 void run(const double* scalars, const void* grad, void* weight, void* const* states,
          std::int64_t count) noexcept {
-  using Scalars = typename Rule::template Scalars<T>;
-  constexpr int n = std::size(Rule::scalars);
-  static_assert(sizeof(Scalars) == n * sizeof(T), "one name for each scalar");
-  static_assert(Rule::states <= max_states, "raise max_states");
-
-  T rounded[n];
-  for (int k = 0; k < n; ++k) rounded[k] = static_cast<T>(scalars[k]);
-  Scalars s;
-  std::memcpy(&s, rounded, sizeof s);
+  static_assert(R::states <= max_states, "raise max_states");
+  constexpr int state_slots = R::states > 0 ? R::states : 1;
+  const auto preparation = take<Preparation<T>, T>(scalars);
+  const auto s = take<typename R::template Scalars<T>, T>(scalars);
 
   const T* const g = static_cast<const T*>(grad);
   T* const w = static_cast<T*>(weight);
-  T* st[Rule::states > 0 ? Rule::states : 1];
-  for (int k = 0; k < Rule::states; ++k) st[k] = static_cast<T*>(states[k]);
+  T* st[state_slots];
+  for (int k = 0; k < R::states; ++k) st[k] = static_cast<T*>(states[k]);
 
   MXADAMAX_INDEPENDENT_ITERATIONS
   for (std::int64_t i = 0; i < count; ++i) {
-    T x = w[i];
-    T state[Rule::states > 0 ? Rule::states : 1];
-    for (int k = 0; k < Rule::states; ++k) state[k] = st[k][i];
-    Rule::update(s, g[i], x, state);
-    for (int k = 0; k < Rule::states; ++k) st[k][i] = state[k];
+    T state[state_slots];
+    for (int k = 0; k < R::states; ++k) state[k] = st[k][i];
+    const T prepared = prepared_gradient<R>(preparation, g[i], w[i]);
+    T x = decayed_weight(preparation, w[i]);
+    R::update(s, prepared, x, state);
+    for (int k = 0; k < R::states; ++k) st[k][i] = state[k];
     w[i] = x;
   }
 }
 
-template <class Rule>
+// The names of all scalars of a rule, in the order of a row.
+template <class R>
+struct ScalarNames {
+  static constexpr int own = std::size(R::scalars);
+  static constexpr int common = std::size(preparation_scalars);
+  static_assert(sizeof(typename R::template Scalars<float>) == own * sizeof(float) &&
+                    sizeof(Preparation<float>) == common * sizeof(float),
+                "one name for each scalar");
+
+  static constexpr std::array<const char*, common + own> names = [] {
+    std::array<const char*, common + own> list{};
+    for (int k = 0; k < common; ++k) list[k] = preparation_scalars[k];
+    for (int k = 0; k < own; ++k) list[common + k] = R::scalars[k];
+    return list;
+  }();
+};
+
+template <class R>
 constexpr RuleKernels describe() {
-  return {Rule::name,
-          Rule::states,
-          Rule::scalars,
-          static_cast<int>(std::size(Rule::scalars)),
-          {run<Rule, float>, run<Rule, double>}};
+  const auto& names = ScalarNames<R>::names;
+  return {R::name,
+          R::states,
+          names.data(),
+          static_cast<int>(names.size()),
+          {run<R, float>, run<R, double>}};
 }
 
 template <class... Rules>

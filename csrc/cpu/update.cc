@@ -10,20 +10,19 @@ namespace {
 constexpr std::int64_t chunks_for_one_thread = 8;
 constexpr std::size_t element_size[compute_types] = {sizeof(float), sizeof(double)};
 
-void update_part(const RuleKernels& rule, const Tensor& tensor, const double* scalars,
-                 std::int64_t first, std::int64_t count) noexcept {
+void update_part(const RuleKernels& rule, const Tensor& tensor, std::int64_t first,
+                 std::int64_t count) noexcept {
   const auto compute = static_cast<std::size_t>(tensor.compute);
   const std::size_t offset = static_cast<std::size_t>(first) * element_size[compute];
   void* states[max_states] = {};
   for (int k = 0; k < rule.states; ++k) states[k] = static_cast<char*>(tensor.states[k]) + offset;
-  rule.kernels[compute](scalars, static_cast<const char*>(tensor.grad) + offset,
+  rule.kernels[compute](tensor.scalars, static_cast<const char*>(tensor.grad) + offset,
                         static_cast<char*>(tensor.weight) + offset, states, count);
 }
 
 }  // namespace
 
-void update(const RuleKernels& rule, const std::vector<Tensor>& tensors,
-            const std::vector<double>& scalars, int threads) {
+void update(const RuleKernels& rule, const std::vector<Tensor>& tensors, int threads) {
   std::vector<std::int64_t> sizes;
   sizes.reserve(tensors.size());
   for (const Tensor& tensor : tensors) sizes.push_back(tensor.size);
@@ -32,8 +31,7 @@ void update(const RuleKernels& rule, const std::vector<Tensor>& tensors,
 
   const auto run = [&](std::int64_t chunk) noexcept {
     chunks.visit(chunk, [&](std::size_t tensor, std::int64_t first, std::int64_t elements) {
-      update_part(rule, tensors[tensor], &scalars[tensor * static_cast<std::size_t>(rule.scalars)],
-                  first, elements);
+      update_part(rule, tensors[tensor], first, elements);
     });
   };
 

@@ -7,6 +7,9 @@
 #include <memory>
 #include <numeric>
 
+#include "dlpack.h"
+#include "row_sparse.h"
+
 namespace mxadamax::engine {
 namespace {
 
@@ -14,8 +17,10 @@ namespace {
 constexpr int cpu_device = 1;
 constexpr int gpu_device = 2;
 constexpr int default_storage = 0;
+constexpr int row_sparse_storage = 1;
 constexpr int float32_dtype = 0;
 constexpr int float64_dtype = 1;
+constexpr int int64_dtype = 6;
 
 std::string dtype_name(int dtype) {
   static const char* const names[] = {"float32", "float64", "float16", "uint8", "int32",
@@ -45,14 +50,39 @@ int dtype_of(Handle array) {
   return dtype;
 }
 
-// What must hold for each array by itself. Returns the device's number.
-int check_array(std::size_t position, const char* what, Handle array) {
+int storage_of(Handle array) {
   int storage = -1;
   check(api().MXNDArrayGetStorageType(array, &storage));
-  if (storage != default_storage) {
+  return storage;
+}
+
+// Whether a weight or gradient is row_sparse; refuses what is neither that nor dense.
+bool check_rows(std::size_t position, const char* what, Handle array) {
+  const int storage = storage_of(array);
+  if (storage == default_storage) return false;
+  if (storage != row_sparse_storage || !row_indices_found()) {
     throw ParameterError(position, std::string(what) + " is " + storage_name(storage) +
-                                       ", expected a dense array (storage type 'default')");
+                                       ", expected a dense array (storage type 'default')" +
+                                       (row_indices_found() ? " or a row_sparse one" : ""));
   }
+  int type = -1;
+  check(api().MXNDArrayGetAuxType(array, 0, &type));
+  if (type != int64_dtype) {
+    throw ParameterError(position, std::string(what) + " has row numbers of dtype " +
+                                       dtype_name(type) + ", expected int64");
+  }
+  return true;
+}
+
+void check_dense(std::size_t position, const char* what, Handle array) {
+  const int storage = storage_of(array);
+  if (storage == default_storage) return;
+  throw ParameterError(position, std::string(what) + " is " + storage_name(storage) +
+                                     ", expected a dense array (storage type 'default')");
+}
+
+// Refuses an array that is not in host memory. Returns the device's number.
+int check_device(std::size_t position, const char* what, Handle array) {
   int device = 0;
   int id = 0;
   check(api().MXNDArrayGetContext(array, &device, &id));
@@ -66,7 +96,7 @@ int check_array(std::size_t position, const char* what, Handle array) {
 // A gradient or state must be like its weight.
 void check_like(std::size_t position, const char* what, Handle array, const Shape& shape,
                 int dtype) {
-  check_array(position, what, array);
+  check_device(position, what, array);
   const Shape found(array);
   if (!(found == shape)) {
     throw ParameterError(position, std::string(what) + " has shape " + found.text() +
@@ -136,36 +166,76 @@ void restore_layout(Handle weight) {
                                  &storage_types));
 }
 
-// The beginning of DLPack's DLManagedTensor.
-struct DLTensor {
-  void* data;
-  std::int32_t device_type, device_id, ndim;
-  std::uint8_t code, bits;
-  std::uint16_t lanes;
-  const std::int64_t* shape;
-};
-
 // The address of an array that may be in a layout of oneDNN's. Unlike MXNDArrayGetData, which would
 // then wait for ever inside an operation, this fails.
 void* checked_address_of(Handle array, std::int64_t size) {
-  void* managed = nullptr;
-  check(api().MXNDArrayToDLPack(array, &managed));
-  const std::unique_ptr<void, int (*)(void*)> owner(managed, api().MXNDArrayCallDLPackDeleter);
-  const auto& tensor = *static_cast<const DLTensor*>(managed);
-  std::int64_t found = 1;
-  for (int k = 0; k < tensor.ndim; ++k) found *= tensor.shape[k];
+  const DlpackView view(array);
+  const std::int64_t found =
+      std::accumulate(view->shape, view->shape + view->ndim, std::int64_t{1}, std::multiplies<>());
   if (found != size) {
     throw std::runtime_error("an array of " + std::to_string(size) +
                              " elements has become one of " + std::to_string(found) +
                              " while its update was waiting");
   }
-  return tensor.data;
+  return view->data;
 }
 
 void* address_of(Handle array) {
   void* data = nullptr;
   check(api().MXNDArrayGetData(array, &data));
   return data;
+}
+
+// A gradient that is zero.
+const std::vector<double>& zeros() {
+  static const std::vector<double> elements(cpu::Chunks::length);
+  return elements;
+}
+
+// Adds the parts of a tensor of `count` rows that a gradient with only some of them updates: its
+// rows alone, or with `lazy` off the others as well, whose gradient is zero.
+void add_rows(const cpu::Tensor& whole, const Rows& rows, std::int64_t count, bool lazy,
+              std::vector<cpu::Tensor>& parts) {
+  const std::int64_t length = whole.size / count;
+  const std::int64_t item = whole.compute == cpu::Compute::float64 ? 8 : 4;
+  const auto moved = [](auto* pointer, std::int64_t bytes) {
+    using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(pointer)>>,
+                                    const char, char>;
+    return pointer == nullptr ? pointer : static_cast<Byte*>(pointer) + bytes;
+  };
+  const auto add = [&](std::int64_t first, std::int64_t size, const void* grad) {
+    cpu::Tensor part = whole;
+    part.size = size;
+    part.grad = grad;
+    part.weight = moved(whole.weight, first * item);
+    for (void*& state : part.states) state = moved(state, first * item);
+    parts.push_back(part);
+  };
+  const auto add_zeros = [&](std::int64_t from_row, std::int64_t to_row) {
+    if (lazy) return;
+    const auto most = static_cast<std::int64_t>(zeros().size());
+    for (std::int64_t first = from_row * length; first < to_row * length; first += most) {
+      add(first, std::min(most, to_row * length - first), zeros().data());
+    }
+  };
+
+  std::int64_t next = 0;
+  for (std::int64_t k = 0; k < rows.count;) {
+    const std::int64_t row = rows.indices[k];
+    if (row < next || row >= count) {
+      throw std::runtime_error("a row_sparse gradient names row " + std::to_string(row) +
+                               (row < 0 || row >= count ? " of " + std::to_string(count)
+                                                        : " not in ascending order, once each"));
+    }
+    // Rows that follow one another do so in the gradient as well.
+    std::int64_t end = k + 1;
+    while (end < rows.count && rows.indices[end] == row + end - k && row + end - k < count) ++end;
+    add_zeros(next, row);
+    add(row * length, (end - k) * length, moved(rows.data, k * length * item));
+    next = row + end - k;
+    k = end;
+  }
+  add_zeros(next, count);
 }
 
 // Calls body() and lets nothing but std::runtime_error out: the engine turns a std::exception into
@@ -229,31 +299,50 @@ struct Operation {
     run_in_engine(batch.rule_.rule, [this] {
       std::vector<cpu::Tensor> tensors;
       tensors.reserve(batch.size());
-      for (const Batch::Parameter& parameter : batch.parameters_)
-        tensors.push_back(tensor(parameter));
-      cpu::update(batch.rule_, tensors, scalars);
+      const double* row = scalars.data();
+      for (const Batch::Parameter& parameter : batch.parameters_) {
+        add_tensors(parameter, row, tensors);
+        row += batch.rule_.scalars;
+      }
+      cpu::update(batch.rule_, tensors);
     });
   }
 
-  static cpu::Tensor tensor(const Batch::Parameter& p) {
+  void add_tensors(const Batch::Parameter& p, const double* row,
+                   std::vector<cpu::Tensor>& tensors) const {
+    if (p.size == 0) return;
     const auto compute = p.dtype == float64_dtype ? cpu::Compute::float64 : cpu::Compute::float32;
-    cpu::Tensor tensor{compute, p.size, nullptr, nullptr, {}};
-    if (p.size == 0) return tensor;
-    const auto layer_address = [&p](const Array& array) {
-      return p.is_matrix ? checked_address_of(array.get(), p.size) : address_of(array.get());
-    };
-    tensor.weight = layer_address(p.weight);
-    tensor.grad = layer_address(p.grad);
+    cpu::Tensor tensor{compute, p.size, row, nullptr, weight_address(p), {}};
     for (std::size_t k = 0; k < p.state->arrays.size(); ++k) {
       tensor.states[k] = address_of(p.state->arrays[k].get());
     }
-    return tensor;
+    if (p.grad_in_rows) {
+      add_rows(tensor, rows_of(p.grad.get()), p.shape.dims[0], batch.lazy_, tensors);
+    } else {
+      tensor.grad =
+          p.is_matrix ? checked_address_of(p.grad.get(), p.size) : address_of(p.grad.get());
+      tensors.push_back(tensor);
+    }
+  }
+
+  static void* weight_address(const Batch::Parameter& p) {
+    if (!p.weight_in_rows) {
+      return p.is_matrix ? checked_address_of(p.weight.get(), p.size) : address_of(p.weight.get());
+    }
+    const Rows rows = rows_of(p.weight.get());
+    if (rows.count != p.shape.dims[0]) {
+      throw std::runtime_error("a row_sparse weight holds " + std::to_string(rows.count) +
+                               " rows, expected all of its " + std::to_string(p.shape.dims[0]));
+    }
+    return const_cast<void*>(rows.data);
   }
 };
 
 void Batch::add(Handle weight, Handle grad) {
   const std::size_t position = size();
-  const int device_id = check_array(position, role_name(0), weight);
+  const bool weight_in_rows = check_rows(position, role_name(0), weight);
+  const bool grad_in_rows = check_rows(position, role_name(1), grad);
+  const int device_id = check_device(position, role_name(0), weight);
   if (position == 0) device_id_ = device_id;
   const int dtype = dtype_of(weight);
   if (dtype != float32_dtype && dtype != float64_dtype) {
@@ -265,8 +354,8 @@ void Batch::add(Handle weight, Handle grad) {
   const std::int64_t elements = shape.size();
   // oneDNN's layouts exist for float32 and for layers whose weights are matrices or larger.
   const bool is_matrix = dtype == float32_dtype && shape.ndim >= 2 && elements > 0;
-  parameters_.push_back(
-      {shape, elements, dtype, is_matrix, Array::share(weight), Array::share(grad), nullptr});
+  parameters_.push_back({shape, elements, dtype, is_matrix, weight_in_rows, grad_in_rows,
+                         Array::share(weight), Array::share(grad), nullptr});
 }
 
 std::shared_ptr<const State> Batch::add_state(const std::vector<Handle>& arrays) {
@@ -274,6 +363,7 @@ std::shared_ptr<const State> Batch::add_state(const std::vector<Handle>& arrays)
   State state{parameter.shape, parameter.dtype, {}};
   state.arrays.reserve(arrays.size());
   for (std::size_t k = 0; k < arrays.size(); ++k) {
+    check_dense(size() - 1, role_name(2 + k), arrays[k]);
     check_like(size() - 1, role_name(2 + k), arrays[k], parameter.shape, parameter.dtype);
     state.arrays.push_back(Array::share(arrays[k]));
   }
@@ -336,7 +426,7 @@ void Batch::restore_layouts() const {
   const NotRecording not_recording;
   const OneOperation one_operation;
   for (const Parameter& parameter : parameters_) {
-    if (parameter.is_matrix) restore_layout(parameter.weight.get());
+    if (parameter.is_matrix && !parameter.weight_in_rows) restore_layout(parameter.weight.get());
   }
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/chunks.h"
 #include "cpu/instruction_set.h"
 #include "cpu/update.h"
 #include "mxnet.h"
@@ -42,12 +43,15 @@ struct State {
 
 class Batch {
  public:
-  explicit Batch(const cpu::RuleKernels& rule) : rule_(rule) {}
+  // With `lazy`, rows that a row_sparse gradient does not hold are left alone; else they are
+  // updated with a gradient of zero.
+  Batch(const cpu::RuleKernels& rule, bool lazy) : rule_(rule), lazy_(lazy) {}
 
   const cpu::RuleKernels& rule() const { return rule_; }
   std::size_t size() const { return parameters_.size(); }
 
-  // Checks a weight with its gradient and takes hold of both. A state must follow.
+  // Checks a weight with its gradient, dense or row_sparse, and takes hold of both. A state must
+  // follow.
   void add(Handle weight, Handle grad);
 
   // Checks the state of the parameter added last and takes hold of it. States live from step to
@@ -60,8 +64,9 @@ class Batch {
   // itself.
   void check_memory() const;
 
-  // Hands the update to the engine and returns at once. Scalars as for cpu::update. What the engine
-  // cannot do surfaces as MXNetError at the next wait, with no array written.
+  // Hands the update to the engine and returns at once. `scalars` has a row for each parameter, as
+  // wide as the rule has scalars. What the engine cannot do surfaces as MXNetError at the next
+  // wait, with no array written.
   void push(std::vector<double> scalars) &&;
 
  private:
@@ -73,12 +78,15 @@ class Batch {
     int dtype;
     // Whether a layer may have left weight or gradient in a layout of oneDNN's.
     bool is_matrix;
+    bool weight_in_rows;
+    bool grad_in_rows;
     Array weight;
     Array grad;
     std::shared_ptr<const State> state;
   };
 
   const cpu::RuleKernels& rule_;
+  bool lazy_;
   std::vector<Parameter> parameters_;
   int device_id_ = 0;
 

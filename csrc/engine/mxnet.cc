@@ -15,6 +15,7 @@ void for_each_function(Api& a, Visit&& visit) {
   visit("MXNDArrayGetDType", a.MXNDArrayGetDType);
   visit("MXNDArrayGetContext", a.MXNDArrayGetContext);
   visit("MXNDArrayGetStorageType", a.MXNDArrayGetStorageType);
+  visit("MXNDArrayGetAuxType", a.MXNDArrayGetAuxType);
   visit("MXNDArraySlice", a.MXNDArraySlice);
   visit("MXNDArrayGetData", a.MXNDArrayGetData);
   visit("MXNDArrayToDLPack", a.MXNDArrayToDLPack);

@@ -23,6 +23,7 @@ struct Api {
   int (*MXNDArrayGetDType)(Handle, int*) = nullptr;
   int (*MXNDArrayGetContext)(Handle, int*, int*) = nullptr;
   int (*MXNDArrayGetStorageType)(Handle, int*) = nullptr;
+  int (*MXNDArrayGetAuxType)(Handle, std::uint32_t, int*) = nullptr;
   int (*MXNDArraySlice)(Handle, std::uint32_t, std::uint32_t, Handle*) = nullptr;
   int (*MXNDArrayGetData)(Handle, void**) = nullptr;
   int (*MXNDArrayToDLPack)(Handle, void**) = nullptr;

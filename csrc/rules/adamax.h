@@ -1,11 +1,11 @@
 // AdaMax (Kingma & Ba, arXiv 1412.6980, section 7.1, algorithm 2).
 #pragma once
 
-#include "gradient.h"
+#include "rule.h"
 
 namespace mxadamax {
 
-struct Adamax {
+struct Adamax : Rule {
   static constexpr const char* name = "adamax";
 
   // First moment m, exponentially weighted infinity norm u.
@@ -14,16 +14,14 @@ struct Adamax {
   // `lr` comes with the bias correction in it: lr / (1 - beta1^t).
   template <class T>
   struct Scalars {
-    T rescale_grad, clip_gradient, wd, lr, beta1, one_minus_beta1, beta2, epsilon;
+    T lr, beta1, one_minus_beta1, beta2, epsilon;
   };
-  static constexpr const char* scalars[] = {"rescale_grad", "clip_gradient",   "wd",    "lr",
-                                            "beta1",        "one_minus_beta1", "beta2", "epsilon"};
+  static constexpr const char* scalars[] = {"lr", "beta1", "one_minus_beta1", "beta2", "epsilon"};
 
   template <class T>
-  MXADAMAX_RULE static void update(const Scalars<T>& s, T grad, T& weight, T (&state)[states]) {
+  MXADAMAX_RULE static void update(const Scalars<T>& s, T g, T& weight, T* state) {
     T& m = state[0];
     T& u = state[1];
-    const T g = prepared_gradient(s, grad, weight);
     m = s.beta1 * m + s.one_minus_beta1 * g;
     u = maximum(s.beta2 * u, absolute(g));
     weight = weight - s.lr * (m / (u + s.epsilon));

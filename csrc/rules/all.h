@@ -1,15 +1,22 @@
 // The list of rules. A new one is a header in this folder and a name here.
 #pragma once
 
+#include "adabelief.h"
+#include "adadelta.h"
+#include "adagrad.h"
+#include "adam.h"
 #include "adamax.h"
+#include "nadam.h"
+#include "nag.h"
+#include "rmsprop.h"
+#include "sgd.h"
 
 namespace mxadamax {
 
 template <class... Rules>
-struct RuleList {
-  static constexpr int count = sizeof...(Rules);
-};
+struct RuleList {};
 
-using AllRules = RuleList<Adamax>;
+using AllRules = RuleList<Adamax, Adam, Amsgrad, Nadam, Adabelief, Rmsprop, CenteredRmsprop,
+                          Adagrad, Adadelta, Sgd, SgdMomentum, Nag>;
 
 }  // namespace mxadamax

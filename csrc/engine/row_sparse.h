@@ -1,0 +1,28 @@
+// What lies in a row_sparse array of MXNet's, without the copies and the waits of its C API.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "mxnet.h"
+
+namespace mxadamax::engine {
+
+// The rows that a row_sparse array holds: `count` of them, one after another in `data`, and the
+// number of each.
+struct Rows {
+  std::int64_t count;
+  const std::int64_t* indices;
+  const void* data;
+};
+
+// Only where the engine has granted access to the array: inside an operation that reads it, or
+// after a wait.
+Rows rows_of(Handle array);
+
+// Finds out where this MXNet keeps row numbers, from an array that is known to hold rows of these
+// numbers and that nothing writes. False where they cannot be found; rows_of() then throws.
+bool find_row_indices(Handle known, const std::vector<std::int64_t>& indices);
+bool row_indices_found();
+
+}  // namespace mxadamax::engine

@@ -1,0 +1,34 @@
+// AdaBelief (Zhuang et al., arXiv 2010.07468, algorithm 2).
+#pragma once
+
+#include "rule.h"
+
+namespace mxadamax {
+
+struct Adabelief : Rule {
+  static constexpr const char* name = "adabelief";
+
+  // First moment m, second moment v of the gradient's distance from m.
+  static constexpr int states = 2;
+
+  static constexpr bool clips_decay = true;
+
+  // `lr` comes with the bias corrections in it: lr * sqrt(1 - beta2^t) / (1 - beta1^t).
+  template <class T>
+  struct Scalars {
+    T lr, beta1, one_minus_beta1, beta2, one_minus_beta2, epsilon;
+  };
+  static constexpr const char* scalars[] = {"lr",    "beta1",           "one_minus_beta1",
+                                            "beta2", "one_minus_beta2", "epsilon"};
+
+  template <class T>
+  MXADAMAX_RULE static void update(const Scalars<T>& s, T g, T& weight, T* state) {
+    T& m = state[0];
+    T& v = state[1];
+    m = s.beta1 * m + s.one_minus_beta1 * g;
+    v = s.beta2 * v + s.one_minus_beta2 * square(g - m) + s.epsilon;
+    weight = weight - s.lr * (m / (square_root(v) + s.epsilon));
+  }
+};
+
+}  // namespace mxadamax

@@ -1,0 +1,31 @@
+// AdaDelta (Zeiler, arXiv 1212.5701, algorithm 1).
+#pragma once
+
+#include "rule.h"
+
+namespace mxadamax {
+
+struct Adadelta : Rule {
+  static constexpr const char* name = "adadelta";
+
+  // Second moments of the gradient and of the change.
+  static constexpr int states = 2;
+
+  template <class T>
+  struct Scalars {
+    T lr, rho, one_minus_rho, epsilon;
+  };
+  static constexpr const char* scalars[] = {"lr", "rho", "one_minus_rho", "epsilon"};
+
+  template <class T>
+  MXADAMAX_RULE static void update(const Scalars<T>& s, T g, T& weight, T* state) {
+    T& v = state[0];
+    T& changes = state[1];
+    v = s.rho * v + s.one_minus_rho * square(g);
+    const T change = square_root(changes + s.epsilon) / square_root(v + s.epsilon) * g;
+    changes = s.rho * changes + s.one_minus_rho * square(change);
+    weight = weight - s.lr * change;
+  }
+};
+
+}  // namespace mxadamax

@@ -1,0 +1,29 @@
+// AdaGrad (Duchi, Hazan & Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
+// Optimization", JMLR 12, 2011).
+#pragma once
+
+#include "rule.h"
+
+namespace mxadamax {
+
+struct Adagrad : Rule {
+  static constexpr const char* name = "adagrad";
+
+  // Sum of the squares of all gradients.
+  static constexpr int states = 1;
+
+  template <class T>
+  struct Scalars {
+    T lr, epsilon;
+  };
+  static constexpr const char* scalars[] = {"lr", "epsilon"};
+
+  template <class T>
+  MXADAMAX_RULE static void update(const Scalars<T>& s, T g, T& weight, T* state) {
+    T& history = state[0];
+    history = history + square(g);
+    weight = weight - s.lr * (g / (square_root(history) + s.epsilon));
+  }
+};
+
+}  // namespace mxadamax

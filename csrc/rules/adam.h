@@ -1,0 +1,39 @@
+// Adam (Kingma & Ba, arXiv 1412.6980, section 2, algorithm 1) and AMSGrad (Reddi, Kale & Kumar,
+// arXiv 1904.09237, algorithm 2).
+#pragma once
+
+#include "rule.h"
+
+namespace mxadamax {
+
+template <bool amsgrad>
+struct AdamRule : Rule {
+  static constexpr const char* name = amsgrad ? "amsgrad" : "adam";
+
+  // First moment m, second moment v; for AMSGrad the largest v so far.
+  static constexpr int states = amsgrad ? 3 : 2;
+
+  // `lr` comes with the bias corrections in it: lr * sqrt(1 - beta2^t) / (1 - beta1^t).
+  template <class T>
+  struct Scalars {
+    T lr, beta1, one_minus_beta1, beta2, one_minus_beta2, epsilon;
+  };
+  static constexpr const char* scalars[] = {"lr",    "beta1",           "one_minus_beta1",
+                                            "beta2", "one_minus_beta2", "epsilon"};
+
+  template <class T>
+  MXADAMAX_RULE static void update(const Scalars<T>& s, T g, T& weight, T* state) {
+    T& m = state[0];
+    T& v = state[1];
+    m = s.beta1 * m + s.one_minus_beta1 * g;
+    v = s.beta2 * v + s.one_minus_beta2 * square(g);
+    T scale = v;
+    if constexpr (amsgrad) scale = state[2] = maximum(state[2], v);
+    weight = weight - s.lr * (m / (square_root(scale) + s.epsilon));
+  }
+};
+
+using Adam = AdamRule<false>;
+using Amsgrad = AdamRule<true>;
+
+}  // namespace mxadamax

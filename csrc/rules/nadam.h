@@ -1,0 +1,47 @@
+// Nadam, Adam with Nesterov momentum (Dozat, "Incorporating Nesterov Momentum into Adam", ICLR
+// workshop 2016).
+#pragma once
+
+#include "rule.h"
+
+namespace mxadamax {
+
+struct Nadam : Rule {
+  static constexpr const char* name = "nadam";
+
+  // First moment m, second moment v.
+  static constexpr int states = 2;
+
+  // `momentum` and `next_momentum` are the schedule's values for this step and the next; the
+  // divisors are one minus the products of all of them up to this step, up to the next, and one
+  // minus beta2^t.
+  template <class T>
+  struct Scalars {
+    T lr, beta1, one_minus_beta1, beta2, one_minus_beta2, epsilon;
+    T one_minus_momentum, next_momentum, grad_divisor, m_divisor, v_divisor;
+  };
+  static constexpr const char* scalars[] = {"lr",
+                                            "beta1",
+                                            "one_minus_beta1",
+                                            "beta2",
+                                            "one_minus_beta2",
+                                            "epsilon",
+                                            "one_minus_momentum",
+                                            "next_momentum",
+                                            "grad_divisor",
+                                            "m_divisor",
+                                            "v_divisor"};
+
+  template <class T>
+  MXADAMAX_RULE static void update(const Scalars<T>& s, T g, T& weight, T* state) {
+    T& m = state[0];
+    T& v = state[1];
+    m = s.beta1 * m + s.one_minus_beta1 * g;
+    v = s.beta2 * v + s.one_minus_beta2 * square(g);
+    const T ahead =
+        s.next_momentum * (m / s.m_divisor) + s.one_minus_momentum * (g / s.grad_divisor);
+    weight = weight - s.lr * (ahead / (square_root(v / s.v_divisor) + s.epsilon));
+  }
+};
+
+}  // namespace mxadamax

@@ -1,0 +1,55 @@
+// RMSProp: plain (Tieleman & Hinton, lecture 6.5 of "Neural Networks for Machine Learning", 2012)
+// and centered, with momentum (Graves, arXiv 1308.0850, equations 38 to 45).
+#pragma once
+
+#include "rule.h"
+
+namespace mxadamax {
+
+struct Rmsprop : Rule {
+  static constexpr const char* name = "rmsprop";
+
+  // Second moment v.
+  static constexpr int states = 1;
+
+  template <class T>
+  struct Scalars {
+    T lr, rho, one_minus_rho, epsilon, clip_weights;
+  };
+  static constexpr const char* scalars[] = {"lr", "rho", "one_minus_rho", "epsilon",
+                                            "clip_weights"};
+
+  template <class T>
+  MXADAMAX_RULE static void update(const Scalars<T>& s, T g, T& weight, T* state) {
+    T& v = state[0];
+    v = s.rho * v + s.one_minus_rho * square(g);
+    weight = clipped(weight - s.lr * (g / (square_root(v) + s.epsilon)), s.clip_weights);
+  }
+};
+
+struct CenteredRmsprop : Rule {
+  static constexpr const char* name = "rmsprop_centered";
+
+  // First moment m, second moment v, the last change of the weight.
+  static constexpr int states = 3;
+
+  template <class T>
+  struct Scalars {
+    T lr, rho, one_minus_rho, momentum, epsilon, clip_weights;
+  };
+  static constexpr const char* scalars[] = {"lr",       "rho",     "one_minus_rho",
+                                            "momentum", "epsilon", "clip_weights"};
+
+  template <class T>
+  MXADAMAX_RULE static void update(const Scalars<T>& s, T g, T& weight, T* state) {
+    T& m = state[0];
+    T& v = state[1];
+    T& change = state[2];
+    m = s.rho * m + s.one_minus_rho * g;
+    v = s.rho * v + s.one_minus_rho * square(g);
+    change = s.momentum * change - s.lr * g / square_root(v - square(m) + s.epsilon);
+    weight = clipped(weight + change, s.clip_weights);
+  }
+};
+
+}  // namespace mxadamax

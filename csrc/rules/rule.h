@@ -1,0 +1,80 @@
+// What every rule stands on: what is done to a gradient and a weight before a rule's own
+// mathematics begins, and the few functions that rules are written in.
+//
+// Headers in this folder are compiled by the C++ compiler and by nvcc alike. They hold scalar code
+// without state, branches on data only where the compiler can turn them into selections, and keep
+// the order of operations of MXNet's own `step` methods: that order, with no contraction of
+// a * b + c, is what makes the results equal to the last bit.
+//
+// A rule is a struct with
+//   name          what the rest of the package calls it,
+//   states        how many arrays of the weight's shape it keeps from step to step,
+//   Scalars<T>    the numbers that its formula needs, all of type T, and `scalars`, their names,
+//   update(...)   the new weight and states of one element, from the prepared gradient.
+#pragma once
+
+// Always inlined: one header is compiled for several instruction sets into one library, and an
+// out-of-line copy made for the widest of them must never be what the linker keeps for all.
+#if defined(__CUDACC__)
+#define MXADAMAX_RULE __host__ __device__ __forceinline__
+#else
+#define MXADAMAX_RULE inline __attribute__((always_inline))
+#endif
+
+namespace mxadamax {
+
+// What all rules inherit.
+struct Rule {
+  // Whether `clip_gradient` bounds the sum of gradient and weight decay, instead of the gradient.
+  static constexpr bool clips_decay = false;
+};
+
+// The scalars that every update has, whatever its rule.
+template <class T>
+struct Preparation {
+  T rescale_grad, clip_gradient, wd, keep;
+};
+constexpr const char* preparation_scalars[] = {"rescale_grad", "clip_gradient", "wd", "keep"};
+
+// x within [-bound, bound]. NaN passes; an infinite bound lets all pass.
+template <class T>
+MXADAMAX_RULE T clipped(T x, T bound) {
+  return x > bound ? bound : (x < -bound ? -bound : x);
+}
+
+// The gradient that a rule sees: rescaled, clipped, with weight decay as an L2 penalty. A negative
+// `wd` is none at all, which is not the same as 0: 0 times an infinite weight is NaN.
+template <class R, class T>
+MXADAMAX_RULE T prepared_gradient(const Preparation<T>& s, T grad, T weight) {
+  const T g = grad * s.rescale_grad;
+  const T decay = s.wd * weight;
+  const bool penalty = !(s.wd < 0);
+  if (R::clips_decay) return clipped(penalty ? g + decay : g, s.clip_gradient);
+  const T bounded = clipped(g, s.clip_gradient);
+  return penalty ? bounded + decay : bounded;
+}
+
+// The weight that a rule sees. `keep` is 1, or what decoupled weight decay leaves of it.
+template <class T>
+MXADAMAX_RULE T decayed_weight(const Preparation<T>& s, T weight) {
+  return s.keep * weight;
+}
+
+// The larger of two; NaN if either is.
+template <class T>
+MXADAMAX_RULE T maximum(T a, T b) {
+  return a != a ? a : (a > b ? a : b);
+}
+
+template <class T>
+MXADAMAX_RULE T square(T a) {
+  return a * a;
+}
+
+MXADAMAX_RULE double absolute(double a) { return __builtin_fabs(a); }
+MXADAMAX_RULE float absolute(float a) { return __builtin_fabsf(a); }
+
+MXADAMAX_RULE double square_root(double a) { return __builtin_sqrt(a); }
+MXADAMAX_RULE float square_root(float a) { return __builtin_sqrtf(a); }
+
+}  // namespace mxadamax

@@ -1,0 +1,45 @@
+// Stochastic gradient descent, plain and with momentum (Polyak, "Some methods of speeding up the
+// convergence of iteration methods", 1964).
+#pragma once
+
+#include "rule.h"
+
+namespace mxadamax {
+
+struct Sgd : Rule {
+  static constexpr const char* name = "sgd";
+  static constexpr int states = 0;
+
+  template <class T>
+  struct Scalars {
+    T lr;
+  };
+  static constexpr const char* scalars[] = {"lr"};
+
+  template <class T>
+  MXADAMAX_RULE static void update(const Scalars<T>& s, T g, T& weight, T*) {
+    weight = weight - s.lr * g;
+  }
+};
+
+struct SgdMomentum : Rule {
+  static constexpr const char* name = "sgd_momentum";
+
+  // The last change of the weight.
+  static constexpr int states = 1;
+
+  template <class T>
+  struct Scalars {
+    T lr, momentum;
+  };
+  static constexpr const char* scalars[] = {"lr", "momentum"};
+
+  template <class T>
+  MXADAMAX_RULE static void update(const Scalars<T>& s, T g, T& weight, T* state) {
+    T& change = state[0];
+    change = s.momentum * change - s.lr * g;
+    weight = weight + change;
+  }
+};
+
+}  // namespace mxadamax
