@@ -1,4 +1,4 @@
-"""Time adamax_ext against MXNet's built-in optimizers, PyTorch's, and the memory itself.
+"""Time this package's optimizers against MXNet's built-in ones, PyTorch's, and the memory itself.
 
 All contenders of a case run in turn, one call each per round, so that whatever else the machine
 does meets all of them alike. Which memory a contender happens to get can make a difference of a
@@ -16,6 +16,10 @@ floor
     arrays, and computes next to nothing: what the memory allows.
 torch adamax, torch adam
     PyTorch's AdaMax (foreach) and Adam (fused), where PyTorch is installed.
+
+The cases named family-... do the same for the other optimizers, each with a floor of its own: for
+as many arrays as it reads and writes. The built-in beside AMSGrad, which MXNet does not have, is
+``adam``. PyTorch's are the fused ones where it has them, else the foreach ones.
 """
 
 from __future__ import annotations
@@ -64,8 +68,6 @@ WARM_UP_ROUNDS = 2
 SETTLE_SECONDS = 0.003
 """Before each call: OpenMP's threads go on spinning for a while after their work is done."""
 
-KEY_RATIOS = (("adamax", "adamax_ext"), ("adamax_ext", "floor"), ("adamax_ext", "nothing"))
-
 
 class Contender(NamedTuple):
     """What is timed.
@@ -96,11 +98,16 @@ class Case(NamedTuple):
         How many times each is timed by default.
     elements : callable
         Returns how many trainable numbers the model has.
+    ours, built_in, torch : str
+        The contenders that the summary compares.
     """
 
     builders: Sequence[Builder]
     rounds: int
     elements: Callable[[], int]
+    ours: str = "adamax_ext"
+    built_in: str = "adamax"
+    torch: str = "torch adamax"
 
 
 # ---------------------------------------------------------------- shapes of well-known models
@@ -171,6 +178,53 @@ OPTIMIZERS: dict[str, Optimizer] = {
 }
 
 
+class Peers(NamedTuple):
+    """An optimizer of this package and what to compare it with.
+
+    Parameters
+    ----------
+    ours, built_in : str
+        Names in MXNet's registry.
+    options : dict
+        Options of both.
+    torch : tuple of str and dict, or None
+        The class in ``torch.optim`` and its options.
+    """
+
+    ours: str
+    built_in: str
+    options: dict[str, Any]
+    torch: tuple[str, dict[str, Any]] | None
+
+
+FAMILY: dict[str, Peers] = {
+    "adam": Peers("adam_ext", "adam", {}, ("Adam", {"fused": True})),
+    "amsgrad": Peers("amsgrad_ext", "adam", {}, ("Adam", {"fused": True, "amsgrad": True})),
+    "adamw": Peers("adamw_ext", "adamw", {"wd": 0.01}, ("AdamW", {"fused": True})),
+    "nadam": Peers("nadam_ext", "nadam", {}, ("NAdam", {"foreach": True})),
+    "adabelief": Peers("adabelief_ext", "adabelief", {}, None),
+    "rmsprop": Peers("rmsprop_ext", "rmsprop", {}, ("RMSprop", {"foreach": True})),
+    "rmsprop-centered": Peers(
+        "rmsprop_ext",
+        "rmsprop",
+        {"centered": True, "epsilon": 1e-3},
+        ("RMSprop", {"foreach": True, "centered": True, "momentum": 0.9}),
+    ),
+    "adagrad": Peers("adagrad_ext", "adagrad", {}, ("Adagrad", {"fused": True})),
+    "adadelta": Peers("adadelta_ext", "adadelta", {}, ("Adadelta", {"foreach": True})),
+    "sgd": Peers("sgd_ext", "sgd", {}, ("SGD", {"fused": True})),
+    "sgd-momentum": Peers(
+        "sgd_ext", "sgd", {"momentum": 0.9}, ("SGD", {"fused": True, "momentum": 0.9})
+    ),
+    "nag": Peers(
+        "nag_ext",
+        "nag",
+        {"momentum": 0.9},
+        ("SGD", {"fused": True, "momentum": 0.9, "nesterov": True}),
+    ),
+}
+
+
 def make_trainer(params: Any, optimizer: Optimizer, **options: Any) -> gluon.Trainer:
     """A Trainer for one device, without a key-value store."""
     if isinstance(optimizer, str):
@@ -190,7 +244,7 @@ def random_like(shape: Shape) -> np.ndarray:
 
 
 def trainer_update(
-    shapes: Sequence[Shape], optimizer: Optimizer
+    shapes: Sequence[Shape], optimizer: Optimizer, **options: Any
 ) -> tuple[Contender, gluon.Trainer]:
     """`Trainer.step` with gradients that are there already."""
     params = [gluon.Parameter(f"p{k}", shape=shape) for k, shape in enumerate(shapes)]
@@ -198,7 +252,7 @@ def trainer_update(
         param.initialize(mx.init.Zero())
         param.grad()[:] = mx.np.array(random_like(shape), dtype=np.float32)
     arrays = [param.data() for param in params]
-    trainer = make_trainer(params, optimizer)
+    trainer = make_trainer(params, optimizer, **options)
 
     def prepare() -> None:
         # Trainer refuses gradients that no backward pass has written.
@@ -256,13 +310,13 @@ def floor_of(
     return lambda: floor(*arguments)
 
 
-def update_and_floor(shapes: Sequence[Shape], name: str) -> dict[str, Contender]:
+def update_and_floor(shapes: Sequence[Shape], name: str, **options: Any) -> dict[str, Contender]:
     """An optimizer of this package, and what the memory allows on the very arrays it updates.
 
     On other arrays the floor could come out a third higher or lower, by where in the machine's
     memory the system happened to put them.
     """
-    contender, trainer = trainer_update(shapes, name)
+    contender, trainer = trainer_update(shapes, name, **options)
     contender.prepare()
     contender.call()
     params, states = trainer._params, trainer._updaters[0].states
@@ -278,13 +332,19 @@ def leaves(state: Any) -> list[mx.nd.NDArray]:
     return list(state) if isinstance(state, (list, tuple)) else [state]
 
 
-def torch_updates(shapes: Sequence[Shape]) -> dict[str, Contender]:
-    """Steps of PyTorch's optimizers, on the same weights: memory is short with large models."""
+def torch_params(shapes: Sequence[Shape]) -> list[Any]:
+    """Parameters of PyTorch's with gradients."""
     params = []
     for shape in shapes:
         param = torch.nn.Parameter(torch.rand(shape))
         param.grad = torch.from_numpy(random_like(shape))
         params.append(param)
+    return params
+
+
+def torch_updates(shapes: Sequence[Shape]) -> dict[str, Contender]:
+    """Steps of PyTorch's optimizers, on the same weights: memory is short with large models."""
+    params = torch_params(shapes)
     return {
         "torch adamax": Contender(torch.optim.Adamax(params, foreach=True).step),
         "torch adam": Contender(torch.optim.Adam(params, fused=True).step),
@@ -313,6 +373,27 @@ def update_case(shapes: Sequence[Shape], rounds: int) -> Case:
     if torch is not None:
         builders.append(lambda: torch_updates(shapes))
     return Case(builders, rounds, lambda: elements_of(shapes))
+
+
+def family_case(shapes: Sequence[Shape], peers: Peers, rounds: int) -> Case:
+    """One optimizer of this package beside what it can be compared with."""
+
+    def built_in() -> dict[str, Contender]:
+        return {peers.built_in: trainer_update(shapes, peers.built_in, **peers.options)[0]}
+
+    def of_torch() -> dict[str, Contender]:
+        name, options = peers.torch
+        optimizer = getattr(torch.optim, name)(torch_params(shapes), lr=1e-3, **options)
+        return {"torch": Contender(optimizer.step)}
+
+    builders: list[Builder] = [
+        lambda: update_and_floor(shapes, peers.ours, **peers.options),
+        built_in,
+        lambda: {"nothing": trainer_update([(1,)] * len(shapes), Nothing)[0]},
+    ]
+    if torch is not None and peers.torch is not None:
+        builders.append(of_torch)
+    return Case(builders, rounds, lambda: elements_of(shapes), peers.ours, peers.built_in, "torch")
 
 
 def mlp() -> nn.HybridSequential:
@@ -404,6 +485,10 @@ CASES: dict[str, Case] = {
     "mlp-2048-b256": training_case(mlp, (256, 784), 10, rounds=30),
     "layers-8x64-b32": training_case(thin_layers, (32, 64), 64, rounds=200),
     "cnn-b32": training_case(cnn, (32, 1, 28, 28), 10, rounds=40),
+    **{
+        f"family-{name}": family_case(resnet50_shapes(), peers, rounds=15)
+        for name, peers in FAMILY.items()
+    },
 }
 
 
@@ -553,11 +638,11 @@ def medians_of(samples: Samples) -> dict[str, float]:
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
-def ratio(medians: dict[str, float], numerator: str, denominator: str) -> str:
-    """How many times one contender takes the other's time, for a table."""
-    if numerator not in medians or denominator not in medians:
+def ratio(medians: dict[str, float], numerator: str, *denominators: str) -> str:
+    """How many times one contender takes the time of others together, for a table."""
+    if not {numerator, *denominators} <= medians.keys():
         return ""
-    return f"{medians[numerator] / medians[denominator]:.2f}"
+    return f"{medians[numerator] / sum(medians[name] for name in denominators):.2f}"
 
 
 def case_table(name: str, samples: Samples) -> Table:
@@ -566,7 +651,8 @@ def case_table(name: str, samples: Samples) -> Table:
     title = f"{name}: {CASES[name].elements():,} parameters, {rounds} rounds"
     table = Table(title=title, title_justify="left")
     table.add_column("contender")
-    for header in ("median ms", "min ms", "/ adamax_ext", "/ floor"):
+    ours = CASES[name].ours
+    for header in ("median ms", "min ms", f"/ {ours}", "/ floor"):
         table.add_column(header, justify="right")
     medians = medians_of(samples)
     for contender in sorted(medians, key=medians.__getitem__):
@@ -574,9 +660,9 @@ def case_table(name: str, samples: Samples) -> Table:
             contender,
             f"{medians[contender]:.3f}",
             f"{min(samples[contender]):.3f}",
-            ratio(medians, contender, "adamax_ext"),
+            ratio(medians, contender, ours),
             ratio(medians, contender, "floor"),
-            style="bold" if contender == "adamax_ext" else None,
+            style="bold" if contender == ours else None,
         )
     return table
 
@@ -585,11 +671,24 @@ def summary_table(samples: dict[str, Samples]) -> Table:
     """The ratios that count, of all cases."""
     table = Table(title="Ratios of medians", title_justify="left")
     table.add_column("case")
-    for numerator, denominator in KEY_RATIOS:
-        table.add_column(f"{numerator} / {denominator}", justify="right")
+    for header in (
+        "MXNet / ours",
+        "torch / ours",
+        "ours / floor",
+        "ours / (floor + nothing)",
+        "ours / nothing",
+    ):
+        table.add_column(header, justify="right")
     for name, times in samples.items():
-        medians = medians_of(times)
-        table.add_row(name, *(ratio(medians, *pair) for pair in KEY_RATIOS))
+        medians, case = medians_of(times), CASES[name]
+        table.add_row(
+            name,
+            ratio(medians, case.built_in, case.ours),
+            ratio(medians, case.torch, case.ours),
+            ratio(medians, case.ours, "floor"),
+            ratio(medians, case.ours, "floor", "nothing"),
+            ratio(medians, case.ours, "nothing"),
+        )
     return table
 
 

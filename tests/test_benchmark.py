@@ -69,6 +69,17 @@ def test_models(benchmark):
     assert elements["cnn-b32"] == 10 * 32 + 289 * 64 + 1601 * 128 + 129 * 10
 
 
+@pytest.mark.parametrize("name", ["amsgrad", "sgd", "rmsprop-centered", "adabelief"])
+def test_family(benchmark, name):
+    """With small arrays: it is the contenders that count."""
+    peers = benchmark.FAMILY[name]
+    case = benchmark.family_case([(3, 4), (5,)], peers, rounds=1)
+    samples = benchmark.measure(case, 1, lambda: None)
+    of_torch = {"torch"} if benchmark.torch and peers.torch else set()
+    assert set(samples) == {peers.ours, peers.built_in, "floor", "nothing"} | of_torch
+    assert f"family-{name}" in benchmark.CASES
+
+
 def test_contenders_take_turns(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark, "BUILDS", 2)
     events = []
