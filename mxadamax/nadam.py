@@ -61,7 +61,7 @@ class Nadam(MomentOptimizer):
     State for each weight: a tuple ``(m, v)`` of two arrays of its shape and dtype, the built-in's.
 
     Source: T. Dozat, *Incorporating Nesterov Momentum into Adam*, ICLR workshop 2016, with the
-    momentum schedule of its section 2.
+    momentum schedule of its section 2. There `m` is a mean with that momentum instead of `beta1`.
     """
 
     rule = "nadam"
