@@ -36,10 +36,12 @@ struct Preparation {
 };
 constexpr const char* preparation_scalars[] = {"rescale_grad", "clip_gradient", "wd", "keep"};
 
-// x within [-bound, bound]. NaN passes; an infinite bound lets all pass.
+// x within [-bound, bound]. NaN passes; an infinite bound lets all pass. In the very form of the
+// processor's minimum and maximum, which pass their second operand where one is NaN.
 template <class T>
 MXADAMAX_RULE T clipped(T x, T bound) {
-  return x > bound ? bound : (x < -bound ? -bound : x);
+  const T below = bound < x ? bound : x;
+  return -bound > below ? -bound : below;
 }
 
 // The gradient that a rule sees: rescaled, clipped, with weight decay as an L2 penalty. A negative
