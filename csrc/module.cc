@@ -73,9 +73,9 @@ class Items {
   py::object fast_;
 };
 
-// The arrays of one state: None, one array, or a tuple or list of them.
+// Adds the arrays of one state: None, one array, or a tuple or list of them.
 void states_of(py::handle state, std::size_t position, int count, std::vector<Handle>& handles) {
-  handles.clear();
+  const std::size_t before = handles.size();
   const auto refuse = [&](const std::string& found) {
     const std::string expected = count == 0   ? "None"
                                  : count == 1 ? "one NDArray"
@@ -90,8 +90,8 @@ void states_of(py::handle state, std::size_t position, int count, std::vector<Ha
       if (handle == nullptr) refuse("a sequence that holds " + type_name(items[k]));
       handles.push_back(handle);
     }
-    if (static_cast<int>(handles.size()) != count || count < 2) {
-      refuse("a sequence of " + std::to_string(handles.size()));
+    if (static_cast<int>(items.size()) != count || count < 2) {
+      refuse("a sequence of " + std::to_string(items.size()));
     }
     return;
   }
@@ -100,7 +100,36 @@ void states_of(py::handle state, std::size_t position, int count, std::vector<Ha
     if (handle == nullptr) refuse(type_name(state));
     handles.push_back(handle);
   }
-  if (static_cast<int>(handles.size()) != count) refuse(state.is_none() ? "None" : "one NDArray");
+  if (static_cast<int>(handles.size() - before) != count) {
+    refuse(state.is_none() ? "None" : "one NDArray");
+  }
+}
+
+// The same with a master weight before it: a tuple of the two.
+void states_with_master_of(py::handle state, std::size_t position, int count,
+                           std::vector<Handle>& handles) {
+  if (py::isinstance<py::tuple>(state) || py::isinstance<py::list>(state)) {
+    const Items items(py::reinterpret_borrow<py::object>(state));
+    const Handle master = items.size() == 2 ? handle_of(items[0]) : nullptr;
+    if (master != nullptr) {
+      handles.push_back(master);
+      states_of(items[1], position, count, handles);
+      return;
+    }
+  }
+  throw ParameterError(position,
+                       "state is not a tuple of a master weight and a state, as "
+                       "create_state_multi_precision makes it with multi_precision=True");
+}
+
+// Whether nothing that was found in a state can change unnoticed: a list could hold other arrays
+// the next time.
+bool is_fixed(py::handle state) {
+  if (!PyTuple_CheckExact(state.ptr())) return false;
+  for (const py::handle item : py::reinterpret_borrow<py::tuple>(state)) {
+    if (PyList_Check(item.ptr())) return false;
+  }
+  return true;
 }
 
 // What was found out about the states of the batch before, by position. A state counts as the same
@@ -113,8 +142,7 @@ class StateMemo {
     return entries_[i].tuple.is(state) ? &entries_[i].state : nullptr;
   }
   void keep(std::size_t i, py::handle state, std::shared_ptr<const engine::State> found) {
-    // A list could hold other arrays the next time.
-    if (!PyTuple_CheckExact(state.ptr())) return;
+    if (!is_fixed(state)) return;
     entries_[i] = {py::reinterpret_borrow<py::object>(state), std::move(found)};
   }
 
@@ -128,7 +156,7 @@ class StateMemo {
 
 engine::Batch make_batch(const std::string& rule_name, const py::object& weight_list,
                          const py::object& grad_list, const py::object& state_list, StateMemo& memo,
-                         bool lazy) {
+                         bool lazy, bool multi_precision) {
   const Items weights(weight_list), grads(grad_list), states(state_list);
   const cpu::RuleKernels& rule = rule_named(rule_name, cpu::chosen_instruction_set());
   if (weights.size() != grads.size() || weights.size() != states.size()) {
@@ -136,14 +164,16 @@ engine::Batch make_batch(const std::string& rule_name, const py::object& weight_
         "got " + std::to_string(weights.size()) + " weights, " + std::to_string(grads.size()) +
         " gradients and " + std::to_string(states.size()) + " states, expected as many of each");
   }
-  engine::Batch batch(rule, lazy);
+  engine::Batch batch(rule, lazy, multi_precision);
   std::vector<Handle> handles;
   memo.fit(weights.size());
   for (std::size_t i = 0; i < weights.size(); ++i) {
     batch.add(array_of(weights[i], i, "weight"), array_of(grads[i], i, "gradient"));
     const std::shared_ptr<const engine::State>* known = memo.find(i, states[i]);
     if (known != nullptr && batch.reuse_state(*known)) continue;
-    states_of(states[i], i, rule.states, handles);
+    handles.clear();
+    const auto collect = batch.has_master() ? states_with_master_of : states_of;
+    collect(states[i], i, rule.states, handles);
     memo.keep(i, states[i], batch.add_state(handles));
   }
   batch.check_memory();
@@ -209,6 +239,28 @@ void push(engine::Batch& batch, const py::dict& scalars) {
   std::move(batch).push(std::move(table));
 }
 
+const cpu::Codec& codec_named(const std::string& type, const std::string& instruction_set) {
+  const cpu::RuleKernels& any = cpu::instruction_set(instruction_set).table.rules[0];
+  if (type == "float16") return any.codecs[0];
+  if (type == "bfloat16") return any.codecs[1];
+  throw std::invalid_argument("type '" + type + "' must be float16 or bfloat16");
+}
+
+using Bits = py::array_t<std::uint16_t, py::array::c_style>;
+using Floats = py::array_t<float, py::array::c_style>;
+
+Floats decode(const Bits& from, const std::string& type, const std::string& instruction_set) {
+  Floats to(from.size());
+  codec_named(type, instruction_set).decode(from.data(), to.mutable_data(), from.size());
+  return to;
+}
+
+Bits encode(const Floats& from, const std::string& type, const std::string& instruction_set) {
+  Bits to(from.size());
+  codec_named(type, instruction_set).encode(from.data(), to.mutable_data(), from.size());
+  return to;
+}
+
 // Updates NumPy arrays, without MXNet, in the calling thread.
 void update_numpy(const std::string& rule_name, const std::vector<py::array>& weights,
                   const std::vector<py::array>& grads,
@@ -236,6 +288,7 @@ void update_numpy(const std::string& rule_name, const std::vector<py::array>& we
       tensor.compute = cpu::Compute::float32;
     } else if (py::isinstance<py::array_t<double>>(weights[i])) {
       tensor.compute = cpu::Compute::float64;
+      tensor.grad_type = tensor.weight_type = tensor.state_type = cpu::Stored::float64;
     } else {
       throw ParameterError(i, "weight must be float32 or float64");
     }
@@ -343,15 +396,19 @@ PYBIND11_MODULE(_native, m) {
       .def(py::init<>());
   py::class_<engine::Batch>(m, "Batch", "The arrays of one update, checked and held.")
       .def(py::init(&make_batch), py::arg("rule"), py::arg("weights"), py::arg("grads"),
-           py::arg("states"), py::arg("memo"), py::arg("lazy"),
+           py::arg("states"), py::arg("memo"), py::arg("lazy"), py::arg("multi_precision"),
            "Check all arrays and hold them; ParameterError names what is wrong. With lazy, rows "
-           "that "
-           "a row_sparse gradient does not hold are left alone.")
+           "that a row_sparse gradient does not hold are left alone. With multi_precision, the "
+           "states of 16-bit weights are tuples of a float32 master weight and a state.")
       .def("push", &push, py::arg("scalars"),
            "Hand the update to MXNet's engine, once. Each scalar of the rule is one number, or a "
            "list "
            "with one for each parameter.");
 
+  m.def("decode", &decode, py::arg("array"), py::arg("type"), py::arg("instruction_set"),
+        "What the bits of 16-bit numbers stand for: float32 numbers.");
+  m.def("encode", &encode, py::arg("array"), py::arg("type"), py::arg("instruction_set"),
+        "The bits of the 16-bit numbers that are nearest to float32 numbers.");
   m.def("update_numpy", &update_numpy, py::arg("rule"), py::arg("weights"), py::arg("grads"),
         py::arg("states"), py::arg("scalars"), py::arg("instruction_set") = "",
         py::arg("threads") = 0,

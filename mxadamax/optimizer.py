@@ -20,7 +20,7 @@ from typing import (
 
 import numpy
 from mxnet.base import MXNetError
-from mxnet.ndarray import NDArray, clip, zeros
+from mxnet.ndarray import NDArray, cast, clip, zeros
 from mxnet.optimizer import Optimizer
 
 from . import _native
@@ -30,6 +30,9 @@ from .hyperparameters import FINITE, NOT_NEGATIVE, Range, check_flag, check_inte
 Index = Union[int, str]
 State = Any
 Scalars = Dict[str, Union[float, List[float]]]
+
+BFLOAT16 = numpy.dtype([("bfloat16", numpy.uint16)])
+"""What MXNet calls by this name."""
 
 NO_PENALTY = -1.0
 """In the place of `wd`: the gradient is left without any weight decay."""
@@ -90,7 +93,9 @@ class FusedOptimizer(Optimizer):
     **kwargs
         What :class:`mxnet.optimizer.Optimizer` takes: ``rescale_grad`` (finite), ``wd`` (in
         [0, inf)), ``clip_gradient`` (in [0, inf], or None), ``lr_scheduler``, ``begin_num_update``,
-        ``param_dict``, ``param_idx2name``, ``multi_precision``, ``sym``.
+        ``param_dict``, ``param_idx2name``, ``sym``, and ``multi_precision``: True keeps a float32
+        copy of each float16 or bfloat16 weight beside its state, updates that, and rounds the
+        weight from it.
 
     Raises
     ------
@@ -197,6 +202,20 @@ class FusedOptimizer(Optimizer):
             return arrays[0] if arrays else None
         return arrays
 
+    def create_state_multi_precision(self, index: Index, weight: NDArray) -> State:
+        """The state of a weight before its first update; what MXNet's updater calls.
+
+        Returns
+        -------
+        None, NDArray or tuple
+            With `multi_precision`, for a float16 or bfloat16 weight, a float32 copy of it and the
+            state of that; else what `create_state` makes.
+        """
+        if self.multi_precision and _is_short(weight):
+            master = weight.astype(numpy.float32)
+            return master, self.create_state(index, master)
+        return self.create_state(index, weight)
+
     def scalars(self, lrs: Sequence[float], updates: Sequence[int]) -> Scalars:
         """What the rule needs for an update, besides arrays.
 
@@ -240,6 +259,9 @@ class FusedOptimizer(Optimizer):
         """Update by `definition`, parameter by parameter; arguments as for `fused_step`."""
         self.check_hyperparameters()
         for index, weight, grad, state in zip(indices, weights, grads, states):
+            if _is_short(weight):
+                self._step_in_float32(index, weight, grad, state)
+                continue
             scalars = self._scalars([index])
             s = SimpleNamespace(
                 **{name: x[0] if isinstance(x, list) else x for name, x in scalars.items()}
@@ -274,11 +296,12 @@ class FusedOptimizer(Optimizer):
         indices : sequence of int or str
             The parameters.
         weights, grads : sequence of NDArray
-            Float32 or float64 arrays in host memory, of any shape, also of size 0. Each gradient
-            has its weight's shape and dtype. Both can be row_sparse, a weight only if it holds all
-            of its rows; its state is dense. Of csr arrays dense copies are made, which takes time.
+            Float32, float64, float16 or bfloat16 arrays in host memory, of any shape, also of size
+            0. Each gradient has its weight's shape and dtype. Both can be row_sparse, a weight only
+            if it holds all of its rows; its state is dense. Of csr arrays dense copies are made,
+            which takes time. Of 16-bit arrays all is computed in float32, and rounded once.
         states : sequence
-            What `create_state` made for each.
+            What `create_state_multi_precision` made for each.
 
         Raises
         ------
@@ -294,7 +317,15 @@ class FusedOptimizer(Optimizer):
         counts = self._index_update_count
         counts_before, attributes_before = dict(counts), dict(self.__dict__)
         try:
-            batch = native().Batch(self.rule, weights, grads, states, self._memo, self.lazy_update)
+            batch = native().Batch(
+                self.rule,
+                weights,
+                grads,
+                states,
+                self._memo,
+                self.lazy_update,
+                self.multi_precision,
+            )
             batch.push(self._scalars(indices))
         except BaseException as error:
             counts.clear()
@@ -313,6 +344,22 @@ class FusedOptimizer(Optimizer):
                 f"{self.registered_name}: parameter {self._name(indices[position])}: "
                 + message.replace("{other}", f"parameter {self._name(indices[other])}")
             ) from None
+
+    def _step_in_float32(self, index: Index, weight: NDArray, grad: NDArray, state: State) -> None:
+        """`step` for a 16-bit weight: on its master weight, or on copies of weight and state."""
+        grad = grad.astype(numpy.float32)
+        if self.multi_precision:
+            master, own = state
+            self.step([index], [master], [grad], [own])
+        else:
+            arrays = [] if state is None else [state] if isinstance(state, NDArray) else state
+            copies = tuple(array.astype(numpy.float32) for array in arrays)
+            master = weight.astype(numpy.float32)
+            own = None if state is None else copies[0] if isinstance(state, NDArray) else copies
+            self.step([index], [master], [grad], [own])
+            for array, copy in zip(arrays, copies):
+                cast(copy, dtype=array.dtype, out=array)
+        cast(master, dtype=weight.dtype, out=weight)
 
     def _fused_step_on_dense(
         self,
@@ -345,10 +392,7 @@ class FusedOptimizer(Optimizer):
         There the weights are made to raise MXNetError where they are used next.
         """
         try:
-            if self.multi_precision:
-                super().update_multi_precision(indices, weights, grads, states)
-            else:
-                self.update(indices, weights, grads, states)
+            self.update(indices, weights, grads, states)
         except Exception as error:
             if inside_kvstore_update():
                 native().push_failure(list(weights), str(error))
@@ -402,6 +446,11 @@ class FusedOptimizer(Optimizer):
         parameter = self.param_dict.get(index)
         name = parameter.name if parameter is not None else self.idx2name.get(index)
         return repr(index) if name is None else f"{index} ({name!r})"
+
+
+def _is_short(weight: NDArray) -> bool:
+    """Whether numbers have 16 bits."""
+    return bool(weight.dtype in (numpy.float16, BFLOAT16))
 
 
 def _whole_model(aggregate_num: Any) -> Any:

@@ -1,5 +1,9 @@
 #include "instruction_set.h"
 
+#if defined(MXADAMAX_X86_64)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 
@@ -11,11 +15,23 @@ KernelTable kernels_avx2();
 KernelTable kernels_avx512();
 #endif
 
+#if defined(MXADAMAX_X86_64)
+namespace {
+
+// Older compilers do not know it by name.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+
+}  // namespace
+#endif
+
 const std::vector<InstructionSet>& instruction_sets() {
   static const std::vector<InstructionSet> sets = [] {
     std::vector<InstructionSet> usable{{"baseline", kernels_baseline()}};
 #if defined(MXADAMAX_X86_64)
-    if (__builtin_cpu_supports("avx2")) usable.push_back({"avx2", kernels_avx2()});
+    if (__builtin_cpu_supports("avx2") && has_f16c()) usable.push_back({"avx2", kernels_avx2()});
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
       usable.push_back({"avx512", kernels_avx512()});

@@ -5,8 +5,14 @@
 
 namespace mxadamax::cpu {
 
+// What a kernel computes in, and what numbers of an array are stored as: the same two types, and
+// others that are converted to and from float32.
 enum class Compute { float32 = 0, float64 = 1 };
 constexpr int compute_types = 2;
+enum class Stored { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3 };
+constexpr std::int64_t stored_size(Stored type) {
+  return type == Stored::float64 ? 8 : type == Stored::float32 ? 4 : 2;
+}
 constexpr int max_states = 4;
 
 // Updates `count` consecutive elements of one tensor.
@@ -17,6 +23,12 @@ constexpr int max_states = 4;
 using Kernel = void (*)(const double* scalars, const void* grad, void* weight, void* const* states,
                         std::int64_t count) noexcept;
 
+// Converts `count` consecutive numbers.
+struct Codec {
+  void (*decode)(const void* from, float* to, std::int64_t count) noexcept;
+  void (*encode)(const float* from, void* to, std::int64_t count) noexcept;
+};
+
 struct RuleKernels {
   const char* rule;
   int states;
@@ -24,6 +36,8 @@ struct RuleKernels {
   const char* const* scalar_names;
   int scalars;
   Kernel kernels[compute_types];
+  // By Stored, from float16 on.
+  const Codec* codecs;
 };
 
 // All rules as compiled for one instruction set, in the order of rules/all.h.

@@ -6,7 +6,9 @@
 #include <array>
 #include <cstring>
 #include <iterator>
+#include <type_traits>
 
+#include "codec.h"
 #include "kernel.h"
 #include "rules/all.h"
 
@@ -80,7 +82,8 @@ constexpr RuleKernels describe() {
           R::states,
           names.data(),
           static_cast<int>(names.size()),
-          {run<R, float>, run<R, double>}};
+          {run<R, float>, run<R, double>},
+          codecs};
 }
 
 template <class... Rules>

@@ -2,22 +2,80 @@
 
 #include <omp.h>
 
+#include <algorithm>
+
 #include "chunks.h"
 
 namespace mxadamax::cpu {
 namespace {
 
 constexpr std::int64_t chunks_for_one_thread = 8;
-constexpr std::size_t element_size[compute_types] = {sizeof(float), sizeof(double)};
+// Elements that are converted at a time: seven arrays of them stay in the nearest cache.
+constexpr std::int64_t block = 512;
+
+bool converted(Stored type) { return type == Stored::float16 || type == Stored::bfloat16; }
+
+const Codec& codec(const RuleKernels& rule, Stored type) {
+  return rule.codecs[static_cast<int>(type) - static_cast<int>(Stored::float16)];
+}
+
+// The part of an array that begins at `first`, converted into `buffer` where it has to be.
+template <class Pointer>
+Pointer load(const RuleKernels& rule, Pointer array, Stored type, std::int64_t first,
+             std::int64_t count, float* buffer) noexcept {
+  const Pointer part = moved(array, type, first);
+  if (!converted(type)) return part;
+  codec(rule, type).decode(part, buffer, count);
+  return buffer;
+}
+
+void store(const RuleKernels& rule, const void* from, void* array, Stored type, std::int64_t first,
+           std::int64_t count) noexcept {
+  codec(rule, type).encode(static_cast<const float*>(from), moved(array, type, first), count);
+}
+
+// Updates what no kernel can work on in place, block by block.
+void update_converted(const RuleKernels& rule, const Tensor& tensor, std::int64_t begin,
+                      std::int64_t end) noexcept {
+  alignas(64) float buffers[2 + max_states][block];
+  const Kernel kernel = rule.kernels[static_cast<std::size_t>(tensor.compute)];
+  for (std::int64_t first = begin; first < end; first += block) {
+    const std::int64_t count = std::min(block, end - first);
+    const void* const grad = load(rule, tensor.grad, tensor.grad_type, first, count, buffers[0]);
+    void* const weight = load(rule, tensor.weight, tensor.weight_type, first, count, buffers[1]);
+    void* states[max_states] = {};
+    for (int k = 0; k < rule.states; ++k) {
+      states[k] = load(rule, tensor.states[k], tensor.state_type, first, count, buffers[2 + k]);
+    }
+    kernel(tensor.scalars, grad, weight, states, count);
+    if (converted(tensor.weight_type)) {
+      store(rule, weight, tensor.weight, tensor.weight_type, first, count);
+    }
+    if (converted(tensor.state_type)) {
+      for (int k = 0; k < rule.states; ++k) {
+        store(rule, states[k], tensor.states[k], tensor.state_type, first, count);
+      }
+    }
+    if (tensor.copy != nullptr) {
+      store(rule, weight, tensor.copy, tensor.copy_type, first, count);
+    }
+  }
+}
 
 void update_part(const RuleKernels& rule, const Tensor& tensor, std::int64_t first,
                  std::int64_t count) noexcept {
-  const auto compute = static_cast<std::size_t>(tensor.compute);
-  const std::size_t offset = static_cast<std::size_t>(first) * element_size[compute];
+  if (tensor.copy != nullptr || converted(tensor.grad_type) || converted(tensor.weight_type) ||
+      converted(tensor.state_type)) {
+    update_converted(rule, tensor, first, first + count);
+    return;
+  }
   void* states[max_states] = {};
-  for (int k = 0; k < rule.states; ++k) states[k] = static_cast<char*>(tensor.states[k]) + offset;
-  rule.kernels[compute](tensor.scalars, static_cast<const char*>(tensor.grad) + offset,
-                        static_cast<char*>(tensor.weight) + offset, states, count);
+  for (int k = 0; k < rule.states; ++k) {
+    states[k] = moved(tensor.states[k], tensor.state_type, first);
+  }
+  rule.kernels[static_cast<std::size_t>(tensor.compute)](
+      tensor.scalars, moved(tensor.grad, tensor.grad_type, first),
+      moved(tensor.weight, tensor.weight_type, first), states, count);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "kernel.h"
@@ -11,6 +12,7 @@ namespace mxadamax::cpu {
 // The memory of one parameter, or of a part of one.
 struct Tensor {
   Compute compute;
+  Stored grad_type, weight_type, state_type;
   std::int64_t size;
   // One for each of the rule's scalar_names.
   const double* scalars;
@@ -18,9 +20,20 @@ struct Tensor {
   const void* grad;
   void* weight;
   void* states[max_states];
+  // Where the new weight is written once more, rounded; null for nowhere.
+  void* copy = nullptr;
+  Stored copy_type = Stored::float32;
 };
 
-// Updates every tensor once.
+// An address so many elements further on; null stays null.
+template <class Pointer>
+Pointer moved(Pointer pointer, Stored type, std::int64_t elements) {
+  using Byte = std::conditional_t<std::is_same_v<Pointer, const void*>, const char, char>;
+  if (pointer == nullptr) return pointer;
+  return static_cast<Byte*>(pointer) + elements * stored_size(type);
+}
+
+// Updates every tensor once. Types that are converted go with computation in float32.
 //
 // `threads` is the size of the OpenMP team; 0 takes what OpenMP gives the calling thread, which on
 // MXNet's engine threads is what MXNet decided. The result does not depend on it.

@@ -20,7 +20,21 @@ constexpr int default_storage = 0;
 constexpr int row_sparse_storage = 1;
 constexpr int float32_dtype = 0;
 constexpr int float64_dtype = 1;
+constexpr int float16_dtype = 2;
 constexpr int int64_dtype = 6;
+constexpr int bfloat16_dtype = 12;
+
+bool is_supported(int dtype) {
+  return dtype == float32_dtype || dtype == float64_dtype || dtype == float16_dtype ||
+         dtype == bfloat16_dtype;
+}
+
+cpu::Stored stored(int dtype) {
+  return dtype == float64_dtype    ? cpu::Stored::float64
+         : dtype == float16_dtype  ? cpu::Stored::float16
+         : dtype == bfloat16_dtype ? cpu::Stored::bfloat16
+                                   : cpu::Stored::float32;
+}
 
 std::string dtype_name(int dtype) {
   static const char* const names[] = {"float32", "float64", "float16", "uint8", "int32",
@@ -30,12 +44,20 @@ std::string dtype_name(int dtype) {
   return dtype >= 0 && dtype < count ? names[dtype] : "of number " + std::to_string(dtype);
 }
 
-// What an array is to its parameter, in the order in which a batch holds them.
-const char* role_name(std::size_t k) {
-  static const char* const names[] = {"weight",  "gradient", "state 0",
+// What an array is to its parameter.
+enum Role : std::size_t { weight_role, gradient_role, master_role, state_role };
+
+const char* role_name(std::size_t role) {
+  static const char* const names[] = {"weight",  "gradient", "master weight", "state 0",
                                       "state 1", "state 2",  "state 3"};
-  static_assert(sizeof names / sizeof *names == 2 + cpu::max_states, "one name for each array");
-  return names[k];
+  static_assert(sizeof names / sizeof *names == state_role + cpu::max_states,
+                "one name for each array");
+  return names[role];
+}
+
+// Of the arrays of a state, where a master weight comes first.
+std::size_t role_of_state(std::size_t k, bool has_master) {
+  return (has_master ? master_role : state_role) + k;
 }
 
 std::string storage_name(int storage) {
@@ -93,9 +115,9 @@ int check_device(std::size_t position, const char* what, Handle array) {
   return device == cpu_device ? id : 0;
 }
 
-// A gradient or state must be like its weight.
-void check_like(std::size_t position, const char* what, Handle array, const Shape& shape,
-                int dtype) {
+// A gradient or state must be like its weight, or like the copy of it that is updated.
+void check_like(std::size_t position, const char* what, Handle array, const Shape& shape, int dtype,
+                const char* like = "weight has ") {
   check_device(position, what, array);
   const Shape found(array);
   if (!(found == shape)) {
@@ -105,7 +127,7 @@ void check_like(std::size_t position, const char* what, Handle array, const Shap
   const int found_dtype = dtype_of(array);
   if (found_dtype != dtype) {
     throw ParameterError(position, std::string(what) + " has dtype " + dtype_name(found_dtype) +
-                                       ", weight has " + dtype_name(dtype));
+                                       ", " + like + dtype_name(dtype));
   }
 }
 
@@ -197,18 +219,13 @@ const std::vector<double>& zeros() {
 void add_rows(const cpu::Tensor& whole, const Rows& rows, std::int64_t count, bool lazy,
               std::vector<cpu::Tensor>& parts) {
   const std::int64_t length = whole.size / count;
-  const std::int64_t item = whole.compute == cpu::Compute::float64 ? 8 : 4;
-  const auto moved = [](auto* pointer, std::int64_t bytes) {
-    using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(pointer)>>,
-                                    const char, char>;
-    return pointer == nullptr ? pointer : static_cast<Byte*>(pointer) + bytes;
-  };
   const auto add = [&](std::int64_t first, std::int64_t size, const void* grad) {
     cpu::Tensor part = whole;
     part.size = size;
     part.grad = grad;
-    part.weight = moved(whole.weight, first * item);
-    for (void*& state : part.states) state = moved(state, first * item);
+    part.weight = cpu::moved(whole.weight, whole.weight_type, first);
+    part.copy = cpu::moved(whole.copy, whole.copy_type, first);
+    for (void*& state : part.states) state = cpu::moved(state, whole.state_type, first);
     parts.push_back(part);
   };
   const auto add_zeros = [&](std::int64_t from_row, std::int64_t to_row) {
@@ -231,7 +248,7 @@ void add_rows(const cpu::Tensor& whole, const Rows& rows, std::int64_t count, bo
     std::int64_t end = k + 1;
     while (end < rows.count && rows.indices[end] == row + end - k && row + end - k < count) ++end;
     add_zeros(next, row);
-    add(row * length, (end - k) * length, moved(rows.data, k * length * item));
+    add(row * length, (end - k) * length, cpu::moved(rows.data, whole.grad_type, k * length));
     next = row + end - k;
     k = end;
   }
@@ -311,10 +328,24 @@ struct Operation {
   void add_tensors(const Batch::Parameter& p, const double* row,
                    std::vector<cpu::Tensor>& tensors) const {
     if (p.size == 0) return;
-    const auto compute = p.dtype == float64_dtype ? cpu::Compute::float64 : cpu::Compute::float32;
-    cpu::Tensor tensor{compute, p.size, row, nullptr, weight_address(p), {}};
-    for (std::size_t k = 0; k < p.state->arrays.size(); ++k) {
-      tensor.states[k] = address_of(p.state->arrays[k].get());
+    cpu::Tensor tensor{};
+    tensor.compute = p.dtype == float64_dtype ? cpu::Compute::float64 : cpu::Compute::float32;
+    tensor.size = p.size;
+    tensor.scalars = row;
+    tensor.grad_type = stored(p.dtype);
+    tensor.state_type = stored(p.state->dtype);
+    const std::vector<Array>& arrays = p.state->arrays;
+    if (p.has_master) {
+      tensor.weight = address_of(arrays[0].get());
+      tensor.weight_type = tensor.state_type;
+      tensor.copy = weight_address(p);
+      tensor.copy_type = stored(p.dtype);
+    } else {
+      tensor.weight = weight_address(p);
+      tensor.weight_type = stored(p.dtype);
+    }
+    for (std::size_t k = p.has_master; k < arrays.size(); ++k) {
+      tensor.states[k - p.has_master] = address_of(arrays[k].get());
     }
     if (p.grad_in_rows) {
       add_rows(tensor, rows_of(p.grad.get()), p.shape.dims[0], batch.lazy_, tensors);
@@ -340,31 +371,36 @@ struct Operation {
 
 void Batch::add(Handle weight, Handle grad) {
   const std::size_t position = size();
-  const bool weight_in_rows = check_rows(position, role_name(0), weight);
-  const bool grad_in_rows = check_rows(position, role_name(1), grad);
-  const int device_id = check_device(position, role_name(0), weight);
+  const bool weight_in_rows = check_rows(position, role_name(weight_role), weight);
+  const bool grad_in_rows = check_rows(position, role_name(gradient_role), grad);
+  const int device_id = check_device(position, role_name(weight_role), weight);
   if (position == 0) device_id_ = device_id;
   const int dtype = dtype_of(weight);
-  if (dtype != float32_dtype && dtype != float64_dtype) {
-    throw ParameterError(position,
-                         "weight has dtype " + dtype_name(dtype) + ", expected float32 or float64");
+  if (!is_supported(dtype)) {
+    throw ParameterError(position, "weight has dtype " + dtype_name(dtype) +
+                                       ", expected float32, float64, float16 or bfloat16");
   }
   const Shape shape(weight);
-  check_like(position, role_name(1), grad, shape, dtype);
+  check_like(position, role_name(gradient_role), grad, shape, dtype);
   const std::int64_t elements = shape.size();
-  // oneDNN's layouts exist for float32 and for layers whose weights are matrices or larger.
-  const bool is_matrix = dtype == float32_dtype && shape.ndim >= 2 && elements > 0;
-  parameters_.push_back({shape, elements, dtype, is_matrix, weight_in_rows, grad_in_rows,
-                         Array::share(weight), Array::share(grad), nullptr});
+  // oneDNN's layouts exist for these types and for layers whose weights are matrices or larger.
+  const bool is_matrix =
+      (dtype == float32_dtype || dtype == bfloat16_dtype) && shape.ndim >= 2 && elements > 0;
+  const bool has_master = multi_precision_ && (dtype == float16_dtype || dtype == bfloat16_dtype);
+  parameters_.push_back({shape, elements, dtype, has_master, is_matrix, weight_in_rows,
+                         grad_in_rows, Array::share(weight), Array::share(grad), nullptr});
 }
 
 std::shared_ptr<const State> Batch::add_state(const std::vector<Handle>& arrays) {
   Parameter& parameter = parameters_.back();
-  State state{parameter.shape, parameter.dtype, {}};
+  const int dtype = parameter.has_master ? float32_dtype : parameter.dtype;
+  const char* const like = parameter.has_master ? "expected " : "weight has ";
+  State state{parameter.shape, dtype, {}};
   state.arrays.reserve(arrays.size());
   for (std::size_t k = 0; k < arrays.size(); ++k) {
-    check_dense(size() - 1, role_name(2 + k), arrays[k]);
-    check_like(size() - 1, role_name(2 + k), arrays[k], parameter.shape, parameter.dtype);
+    const char* const role = role_name(role_of_state(k, parameter.has_master));
+    check_dense(size() - 1, role, arrays[k]);
+    check_like(size() - 1, role, arrays[k], parameter.shape, dtype, like);
     state.arrays.push_back(Array::share(arrays[k]));
   }
   parameter.state = std::make_shared<const State>(std::move(state));
@@ -373,8 +409,9 @@ std::shared_ptr<const State> Batch::add_state(const std::vector<Handle>& arrays)
 
 bool Batch::reuse_state(const std::shared_ptr<const State>& state) {
   Parameter& parameter = parameters_.back();
-  const bool fits = static_cast<int>(state->arrays.size()) == rule_.states &&
-                    state->dtype == parameter.dtype && state->shape == parameter.shape;
+  const int dtype = parameter.has_master ? float32_dtype : parameter.dtype;
+  const bool fits = static_cast<int>(state->arrays.size()) == arrays_of_state() &&
+                    state->dtype == dtype && state->shape == parameter.shape;
   if (fits) parameter.state = state;
   return fits;
 }
@@ -385,10 +422,9 @@ void Batch::check_memory() const {
     std::size_t parameter;
     std::size_t role;
   };
-  constexpr std::size_t gradient = 1;
   // A hash table with open addressing, at most half full.
   std::size_t slots = 16;
-  while (slots < 2 * size() * (2 + static_cast<std::size_t>(rule_.states))) slots *= 2;
+  while (slots < 2 * size() * (3 + static_cast<std::size_t>(rule_.states))) slots *= 2;
   std::vector<User> users(slots, User{nullptr, 0, 0});
 
   const auto enter = [&](const Array& array, std::size_t parameter, std::size_t role) {
@@ -405,7 +441,7 @@ void Batch::check_memory() const {
         return;
       }
       if (user.memory == memory) {
-        if (role == gradient && user.role == gradient) return;
+        if (role == gradient_role && user.role == gradient_role) return;
         throw ParameterError(parameter,
                              std::string(role_name(role)) + " shares memory with the " +
                                  role_name(user.role) + " of {other}, expected an array of its own",
@@ -415,10 +451,12 @@ void Batch::check_memory() const {
   };
   for (std::size_t i = 0; i < size(); ++i) {
     const Parameter& parameter = parameters_[i];
-    enter(parameter.weight, i, 0);
-    enter(parameter.grad, i, gradient);
+    enter(parameter.weight, i, weight_role);
+    enter(parameter.grad, i, gradient_role);
     const std::vector<Array>& states = parameter.state->arrays;
-    for (std::size_t k = 0; k < states.size(); ++k) enter(states[k], i, 2 + k);
+    for (std::size_t k = 0; k < states.size(); ++k) {
+      enter(states[k], i, role_of_state(k, parameter.has_master));
+    }
   }
 }
 
@@ -435,7 +473,7 @@ void Batch::push(std::vector<double> scalars) && {
   std::vector<Handle> read;
   std::vector<Handle> written;
   read.reserve(size());
-  written.reserve(size() * (1 + static_cast<std::size_t>(rule_.states)));
+  written.reserve(size() * (2 + static_cast<std::size_t>(rule_.states)));
   for (const Parameter& parameter : parameters_) {
     read.push_back(parameter.grad.get());
     written.push_back(parameter.weight.get());

@@ -34,7 +34,7 @@ struct Shape {
   std::string text() const;
 };
 
-// The arrays of one parameter's state, found to be like a weight of this shape and type.
+// The arrays of one parameter's state, found to be of this shape and type.
 struct State {
   Shape shape;
   int dtype;
@@ -44,19 +44,25 @@ struct State {
 class Batch {
  public:
   // With `lazy`, rows that a row_sparse gradient does not hold are left alone; else they are
-  // updated with a gradient of zero.
-  Batch(const cpu::RuleKernels& rule, bool lazy) : rule_(rule), lazy_(lazy) {}
+  // updated with a gradient of zero. With `multi_precision`, the state of a 16-bit weight begins
+  // with a float32 copy of it, which is updated and from which the weight is rounded.
+  Batch(const cpu::RuleKernels& rule, bool lazy, bool multi_precision)
+      : rule_(rule), lazy_(lazy), multi_precision_(multi_precision) {}
 
   const cpu::RuleKernels& rule() const { return rule_; }
   std::size_t size() const { return parameters_.size(); }
+
+  // Of the parameter added last: whether it has a master weight, and how many arrays its state is.
+  bool has_master() const { return parameters_.back().has_master; }
+  int arrays_of_state() const { return rule_.states + (has_master() ? 1 : 0); }
 
   // Checks a weight with its gradient, dense or row_sparse, and takes hold of both. A state must
   // follow.
   void add(Handle weight, Handle grad);
 
-  // Checks the state of the parameter added last and takes hold of it. States live from step to
-  // step: what is returned can be handed to reuse_state() in the next, which saves checking again,
-  // and is false where the state does not fit.
+  // Checks the state of the parameter added last, a master weight first, and takes hold of it.
+  // States live from step to step: what is returned can be handed to reuse_state() in the next,
+  // which saves checking again, and is false where the state does not fit.
   std::shared_ptr<const State> add_state(const std::vector<Handle>& arrays);
   bool reuse_state(const std::shared_ptr<const State>& state);
 
@@ -76,6 +82,7 @@ class Batch {
     Shape shape;
     std::int64_t size;
     int dtype;
+    bool has_master;
     // Whether a layer may have left weight or gradient in a layout of oneDNN's.
     bool is_matrix;
     bool weight_in_rows;
@@ -87,6 +94,7 @@ class Batch {
 
   const cpu::RuleKernels& rule_;
   bool lazy_;
+  bool multi_precision_;
   std::vector<Parameter> parameters_;
   int device_id_ = 0;
 

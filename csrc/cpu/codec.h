@@ -1,0 +1,119 @@
+// Conversion between float and the 16-bit types that arrays may be stored in.
+//
+// Compiled once per instruction set, inside kernels.cc, hence internal linkage. Rounds to nearest,
+// ties to even; subnormal numbers, infinities and NaN go through, also where the processor is told
+// to flush subnormal numbers. The loops have no branches, so that the compiler vectorises them;
+// F16C is what the compiler does not find by itself.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernel.h"
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace mxadamax::cpu {
+namespace {
+
+inline std::uint32_t bits_of(float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+inline float from_bits(std::uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+struct Float16 {
+  static constexpr std::uint32_t rebias = 112u << 23;
+
+  static float decode(std::uint16_t h) {
+    const std::uint32_t sign = (h & 0x8000u) << 16;
+    const std::uint32_t magnitude = (h & 0x7fffu) << 13;
+    const bool special = (h & 0x7c00u) == 0x7c00u;
+    const bool nan = (h & 0x7fffu) > 0x7c00u;
+    const std::uint32_t normal =
+        (magnitude + rebias + (special ? rebias : 0u)) | (nan ? 0x00400000u : 0u);
+    // Converted as an integer: no subnormal float comes up.
+    const std::uint32_t subnormal =
+        bits_of(static_cast<float>(static_cast<std::int32_t>(h & 0x3ffu)) * 0x1p-24f);
+    return from_bits(sign | ((h & 0x7c00u) == 0 ? subnormal : normal));
+  }
+
+  static std::uint16_t encode(float x) {
+    const std::uint32_t sign = bits_of(x) >> 16 & 0x8000u;
+    const std::uint32_t magnitude = bits_of(x) & 0x7fffffffu;
+    const std::uint32_t normal = (magnitude - rebias + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
+    // The processor rounds: next to one half, the unit in the last place is the smallest float16.
+    const std::uint32_t subnormal = bits_of(from_bits(magnitude) + 0.5f) - bits_of(0.5f);
+    const std::uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
+    const std::uint32_t nan = 0x7e00u | (magnitude >> 13 & 0x3ffu);
+    const std::uint32_t special = magnitude > 0x7f800000u ? nan : 0x7c00u;
+    return static_cast<std::uint16_t>(sign | (magnitude >= 0x47800000u ? special : finite));
+  }
+
+#if defined(__F16C__)
+  static std::int64_t decode_vectors(const std::uint16_t* from, float* to, std::int64_t count) {
+    std::int64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+      const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+      _mm256_storeu_ps(to + i, _mm256_cvtph_ps(h));
+    }
+    return i;
+  }
+
+  static std::int64_t encode_vectors(const float* from, std::uint16_t* to, std::int64_t count) {
+    std::int64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+      const __m128i h =
+          _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), h);
+    }
+    return i;
+  }
+#endif
+};
+
+struct Bfloat16 {
+  static float decode(std::uint16_t h) { return from_bits(static_cast<std::uint32_t>(h) << 16); }
+
+  static std::uint16_t encode(float x) {
+    const std::uint32_t bits = bits_of(x);
+    const std::uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    const std::uint32_t nan = bits >> 16 | 0x40u;
+    return static_cast<std::uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
+  }
+};
+
+template <class Type>
+void decode(const void* from, float* to, std::int64_t count) noexcept {
+  const auto* const stored = static_cast<const std::uint16_t*>(from);
+  std::int64_t i = 0;
+#if defined(__F16C__)
+  if constexpr (std::is_same_v<Type, Float16>) i = Type::decode_vectors(stored, to, count);
+#endif
+  for (; i < count; ++i) to[i] = Type::decode(stored[i]);
+}
+
+template <class Type>
+void encode(const float* from, void* to, std::int64_t count) noexcept {
+  auto* const stored = static_cast<std::uint16_t*>(to);
+  std::int64_t i = 0;
+#if defined(__F16C__)
+  if constexpr (std::is_same_v<Type, Float16>) i = Type::encode_vectors(from, stored, count);
+#endif
+  for (; i < count; ++i) stored[i] = Type::encode(from[i]);
+}
+
+// By Stored, from float16 on.
+constexpr Codec codecs[] = {{decode<Float16>, encode<Float16>},
+                            {decode<Bfloat16>, encode<Bfloat16>}};
+
+}  // namespace
+}  // namespace mxadamax::cpu
