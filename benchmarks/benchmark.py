@@ -19,7 +19,9 @@ torch adamax, torch adam
 
 The cases named family-... do the same for the other optimizers, each with a floor of its own: for
 as many arrays as it reads and writes. The built-in beside AMSGrad, which MXNet does not have, is
-``adam``. PyTorch's are the fused ones where it has them, else the foreach ones.
+``adam``. PyTorch's are the fused ones where it has them, else the foreach ones. In half-25m,
+weights and gradients are float16, with float32 master weights. In embedding-1000-rows, a row-sparse
+gradient holds 1000 rows of a million, and updates are lazy.
 """
 
 from __future__ import annotations
@@ -246,11 +248,12 @@ def random_like(shape: Shape) -> np.ndarray:
 def trainer_update(
     shapes: Sequence[Shape], optimizer: Optimizer, **options: Any
 ) -> tuple[Contender, gluon.Trainer]:
-    """`Trainer.step` with gradients that are there already."""
-    params = [gluon.Parameter(f"p{k}", shape=shape) for k, shape in enumerate(shapes)]
+    """`Trainer.step` with gradients that are there already; 16 bits with `multi_precision`."""
+    dtype = "float16" if options.get("multi_precision") else "float32"
+    params = [gluon.Parameter(f"p{k}", shape=shape, dtype=dtype) for k, shape in enumerate(shapes)]
     for param, shape in zip(params, shapes):
         param.initialize(mx.init.Zero())
-        param.grad()[:] = mx.np.array(random_like(shape), dtype=np.float32)
+        param.grad()[:] = mx.np.array(random_like(shape), dtype=dtype)
     arrays = [param.data() for param in params]
     trainer = make_trainer(params, optimizer, **options)
 
@@ -268,7 +271,7 @@ def trainer_update(
 
 
 @functools.lru_cache(maxsize=None)
-def compile_floor() -> Callable[..., None]:
+def compile_floor() -> ctypes.CDLL:
     """memory_floor.cc as compiled for this processor by the compiler that CXX names."""
     source = Path(__file__).with_name("memory_floor.cc")
     flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
@@ -276,9 +279,9 @@ def compile_floor() -> Callable[..., None]:
         library = Path(folder, "memory_floor.so")
         compiler = shlex.split(os.environ.get("CXX", "g++"))
         subprocess.run([*compiler, *flags, str(source), "-o", str(library)], check=True)
-        function = ctypes.CDLL(str(library)).memory_floor
-    function.restype = None
-    return function
+        floor = ctypes.CDLL(str(library))
+    floor.memory_floor.restype = floor.memory_floor_16.restype = None
+    return floor
 
 
 def address(array: mx.nd.NDArray) -> int:
@@ -289,24 +292,30 @@ def address(array: mx.nd.NDArray) -> int:
 
 
 def floor_of(
-    grads: Sequence[mx.nd.NDArray], written: Sequence[Sequence[mx.nd.NDArray]]
+    grads: Sequence[mx.nd.NDArray],
+    written: Sequence[Sequence[mx.nd.NDArray]],
+    copies: Sequence[mx.nd.NDArray] = (),
 ) -> Callable[[], None]:
-    """What reads the gradients, and reads and writes the weight and the states of each, once."""
-    floor = compile_floor()
+    """What reads the gradients, and reads and writes the weight and the states of each, once.
+
+    With 16-bit gradients it also writes a 16-bit copy of each weight.
+    """
     tensors, states = len(grads), len(written[0]) - 1
     mx.nd.waitall()
 
     def addresses(arrays: Sequence[mx.nd.NDArray]) -> ctypes.Array[ctypes.c_void_p]:
         return (ctypes.c_void_p * len(arrays))(*map(address, arrays))
 
-    arguments = (
+    arguments = [
         ctypes.c_int64(tensors),
         ctypes.c_int64(states),
         (ctypes.c_int64 * tensors)(*(grad.size for grad in grads)),
         addresses(grads),
         addresses([array for arrays in written for array in arrays]),
+        *([addresses(copies)] if copies else []),
         ctypes.c_int64(omp_threads()),
-    )
+    ]
+    floor = compile_floor().memory_floor_16 if copies else compile_floor().memory_floor
     return lambda: floor(*arguments)
 
 
@@ -320,9 +329,12 @@ def update_and_floor(shapes: Sequence[Shape], name: str, **options: Any) -> dict
     contender.prepare()
     contender.call()
     params, states = trainer._params, trainer._updaters[0].states
-    written = [[param.data(), *leaves(states[k])] for k, param in enumerate(params)]
-    floor = floor_of([param.grad() for param in params], written)
-    return {name: contender, "floor": Contender(floor)}
+    grads, weights = ([getattr(p, which)() for p in params] for which in ("grad", "data"))
+    if options.get("multi_precision"):
+        masters = [[states[k][0], *leaves(states[k][1])] for k in range(len(params))]
+        return {name: contender, "floor": Contender(floor_of(grads, masters, weights))}
+    written = [[weight, *leaves(states[k])] for k, weight in enumerate(weights)]
+    return {name: contender, "floor": Contender(floor_of(grads, written))}
 
 
 def leaves(state: Any) -> list[mx.nd.NDArray]:
@@ -394,6 +406,36 @@ def family_case(shapes: Sequence[Shape], peers: Peers, rounds: int) -> Case:
     if torch is not None and peers.torch is not None:
         builders.append(of_torch)
     return Case(builders, rounds, lambda: elements_of(shapes), peers.ours, peers.built_in, "torch")
+
+
+def sparse_update(optimizer: str, lazy: bool, rows: int) -> Contender:
+    """An updater's step with a row-sparse gradient of a table of a million rows of 64."""
+    shape = (1_000_000, 64)
+    held = np.sort(np.random.RandomState(0).choice(shape[0], rows, replace=False))
+    grad = mx.nd.sparse.row_sparse_array((random_like((rows, shape[1])), held), shape=shape)
+    weight = mx.nd.ones(shape)
+    updater = mx.optimizer.get_updater(mx.optimizer.create(optimizer, lazy_update=lazy))
+
+    def call() -> None:
+        updater(0, grad, weight)
+        mx.nd.waitall()
+
+    return Contender(call)
+
+
+def sparse_case(rows: int, rounds: int) -> Case:
+    """Lazy updates of an embedding, beside one of all rows."""
+    return Case(
+        [
+            lambda: {"adam_ext": sparse_update("adam_ext", True, rows)},
+            lambda: {"adam_ext, all rows": sparse_update("adam_ext", False, rows)},
+            lambda: {"adam": sparse_update("adam", True, rows)},
+        ],
+        rounds,
+        lambda: rows * 64,
+        "adam_ext",
+        "adam",
+    )
 
 
 def mlp() -> nn.HybridSequential:
@@ -485,6 +527,10 @@ CASES: dict[str, Case] = {
     "mlp-2048-b256": training_case(mlp, (256, 784), 10, rounds=30),
     "layers-8x64-b32": training_case(thin_layers, (32, 64), 64, rounds=200),
     "cnn-b32": training_case(cnn, (32, 1, 28, 28), 10, rounds=40),
+    "half-25m": family_case(
+        [(25_000_000,)], Peers("adamax_ext", "adamax", {"multi_precision": True}, None), rounds=15
+    ),
+    "embedding-1000-rows": sparse_case(1000, rounds=15),
     **{
         f"family-{name}": family_case(resnet50_shapes(), peers, rounds=15)
         for name, peers in FAMILY.items()

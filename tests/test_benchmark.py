@@ -69,6 +69,26 @@ def test_models(benchmark):
     assert elements["cnn-b32"] == 10 * 32 + 289 * 64 + 1601 * 128 + 129 * 10
 
 
+def test_floor_of_16_bits(benchmark):
+    grads = [mx.np.zeros(size, dtype="float16") for size in (100, 7)]
+    written = [[mx.np.full(grad.size, 8.0) for _ in range(3)] for grad in grads]
+    copies = [mx.np.ones(grad.size, dtype="float16") for grad in grads]
+    benchmark.floor_of(grads, written, copies)()
+    for (weight, *states), copy in zip(written, copies):
+        assert (weight.asnumpy() == 12).all()
+        assert all((state.asnumpy() == 4).all() for state in states)
+        # An integer in the bits of a float16.
+        assert (copy.asnumpy().view("uint16") == 12).all()
+
+
+def test_half_precision_and_sparse(benchmark, monkeypatch):
+    half = benchmark.Peers("adamax_ext", "adamax", {"multi_precision": True}, None)
+    samples = benchmark.measure(benchmark.family_case([(50,)], half, 1), 1, lambda: None)
+    assert set(samples) == {"adamax_ext", "adamax", "floor", "nothing"}
+    for optimizer, lazy in (("adam_ext", True), ("adam_ext", False), ("adam", True)):
+        benchmark.sparse_update(optimizer, lazy, 10).call()
+
+
 @pytest.mark.parametrize("name", ["amsgrad", "sgd", "rmsprop-centered", "adabelief"])
 def test_family(benchmark, name):
     """With small arrays: it is the contenders that count."""
