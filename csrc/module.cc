@@ -4,6 +4,8 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <memory>
+#include <optional>
 
 #include "cpu/instruction_set.h"
 #include "cpu/update.h"
@@ -222,7 +224,8 @@ std::vector<double> table_of(const cpu::RuleKernels& rule, std::size_t tensors,
   return table;
 }
 
-void push(engine::Batch& batch, const py::dict& scalars) {
+void push(engine::Batch& batch, const py::dict& scalars, const py::object& clip_global_norm,
+          const std::shared_ptr<engine::StepReport>& report) {
   const auto convert = [](const std::string& name, std::size_t position, double value) -> double {
     // MXNet's clip takes its bounds in single precision, whatever it clips.
     if (name == "clip_gradient" || name == "clip_weights")
@@ -235,14 +238,16 @@ void push(engine::Batch& batch, const py::dict& scalars) {
     return engine::as_mxnet_reads<double>(value);
   };
   auto table = table_of(batch.rule(), batch.size(), scalars, convert);
+  std::optional<engine::NormBound> norm_bound;
+  if (!clip_global_norm.is_none()) norm_bound = {clip_global_norm.cast<double>(), report};
   const py::gil_scoped_release release;
-  std::move(batch).push(std::move(table));
+  std::move(batch).push(std::move(table), std::move(norm_bound));
 }
 
 const cpu::Codec& codec_named(const std::string& type, const std::string& instruction_set) {
   const cpu::RuleKernels& any = cpu::instruction_set(instruction_set).table.rules[0];
-  if (type == "float16") return any.codecs[0];
-  if (type == "bfloat16") return any.codecs[1];
+  if (type == "float16") return any.shared->codecs[0];
+  if (type == "bfloat16") return any.shared->codecs[1];
   throw std::invalid_argument("type '" + type + "' must be float16 or bfloat16");
 }
 
@@ -394,13 +399,20 @@ PYBIND11_MODULE(_native, m) {
 
   py::class_<StateMemo>(m, "StateMemo", "What a batch leaves behind to make the next one cheaper.")
       .def(py::init<>());
+  py::class_<engine::StepReport, std::shared_ptr<engine::StepReport>>(
+      m, "StepReport", "What a step leaves behind, to be read after a wait.")
+      .def(py::init<>())
+      .def_property_readonly("gradient_norm", [](const engine::StepReport& report) {
+        return report.gradient_norm.load();
+      });
   py::class_<engine::Batch>(m, "Batch", "The arrays of one update, checked and held.")
       .def(py::init(&make_batch), py::arg("rule"), py::arg("weights"), py::arg("grads"),
            py::arg("states"), py::arg("memo"), py::arg("lazy"), py::arg("multi_precision"),
            "Check all arrays and hold them; ParameterError names what is wrong. With lazy, rows "
            "that a row_sparse gradient does not hold are left alone. With multi_precision, the "
            "states of 16-bit weights are tuples of a float32 master weight and a state.")
-      .def("push", &push, py::arg("scalars"),
+      .def("push", &push, py::arg("scalars"), py::arg("clip_global_norm") = py::none(),
+           py::arg("report") = nullptr,
            "Hand the update to MXNet's engine, once. Each scalar of the rule is one number, or a "
            "list "
            "with one for each parameter.");

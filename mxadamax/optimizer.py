@@ -11,6 +11,8 @@ from typing import (
     Dict,
     List,
     Mapping,
+    NamedTuple,
+    Optional,
     Sequence,
     Tuple,
     Type,
@@ -36,6 +38,14 @@ BFLOAT16 = numpy.dtype([("bfloat16", numpy.uint16)])
 
 NO_PENALTY = -1.0
 """In the place of `wd`: the gradient is left without any weight decay."""
+
+
+class _NormOfStep(NamedTuple):
+    """A weight of a step, to wait for, and what tells the norm then."""
+
+    weight: NDArray
+    report: Any
+
 
 _Class = TypeVar("_Class", bound=Type["FusedOptimizer"])
 
@@ -90,6 +100,12 @@ class FusedOptimizer(Optimizer):
         What happens to the rows that a row_sparse gradient does not hold. True leaves them and
         their states as they are; False updates them as if their gradient were zero. Only with
         `use_fused_step`.
+    clip_global_norm : float, in (0, inf], or None, default None
+        Bound of the norm of all gradients of the model together: all are multiplied by
+        ``min(1, clip_global_norm / norm)``. The norm is taken after `rescale_grad` and before
+        `clip_gradient`, inside the step, so that nothing waits for it; `gradient_norm` tells it.
+        Only where one call updates the whole model: `aggregate_num` must be left alone, and updates
+        on a key-value store are refused.
     **kwargs
         What :class:`mxnet.optimizer.Optimizer` takes: ``rescale_grad`` (finite), ``wd`` (in
         [0, inf)), ``clip_gradient`` (in [0, inf], or None), ``lr_scheduler``, ``begin_num_update``,
@@ -115,6 +131,9 @@ class FusedOptimizer(Optimizer):
         "rescale_grad": FINITE,
         "wd": NOT_NEGATIVE,
         "clip_gradient": Range(0.0, math.inf, includes_high=True, optional=True),
+        "clip_global_norm": Range(
+            0.0, math.inf, includes_low=False, includes_high=True, optional=True
+        ),
     }
 
     def __init__(
@@ -125,6 +144,7 @@ class FusedOptimizer(Optimizer):
         maximize: bool = False,
         decoupled_wd: bool = False,
         lazy_update: bool = False,
+        clip_global_norm: Optional[float] = None,
         **kwargs: Any,
     ):
         unknown = sorted(set(kwargs) - set(inspect.signature(Optimizer.__init__).parameters))
@@ -148,6 +168,11 @@ class FusedOptimizer(Optimizer):
             raise ValueError(
                 f"{self.registered_name}: lazy_update must be False without use_fused_step"
             )
+        if clip_global_norm is not None and aggregate_num != numpy.inf:
+            raise ValueError(
+                f"{self.registered_name}: clip_global_norm needs the whole model in one call "
+                f"(aggregate_num=numpy.inf), got aggregate_num={aggregate_num!r}"
+            )
         super().__init__(
             learning_rate=learning_rate,
             use_fused_step=use_fused_step,
@@ -157,17 +182,20 @@ class FusedOptimizer(Optimizer):
         self.maximize = maximize
         self.decoupled_wd = decoupled_wd
         self.lazy_update = lazy_update
+        self.clip_global_norm = clip_global_norm
+        self._norm_of_step: Optional[_NormOfStep] = None
         self._memo = _native.StateMemo()
         check_integer(self.registered_name, "begin_num_update", self.begin_num_update, 0)
 
     def __getstate__(self) -> Dict[str, Any]:
         state: Dict[str, Any] = super().__getstate__()
-        del state["_memo"]
+        del state["_memo"], state["_norm_of_step"]
         return state
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         super().__setstate__(state)
         self._memo = _native.StateMemo()
+        self._norm_of_step = None
         self.aggregate_num = _whole_model(self.aggregate_num)
 
     def check_hyperparameters(self) -> None:
@@ -185,6 +213,18 @@ class FusedOptimizer(Optimizer):
         """Set the learning rate, in [0, inf); only without an `lr_scheduler`."""
         NOT_NEGATIVE.check(self.registered_name, "learning_rate", lr)
         super().set_learning_rate(lr)
+
+    @property
+    def gradient_norm(self) -> Optional[float]:
+        """The norm of all gradients in the last step, rescaled but not clipped.
+
+        Waits for that step. None without `clip_global_norm`, and before the first step.
+        """
+        if self._norm_of_step is None:
+            return None
+        weight, report = self._norm_of_step
+        weight.wait_to_read()
+        return report if isinstance(report, float) else report.gradient_norm
 
     def create_state(self, index: Index, weight: NDArray) -> State:
         """The state of a weight before its first update: arrays of zeros like it.
@@ -258,14 +298,24 @@ class FusedOptimizer(Optimizer):
     ) -> None:
         """Update by `definition`, parameter by parameter; arguments as for `fused_step`."""
         self.check_hyperparameters()
+        if not indices:
+            return
+        factor = self._norm_factor(weights, grads)
         for index, weight, grad, state in zip(indices, weights, grads, states):
-            if _is_short(weight):
-                self._step_in_float32(index, weight, grad, state)
-                continue
+            self._step_one(index, weight, grad, state, factor)
+
+    def _step_one(
+        self, index: Index, weight: NDArray, grad: NDArray, state: State, factor: float
+    ) -> None:
+        """`step` for one parameter, with a factor for its gradient."""
+        if _is_short(weight):
+            self._step_in_float32(index, weight, grad, state, factor)
+        else:
             scalars = self._scalars([index])
             s = SimpleNamespace(
                 **{name: x[0] if isinstance(x, list) else x for name, x in scalars.items()}
             )
+            s.rescale_grad *= factor
             if grad.stype != "default":
                 grad = grad.tostype("default")
             grad = grad * s.rescale_grad
@@ -326,7 +376,12 @@ class FusedOptimizer(Optimizer):
                 self.lazy_update,
                 self.multi_precision,
             )
-            batch.push(self._scalars(indices))
+            if self.clip_global_norm is None:
+                batch.push(self._scalars(indices))
+            else:
+                report = _native.StepReport()
+                batch.push(self._scalars(indices), self.clip_global_norm, report)
+                self._norm_of_step = _NormOfStep(weights[0], report)
         except BaseException as error:
             counts.clear()
             counts.update(counts_before)
@@ -345,18 +400,32 @@ class FusedOptimizer(Optimizer):
                 + message.replace("{other}", f"parameter {self._name(indices[other])}")
             ) from None
 
-    def _step_in_float32(self, index: Index, weight: NDArray, grad: NDArray, state: State) -> None:
+    def _norm_factor(self, weights: Sequence[NDArray], grads: Sequence[NDArray]) -> float:
+        """What `clip_global_norm` multiplies gradients by; for `step`, hence by waiting."""
+        if self.clip_global_norm is None:
+            return 1.0
+        squares = sum(
+            float((grad.tostype("default").astype(numpy.float64) ** 2).sum().asscalar())
+            for grad in grads
+        )
+        norm = abs(self.rescale_grad) * math.sqrt(squares)
+        self._norm_of_step = _NormOfStep(weights[0], norm)
+        return 1.0 if norm <= self.clip_global_norm else self.clip_global_norm / norm
+
+    def _step_in_float32(
+        self, index: Index, weight: NDArray, grad: NDArray, state: State, factor: float
+    ) -> None:
         """`step` for a 16-bit weight: on its master weight, or on copies of weight and state."""
         grad = grad.astype(numpy.float32)
         if self.multi_precision:
             master, own = state
-            self.step([index], [master], [grad], [own])
+            self._step_one(index, master, grad, own, factor)
         else:
             arrays = [] if state is None else [state] if isinstance(state, NDArray) else state
             copies = tuple(array.astype(numpy.float32) for array in arrays)
             master = weight.astype(numpy.float32)
             own = None if state is None else copies[0] if isinstance(state, NDArray) else copies
-            self.step([index], [master], [grad], [own])
+            self._step_one(index, master, grad, own, factor)
             for array, copy in zip(arrays, copies):
                 cast(copy, dtype=array.dtype, out=array)
         cast(master, dtype=weight.dtype, out=weight)
@@ -392,6 +461,11 @@ class FusedOptimizer(Optimizer):
         There the weights are made to raise MXNetError where they are used next.
         """
         try:
+            if self.clip_global_norm is not None and inside_kvstore_update():
+                raise ValueError(
+                    f"{self.registered_name}: clip_global_norm needs the whole model in one call, "
+                    "but a key-value store updates parameters one by one"
+                )
             self.update(indices, weights, grads, states)
         except Exception as error:
             if inside_kvstore_update():

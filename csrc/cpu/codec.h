@@ -111,9 +111,5 @@ void encode(const float* from, void* to, std::int64_t count) noexcept {
   for (; i < count; ++i) stored[i] = Type::encode(from[i]);
 }
 
-// By Stored, from float16 on.
-constexpr Codec codecs[] = {{decode<Float16>, encode<Float16>},
-                            {decode<Bfloat16>, encode<Bfloat16>}};
-
 }  // namespace
 }  // namespace mxadamax::cpu

@@ -29,6 +29,14 @@ struct Codec {
   void (*encode)(const float* from, void* to, std::int64_t count) noexcept;
 };
 
+// What all rules of one instruction set share.
+struct SharedKernels {
+  // By Stored, from float16 on.
+  Codec codecs[2];
+  // By Compute.
+  double (*sum_of_squares[compute_types])(const void* numbers, std::int64_t count) noexcept;
+};
+
 struct RuleKernels {
   const char* rule;
   int states;
@@ -36,9 +44,11 @@ struct RuleKernels {
   const char* const* scalar_names;
   int scalars;
   Kernel kernels[compute_types];
-  // By Stored, from float16 on.
-  const Codec* codecs;
+  const SharedKernels* shared;
 };
+
+// Which of the scalars of every rule multiplies the gradient.
+constexpr int rescale_grad_scalar = 0;
 
 // All rules as compiled for one instruction set, in the order of rules/all.h.
 struct KernelTable {

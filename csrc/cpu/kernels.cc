@@ -6,11 +6,13 @@
 #include <array>
 #include <cstring>
 #include <iterator>
+#include <string_view>
 #include <type_traits>
 
 #include "codec.h"
 #include "kernel.h"
 #include "rules/all.h"
+#include "sum_of_squares.h"
 
 #if defined(__clang__)
 #define MXADAMAX_INDEPENDENT_ITERATIONS _Pragma("clang loop vectorize(assume_safety)")
@@ -58,6 +60,12 @@ void run(const double* scalars, const void* grad, void* weight, void* const* sta
   }
 }
 
+constexpr SharedKernels shared_kernels = {
+    {{decode<Float16>, encode<Float16>}, {decode<Bfloat16>, encode<Bfloat16>}},
+    {sum_of_squares<float>, sum_of_squares<double>}};
+
+static_assert(std::string_view(preparation_scalars[rescale_grad_scalar]) == "rescale_grad");
+
 // The names of all scalars of a rule, in the order of a row.
 template <class R>
 struct ScalarNames {
@@ -83,7 +91,7 @@ constexpr RuleKernels describe() {
           names.data(),
           static_cast<int>(names.size()),
           {run<R, float>, run<R, double>},
-          codecs};
+          &shared_kernels};
 }
 
 template <class... Rules>

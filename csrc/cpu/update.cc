@@ -3,6 +3,8 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 
 #include "chunks.h"
 
@@ -16,7 +18,7 @@ constexpr std::int64_t block = 512;
 bool converted(Stored type) { return type == Stored::float16 || type == Stored::bfloat16; }
 
 const Codec& codec(const RuleKernels& rule, Stored type) {
-  return rule.codecs[static_cast<int>(type) - static_cast<int>(Stored::float16)];
+  return rule.shared->codecs[static_cast<int>(type) - static_cast<int>(Stored::float16)];
 }
 
 // The part of an array that begins at `first`, converted into `buffer` where it has to be.
@@ -78,18 +80,29 @@ void update_part(const RuleKernels& rule, const Tensor& tensor, std::int64_t fir
       moved(tensor.weight, tensor.weight_type, first), states, count);
 }
 
-}  // namespace
+double gradient_part_squared(const RuleKernels& rule, const Tensor& tensor, std::int64_t begin,
+                             std::int64_t end) noexcept {
+  const auto sum_of_squares = rule.shared->sum_of_squares[static_cast<std::size_t>(tensor.compute)];
+  if (!converted(tensor.grad_type)) {
+    return sum_of_squares(moved(tensor.grad, tensor.grad_type, begin), end - begin);
+  }
+  double sum = 0;
+  for (std::int64_t first = begin; first < end; first += block) {
+    alignas(64) float buffer[block];
+    const std::int64_t count = std::min(block, end - first);
+    sum += sum_of_squares(load(rule, tensor.grad, tensor.grad_type, first, count, buffer), count);
+  }
+  return sum;
+}
 
-void update(const RuleKernels& rule, const std::vector<Tensor>& tensors, int threads) {
-  std::vector<std::int64_t> sizes;
-  sizes.reserve(tensors.size());
-  for (const Tensor& tensor : tensors) sizes.push_back(tensor.size);
-  const Chunks chunks(sizes);
+// Calls visit(chunk, tensor, first element, number of elements) for all that lies in the chunks of
+// all tensors, on `threads` threads.
+template <class Visit>
+void for_each_part(const Chunks& chunks, int threads, Visit&& visit) {
   const std::int64_t count = chunks.count();
-
   const auto run = [&](std::int64_t chunk) noexcept {
     chunks.visit(chunk, [&](std::size_t tensor, std::int64_t first, std::int64_t elements) {
-      update_part(rule, tensors[tensor], first, elements);
+      visit(chunk, tensor, first, elements);
     });
   };
 
@@ -103,6 +116,34 @@ void update(const RuleKernels& rule, const std::vector<Tensor>& tensors, int thr
   const int team = threads > 0 ? threads : omp_get_max_threads();
 #pragma omp parallel for schedule(dynamic) num_threads(team)
   for (std::int64_t chunk = 0; chunk < count; ++chunk) run(chunk);
+}
+
+Chunks chunks_of(const std::vector<Tensor>& tensors) {
+  std::vector<std::int64_t> sizes;
+  sizes.reserve(tensors.size());
+  for (const Tensor& tensor : tensors) sizes.push_back(tensor.size);
+  return Chunks(sizes);
+}
+
+}  // namespace
+
+void update(const RuleKernels& rule, const std::vector<Tensor>& tensors, int threads) {
+  for_each_part(chunks_of(tensors), threads,
+                [&](std::int64_t, std::size_t tensor, std::int64_t first, std::int64_t elements) {
+                  update_part(rule, tensors[tensor], first, elements);
+                });
+}
+
+double gradient_norm(const RuleKernels& rule, const std::vector<Tensor>& tensors, int threads) {
+  const Chunks chunks = chunks_of(tensors);
+  std::vector<double> sums(static_cast<std::size_t>(chunks.count()));
+  for_each_part(
+      chunks, threads,
+      [&](std::int64_t chunk, std::size_t tensor, std::int64_t first, std::int64_t elements) {
+        sums[static_cast<std::size_t>(chunk)] +=
+            gradient_part_squared(rule, tensors[tensor], first, first + elements);
+      });
+  return std::sqrt(std::accumulate(sums.begin(), sums.end(), 0.0));
 }
 
 }  // namespace mxadamax::cpu

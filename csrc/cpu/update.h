@@ -39,4 +39,7 @@ Pointer moved(Pointer pointer, Stored type, std::int64_t elements) {
 // MXNet's engine threads is what MXNet decided. The result does not depend on it.
 void update(const RuleKernels& rule, const std::vector<Tensor>& tensors, int threads = 0);
 
+// The root of the sum of the squares of all gradients. The result does not depend on `threads`.
+double gradient_norm(const RuleKernels& rule, const std::vector<Tensor>& tensors, int threads = 0);
+
 }  // namespace mxadamax::cpu

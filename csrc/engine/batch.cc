@@ -1,6 +1,7 @@
 #include "batch.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <functional>
 #include <limits>
@@ -311,6 +312,7 @@ std::string Shape::text() const {
 struct Operation {
   Batch batch;
   std::vector<double> scalars;
+  std::optional<NormBound> norm_bound;
 
   void run() const {
     run_in_engine(batch.rule_.rule, [this] {
@@ -321,8 +323,30 @@ struct Operation {
         add_tensors(parameter, row, tensors);
         row += batch.rule_.scalars;
       }
+      std::vector<double> clipped;
+      if (norm_bound) clipped = clipped_scalars(tensors);
       cpu::update(batch.rule_, tensors);
     });
+  }
+
+  // Scalars with which the gradients have a norm of no more than the bound; points the tensors to
+  // them.
+  std::vector<double> clipped_scalars(std::vector<cpu::Tensor>& tensors) const {
+    const double rescale_grad = scalars[cpu::rescale_grad_scalar];
+    const double norm = std::abs(rescale_grad) * cpu::gradient_norm(batch.rule_, tensors);
+    norm_bound->report->gradient_norm = norm;
+    std::vector<double> clipped = scalars;
+    // NaN goes through.
+    if (norm <= norm_bound->bound) return clipped;
+    const double factor = norm_bound->bound / norm;
+    for (std::size_t first = 0; first < clipped.size();
+         first += static_cast<std::size_t>(batch.rule_.scalars)) {
+      clipped[first + cpu::rescale_grad_scalar] *= factor;
+    }
+    for (cpu::Tensor& tensor : tensors) {
+      tensor.scalars = clipped.data() + (tensor.scalars - scalars.data());
+    }
+    return clipped;
   }
 
   void add_tensors(const Batch::Parameter& p, const double* row,
@@ -468,7 +492,7 @@ void Batch::restore_layouts() const {
   }
 }
 
-void Batch::push(std::vector<double> scalars) && {
+void Batch::push(std::vector<double> scalars, std::optional<NormBound> norm_bound) && {
   if (parameters_.empty()) return;
   std::vector<Handle> read;
   std::vector<Handle> written;
@@ -482,7 +506,8 @@ void Batch::push(std::vector<double> scalars) && {
   restore_layouts();
   const int device_id = device_id_;
   const char* const name = rule_.rule;
-  push_task(std::unique_ptr<const Operation>(new Operation{std::move(*this), std::move(scalars)}),
+  push_task(std::unique_ptr<const Operation>(
+                new Operation{std::move(*this), std::move(scalars), std::move(norm_bound)}),
             device_id, read, written, name);
 }
 

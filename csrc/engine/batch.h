@@ -1,8 +1,11 @@
 // The arrays of one update: checked, held, and pushed to MXNet's engine as one operation.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <limits>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -41,6 +44,17 @@ struct State {
   std::vector<Array> arrays;
 };
 
+// What a step leaves behind, to be read after a wait.
+struct StepReport {
+  std::atomic<double> gradient_norm{std::numeric_limits<double>::quiet_NaN()};
+};
+
+// Bounds the norm of all gradients of a step together, after they have been rescaled.
+struct NormBound {
+  double bound;
+  std::shared_ptr<StepReport> report;
+};
+
 class Batch {
  public:
   // With `lazy`, rows that a row_sparse gradient does not hold are left alone; else they are
@@ -73,7 +87,7 @@ class Batch {
   // Hands the update to the engine and returns at once. `scalars` has a row for each parameter, as
   // wide as the rule has scalars. What the engine cannot do surfaces as MXNetError at the next
   // wait, with no array written.
-  void push(std::vector<double> scalars) &&;
+  void push(std::vector<double> scalars, std::optional<NormBound> norm_bound) &&;
 
  private:
   friend struct Operation;
