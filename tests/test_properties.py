@@ -50,7 +50,11 @@ def test_equal_to_the_built_in(data, member, shapes, options, aggregate_num):
     optimizer = type(member.create())
     known = {*optimizer.ranges, *optimizer._common_ranges, "learning_rate", "begin_num_update"}
     options = {k: x for k, x in options.items() if k in known and k not in member.options}
-    dtypes = [data.draw(st.sampled_from(["float32", "float64"])) for _ in shapes]
+    dtype = st.sampled_from(["float32", "float64"])
+    dtypes = [data.draw(dtype) for _ in shapes]
+    if member.ours.get("schedule_per_parameter"):
+        # Its result depends on the order of parameters, and MXNet sorts what it aggregates by type.
+        dtypes = [dtypes[0]] * len(shapes)
     with mx.util.np_shape(True):
         start = [data.draw(values(dtype, shape)) for dtype, shape in zip(dtypes, shapes)]
         runs = [
