@@ -9,7 +9,7 @@ train: $(VENV)/installed
 	$(VENV)/bin/python examples/train_mnist.py --optimizer adamax adamax_ext
 
 test: $(VENV)/installed
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest --numprocesses auto --dist worksteal
 
 benchmark: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/benchmark.py

@@ -3,7 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <memory>
 #include <optional>
 
@@ -107,21 +109,40 @@ void states_of(py::handle state, std::size_t position, int count, std::vector<Ha
   }
 }
 
-// The same with a master weight before it: a tuple of the two.
-void states_with_master_of(py::handle state, std::size_t position, int count,
-                           std::vector<Handle>& handles) {
-  if (py::isinstance<py::tuple>(state) || py::isinstance<py::list>(state)) {
-    const Items items(py::reinterpret_borrow<py::object>(state));
-    const Handle master = items.size() == 2 ? handle_of(items[0]) : nullptr;
-    if (master != nullptr) {
-      handles.push_back(master);
-      states_of(items[1], position, count, handles);
-      return;
+// Adds the arrays of what a parameter keeps: the rule's state; with an average a tuple of that and
+// the average; with a master weight a tuple of the master weight and all of that.
+void collect_state(py::handle state, std::size_t position, const engine::Batch& batch,
+                   std::vector<Handle>& handles) {
+  const auto pair_of = [&](py::handle found, const char* what) {
+    if (py::isinstance<py::tuple>(found) || py::isinstance<py::list>(found)) {
+      const Items items(py::reinterpret_borrow<py::object>(found));
+      if (items.size() == 2) return std::make_pair(items[0], items[1]);
     }
+    throw ParameterError(position, std::string("state is not a tuple of ") + what);
+  };
+  const auto add = [&](py::handle array, const char* what) {
+    const Handle handle = handle_of(array);
+    if (handle == nullptr) {
+      throw ParameterError(position, std::string("state is not a tuple of ") + what);
+    }
+    handles.push_back(handle);
+  };
+  if (batch.has_master()) {
+    const char* const what =
+        "a master weight and a state, as create_state_multi_precision makes it with "
+        "multi_precision=True";
+    const auto [master, rest] = pair_of(state, what);
+    add(master, what);
+    state = rest;
   }
-  throw ParameterError(position,
-                       "state is not a tuple of a master weight and a state, as "
-                       "create_state_multi_precision makes it with multi_precision=True");
+  if (!batch.format().average) {
+    states_of(state, position, batch.arrays_of_rule(), handles);
+    return;
+  }
+  const char* const what = "a state and an average, as create_state makes it with ema_decay";
+  const auto [own, average] = pair_of(state, what);
+  states_of(own, position, batch.arrays_of_rule(), handles);
+  add(average, what);
 }
 
 // Whether nothing that was found in a state can change unnoticed: a list could hold other arrays
@@ -129,7 +150,7 @@ void states_with_master_of(py::handle state, std::size_t position, int count,
 bool is_fixed(py::handle state) {
   if (!PyTuple_CheckExact(state.ptr())) return false;
   for (const py::handle item : py::reinterpret_borrow<py::tuple>(state)) {
-    if (PyList_Check(item.ptr())) return false;
+    if (PyList_Check(item.ptr()) || (PyTuple_Check(item.ptr()) && !is_fixed(item))) return false;
   }
   return true;
 }
@@ -156,9 +177,17 @@ class StateMemo {
   std::vector<Entry> entries_;
 };
 
+cpu::Stored low_bit_type(const std::string& name) {
+  if (name == "float16") return cpu::Stored::float16;
+  if (name == "bfloat16") return cpu::Stored::bfloat16;
+  if (name == "int8") return cpu::Stored::int8;
+  throw std::invalid_argument("type '" + name + "' must be float16, bfloat16 or int8");
+}
+
 engine::Batch make_batch(const std::string& rule_name, const py::object& weight_list,
                          const py::object& grad_list, const py::object& state_list, StateMemo& memo,
-                         bool lazy, bool multi_precision) {
+                         bool lazy, bool multi_precision, bool average,
+                         const py::object& state_dtype) {
   const Items weights(weight_list), grads(grad_list), states(state_list);
   const cpu::RuleKernels& rule = rule_named(rule_name, cpu::chosen_instruction_set());
   if (weights.size() != grads.size() || weights.size() != states.size()) {
@@ -166,7 +195,9 @@ engine::Batch make_batch(const std::string& rule_name, const py::object& weight_
         "got " + std::to_string(weights.size()) + " weights, " + std::to_string(grads.size()) +
         " gradients and " + std::to_string(states.size()) + " states, expected as many of each");
   }
-  engine::Batch batch(rule, lazy, multi_precision);
+  engine::StateFormat format{multi_precision, average};
+  if (!state_dtype.is_none()) format.low_bit = low_bit_type(state_dtype.cast<std::string>());
+  engine::Batch batch(rule, lazy, format);
   std::vector<Handle> handles;
   memo.fit(weights.size());
   for (std::size_t i = 0; i < weights.size(); ++i) {
@@ -174,8 +205,7 @@ engine::Batch make_batch(const std::string& rule_name, const py::object& weight_
     const std::shared_ptr<const engine::State>* known = memo.find(i, states[i]);
     if (known != nullptr && batch.reuse_state(*known)) continue;
     handles.clear();
-    const auto collect = batch.has_master() ? states_with_master_of : states_of;
-    collect(states[i], i, rule.states, handles);
+    collect_state(states[i], i, batch, handles);
     memo.keep(i, states[i], batch.add_state(handles));
   }
   batch.check_memory();
@@ -188,17 +218,16 @@ std::vector<double> table_of(const cpu::RuleKernels& rule, std::size_t tensors,
                              const py::dict& given, Convert&& convert) {
   const auto columns = static_cast<std::size_t>(rule.scalars);
   std::vector<double> table(tensors * columns);
-  if (given.size() != columns) {
-    throw std::invalid_argument("rule '" + std::string(rule.rule) + "' takes " +
-                                std::to_string(columns) + " scalars, got " +
-                                std::to_string(given.size()));
-  }
+  const std::size_t required = columns - cpu::pass_scalar_count;
+  std::size_t known = 0;
   for (std::size_t k = 0; k < columns; ++k) {
     const std::string name = rule.scalar_names[k];
     if (!given.contains(name.c_str())) {
+      if (k >= required) continue;
       throw std::invalid_argument("rule '" + std::string(rule.rule) + "' needs the scalar '" +
                                   name + "'");
     }
+    ++known;
     const auto column = given[name.c_str()].cast<py::object>();
     if (py::isinstance<py::list>(column)) {
       const auto list = column.cast<py::list>();
@@ -221,12 +250,26 @@ std::vector<double> table_of(const cpu::RuleKernels& rule, std::size_t tensors,
       for (std::size_t i = 0; i < tensors; ++i) table[i * columns + k] = converted;
     }
   }
+  if (known != given.size()) {
+    throw std::invalid_argument("rule '" + std::string(rule.rule) + "' takes " +
+                                std::to_string(columns) +
+                                " scalars, got one that it does not "
+                                "have");
+  }
   return table;
 }
 
-void push(engine::Batch& batch, const py::dict& scalars, const py::object& clip_global_norm,
-          const std::shared_ptr<engine::StepReport>& report) {
+bool is_pass_scalar(const std::string& name) {
+  return std::find(std::begin(cpu::pass_scalars), std::end(cpu::pass_scalars), name) !=
+         std::end(cpu::pass_scalars);
+}
+
+void push(engine::Batch& batch, const std::vector<py::dict>& tables,
+          const py::object& clip_global_norm, bool skip_nonfinite,
+          const std::shared_ptr<engine::StepReport>& report, std::int64_t skipped_before) {
   const auto convert = [](const std::string& name, std::size_t position, double value) -> double {
+    // Never seen by an operator of MXNet's.
+    if (is_pass_scalar(name)) return value;
     // MXNet's clip takes its bounds in single precision, whatever it clips.
     if (name == "clip_gradient" || name == "clip_weights")
       return engine::as_mxnet_reads<float>(value);
@@ -237,11 +280,17 @@ void push(engine::Batch& batch, const py::dict& scalars, const py::object& clip_
     }
     return engine::as_mxnet_reads<double>(value);
   };
-  auto table = table_of(batch.rule(), batch.size(), scalars, convert);
-  std::optional<engine::NormBound> norm_bound;
-  if (!clip_global_norm.is_none()) norm_bound = {clip_global_norm.cast<double>(), report};
+  std::vector<std::vector<double>> rows;
+  for (const py::dict& scalars : tables) {
+    rows.push_back(table_of(batch.rule(), batch.size(), scalars, convert));
+  }
+  engine::StepOptions options;
+  if (!clip_global_norm.is_none()) options.clip_global_norm = clip_global_norm.cast<double>();
+  options.skip_nonfinite = skip_nonfinite;
+  options.report = report;
+  options.skipped_before = skipped_before;
   const py::gil_scoped_release release;
-  std::move(batch).push(std::move(table), std::move(norm_bound));
+  std::move(batch).push(std::move(rows), std::move(options));
 }
 
 const cpu::Codec& codec_named(const std::string& type, const std::string& instruction_set) {
@@ -264,6 +313,54 @@ Bits encode(const Floats& from, const std::string& type, const std::string& inst
   Bits to(from.size());
   codec_named(type, instruction_set).encode(from.data(), to.mutable_data(), from.size());
   return to;
+}
+
+using Key = std::pair<std::uint32_t, std::uint32_t>;
+
+std::vector<std::uint32_t> random_bits(const Key& key, py::ssize_t count,
+                                       const cpu::SharedKernels& shared) {
+  std::vector<std::uint32_t> bits(static_cast<std::size_t>(count));
+  shared.random_bits({key.first, key.second}, 0, bits.data(), count);
+  return bits;
+}
+
+Bits encode_at_random(const Floats& from, const std::string& type, bool divisor, const Key& key,
+                      const std::string& instruction_set) {
+  const cpu::Codec& codec = codec_named(type, instruction_set);
+  const auto encode = divisor ? codec.encode_divisor_at_random : codec.encode_at_random;
+  Bits to(from.size());
+  const auto bits =
+      random_bits(key, from.size(), *cpu::instruction_set(instruction_set).table.rules[0].shared);
+  encode(from.data(), bits.data(), 0, to.mutable_data(), from.size());
+  return to;
+}
+
+py::tuple encode_int8(const Floats& plain, const Floats& divisor, const Key& key,
+                      const std::string& instruction_set) {
+  const cpu::SharedKernels& shared = *cpu::instruction_set(instruction_set).table.rules[0].shared;
+  if (plain.size() != divisor.size()) throw std::invalid_argument("sizes differ");
+  const py::ssize_t blocks = (plain.size() + cpu::scaled_block - 1) / cpu::scaled_block;
+  py::array_t<std::int8_t> ratios(plain.size());
+  py::array_t<std::uint8_t> divisors(plain.size());
+  Floats scales(blocks * cpu::scales_of_block);
+  const auto bits = random_bits(key, plain.size(), shared);
+  shared.int8_codec.encode(plain.data(), divisor.data(), bits.data(), ratios.mutable_data(),
+                           divisors.mutable_data(), scales.mutable_data(), plain.size());
+  return py::make_tuple(ratios, divisors, scales);
+}
+
+py::tuple decode_int8(const py::array_t<std::int8_t>& ratios,
+                      const py::array_t<std::uint8_t>& divisors, const Floats& scales,
+                      const std::string& instruction_set) {
+  const cpu::SharedKernels& shared = *cpu::instruction_set(instruction_set).table.rules[0].shared;
+  const py::ssize_t blocks = (ratios.size() + cpu::scaled_block - 1) / cpu::scaled_block;
+  if (divisors.size() != ratios.size() || scales.size() != blocks * cpu::scales_of_block) {
+    throw std::invalid_argument("sizes differ");
+  }
+  Floats plain(ratios.size()), divisor(ratios.size());
+  shared.int8_codec.decode(ratios.data(), divisors.data(), scales.data(), plain.mutable_data(),
+                           divisor.mutable_data(), ratios.size());
+  return py::make_tuple(plain, divisor);
 }
 
 // Updates NumPy arrays, without MXNet, in the calling thread.
@@ -343,6 +440,15 @@ PYBIND11_MODULE(_native, m) {
     }
   });
 
+  py::class_<cpu::RuleKernels>(m, "Rule", "What is known about a rule.")
+      .def_readonly("states", &cpu::RuleKernels::states, "How many arrays of state it has.")
+      .def_readonly("keeps_in_few_bits", &cpu::RuleKernels::keeps_in_few_bits,
+                    "Whether its states can be kept in 16 bits, rounded at random.")
+      .def_property_readonly("keeps_in_int8", &cpu::RuleKernels::keeps_in_int8,
+                             "Whether they can be kept in 8 bits.");
+  m.attr("scaled_block") = cpu::scaled_block;
+  m.attr("scales_of_block") = cpu::scales_of_block;
+
   // Refuses a bad MXADAMAX_INSTRUCTION_SET at import.
   m.attr("instruction_set") = cpu::chosen_instruction_set().name;
   py::list names;
@@ -351,9 +457,8 @@ PYBIND11_MODULE(_native, m) {
   py::dict rules;
   for (int k = 0; k < cpu::chosen_instruction_set().table.count; ++k) {
     const cpu::RuleKernels& rule = cpu::chosen_instruction_set().table.rules[k];
-    rules[rule.rule] = rule.states;
+    rules[rule.rule] = rule;
   }
-  // How many arrays of state each has.
   m.attr("rules") = rules;
   m.attr("mxnet_functions") = py::tuple(py::cast(engine::api_names()));
 
@@ -402,25 +507,39 @@ PYBIND11_MODULE(_native, m) {
   py::class_<engine::StepReport, std::shared_ptr<engine::StepReport>>(
       m, "StepReport", "What a step leaves behind, to be read after a wait.")
       .def(py::init<>())
-      .def_property_readonly("gradient_norm", [](const engine::StepReport& report) {
-        return report.gradient_norm.load();
-      });
+      .def_property_readonly(
+          "gradient_norm",
+          [](const engine::StepReport& report) { return report.gradient_norm.load(); })
+      .def_property_readonly(
+          "finished", [](const engine::StepReport& report) { return report.finished.load(); })
+      .def_property_readonly(
+          "skipped", [](const engine::StepReport& report) { return report.skipped.load(); });
   py::class_<engine::Batch>(m, "Batch", "The arrays of one update, checked and held.")
       .def(py::init(&make_batch), py::arg("rule"), py::arg("weights"), py::arg("grads"),
            py::arg("states"), py::arg("memo"), py::arg("lazy"), py::arg("multi_precision"),
+           py::arg("average"), py::arg("state_dtype"),
            "Check all arrays and hold them; ParameterError names what is wrong. With lazy, rows "
-           "that a row_sparse gradient does not hold are left alone. With multi_precision, the "
-           "states of 16-bit weights are tuples of a float32 master weight and a state.")
-      .def("push", &push, py::arg("scalars"), py::arg("clip_global_norm") = py::none(),
-           py::arg("report") = nullptr,
-           "Hand the update to MXNet's engine, once. Each scalar of the rule is one number, or a "
-           "list "
-           "with one for each parameter.");
+           "that a row_sparse gradient does not hold are left alone. The others say what states "
+           "are made of.")
+      .def("push", &push, py::arg("tables"), py::arg("clip_global_norm"), py::arg("skip_nonfinite"),
+           py::arg("report"), py::arg("skipped_before"),
+           "Hand the update to MXNet's engine, once. Each table is a dict, in which each scalar of "
+           "the rule is one number, or a list with one for each parameter. The first table counts "
+           "if skipped_before steps of the report have been skipped, the next if one more, and so "
+           "on.");
 
   m.def("decode", &decode, py::arg("array"), py::arg("type"), py::arg("instruction_set"),
         "What the bits of 16-bit numbers stand for: float32 numbers.");
   m.def("encode", &encode, py::arg("array"), py::arg("type"), py::arg("instruction_set"),
         "The bits of the 16-bit numbers that are nearest to float32 numbers.");
+  m.def("encode_at_random", &encode_at_random, py::arg("array"), py::arg("type"),
+        py::arg("divisor"), py::arg("key"), py::arg("instruction_set"),
+        "The same, rounded at random; of divisors nothing but 0 becomes 0.");
+  m.def("encode_int8", &encode_int8, py::arg("plain"), py::arg("divisor"), py::arg("key"),
+        py::arg("instruction_set"),
+        "Ratios, divisors and scales that stand for two states in 8 bits each.");
+  m.def("decode_int8", &decode_int8, py::arg("ratios"), py::arg("divisors"), py::arg("scales"),
+        py::arg("instruction_set"), "The two states that they stand for.");
   m.def("update_numpy", &update_numpy, py::arg("rule"), py::arg("weights"), py::arg("grads"),
         py::arg("states"), py::arg("scalars"), py::arg("instruction_set") = "",
         py::arg("threads") = 0,

@@ -19,6 +19,7 @@ from .adagrad import AdaGrad
 from .adam import Adam, AMSGrad
 from .adamax import Adamax
 from .adamw import AdamW
+from .averaging import averaged_weights
 from .nadam import Nadam
 from .nag import NAG
 from .rmsprop import RMSProp
@@ -36,5 +37,6 @@ __all__ = [
     "Adamax",
     "Nadam",
     "RMSProp",
+    "averaged_weights",
 ]
 __version__ = "0.1.0"

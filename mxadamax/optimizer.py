@@ -3,6 +3,7 @@
 import inspect
 import math
 import os
+import zlib
 from types import SimpleNamespace
 from typing import (
     Any,
@@ -11,7 +12,6 @@ from typing import (
     Dict,
     List,
     Mapping,
-    NamedTuple,
     Optional,
     Sequence,
     Tuple,
@@ -28,23 +28,23 @@ from mxnet.optimizer import Optimizer
 from . import _native
 from .engine import inside_kvstore_update, native
 from .hyperparameters import FINITE, NOT_NEGATIVE, Range, check_flag, check_integer
+from .ledger import Index, Ledger
 
-Index = Union[int, str]
 State = Any
 Scalars = Dict[str, Union[float, List[float]]]
 
 BFLOAT16 = numpy.dtype([("bfloat16", numpy.uint16)])
 """What MXNet calls by this name."""
 
+STATE_TYPES: Mapping[str, Any] = {
+    "float16": numpy.dtype(numpy.float16),
+    "bfloat16": BFLOAT16,
+    "int8": numpy.dtype(numpy.int8),
+}
+"""What `state_dtype` can be."""
+
 NO_PENALTY = -1.0
 """In the place of `wd`: the gradient is left without any weight decay."""
-
-
-class _NormOfStep(NamedTuple):
-    """A weight of a step, to wait for, and what tells the norm then."""
-
-    weight: NDArray
-    report: Any
 
 
 _Class = TypeVar("_Class", bound=Type["FusedOptimizer"])
@@ -106,6 +106,26 @@ class FusedOptimizer(Optimizer):
         `clip_gradient`, inside the step, so that nothing waits for it; `gradient_norm` tells it.
         Only where one call updates the whole model: `aggregate_num` must be left alone, and updates
         on a key-value store are refused.
+    skip_nonfinite : bool, default False
+        A step in which any gradient of the model holds NaN or infinity changes nothing: no weight,
+        no state, no average, and it does not count for the correction of biases. Decided inside
+        the step, so that nothing waits; `skipped_steps` tells how many there were. An
+        `lr_scheduler` counts all steps. Only where one call updates the whole model, as with
+        `clip_global_norm`.
+    ema_decay : float, in [0, 1), or None, default None
+        Keep the average of each weight over its updates ``w_1 .. w_t``, in the same pass::
+
+            average = (1 - share) * average + share * w_t,  share = (1 - d) / (1 - d**t)
+
+        which is the exponentially weighted average of arXiv 1412.6980, section 7.2, with its bias
+        corrected at every step. In float32 for 16-bit weights, of the float32 copy where there is
+        one. :func:`mxadamax.averaged_weights` evaluates with it. Costs an array of state, as the
+        last of a tuple ``(state, average)``.
+    state_dtype : {'float16', 'bfloat16', 'int8'} or None, default None
+        Keep the states in fewer bits than weights of float32 have; see the notes. Not for float64
+        weights, and only with `use_fused_step`.
+    state_seed : int, in [0, 2**20), default 0
+        Which random numbers states of a `state_dtype` are rounded by: the same seed, the same bits.
     **kwargs
         What :class:`mxnet.optimizer.Optimizer` takes: ``rescale_grad`` (finite), ``wd`` (in
         [0, inf)), ``clip_gradient`` (in [0, inf], or None), ``lr_scheduler``, ``begin_num_update``,
@@ -119,6 +139,20 @@ class FusedOptimizer(Optimizer):
         For an argument that does not exist.
     ValueError
         For a hyperparameter out of its range.
+
+    Notes
+    -----
+    With a `state_dtype`, states are rounded up or down at random, with probabilities that make the
+    mean of many roundings the number itself; so updates that are too small to change a rounded
+    state are not lost. The random numbers depend on `state_seed`, the parameter, its update and the
+    position in it only. States that are squares are kept as their roots. What steps are divided by
+    is never rounded to zero.
+
+    ``'int8'`` keeps the second of two states, which steps are divided by, in 256 levels, and the
+    first as its ratio to that in 255, relative to the largest of each block of 64 elements. A NaN
+    or infinity spreads over its block. States are then a tuple of an int8 array, an uint8 array,
+    and a float32 array with two ranges for each block: 2.125 bytes for each parameter instead of 8.
+    For Adamax, Adam, AdamW, Nadam and AdaBelief, and dense gradients.
     """
 
     registered_name: ClassVar[str]
@@ -134,6 +168,7 @@ class FusedOptimizer(Optimizer):
         "clip_global_norm": Range(
             0.0, math.inf, includes_low=False, includes_high=True, optional=True
         ),
+        "ema_decay": Range(0.0, 1.0, optional=True),
     }
 
     def __init__(
@@ -145,6 +180,10 @@ class FusedOptimizer(Optimizer):
         decoupled_wd: bool = False,
         lazy_update: bool = False,
         clip_global_norm: Optional[float] = None,
+        skip_nonfinite: bool = False,
+        ema_decay: Optional[float] = None,
+        state_dtype: Optional[str] = None,
+        state_seed: int = 0,
         **kwargs: Any,
     ):
         unknown = sorted(set(kwargs) - set(inspect.signature(Optimizer.__init__).parameters))
@@ -160,6 +199,7 @@ class FusedOptimizer(Optimizer):
             "maximize": maximize,
             "decoupled_wd": decoupled_wd,
             "lazy_update": lazy_update,
+            "skip_nonfinite": skip_nonfinite,
             "use_fused_step": use_fused_step,
         }
         for name, value in flags.items():
@@ -168,10 +208,17 @@ class FusedOptimizer(Optimizer):
             raise ValueError(
                 f"{self.registered_name}: lazy_update must be False without use_fused_step"
             )
-        if clip_global_norm is not None and aggregate_num != numpy.inf:
+        self.clip_global_norm = clip_global_norm
+        self.skip_nonfinite = skip_nonfinite
+        if self._whole_model_option and aggregate_num != numpy.inf:
             raise ValueError(
-                f"{self.registered_name}: clip_global_norm needs the whole model in one call "
-                f"(aggregate_num=numpy.inf), got aggregate_num={aggregate_num!r}"
+                f"{self.registered_name}: {self._whole_model_option} needs the whole model in one "
+                f"call (aggregate_num=numpy.inf), got aggregate_num={aggregate_num!r}"
+            )
+        check_integer(self.registered_name, "state_seed", state_seed, 0)
+        if state_seed >= 2**20:
+            raise ValueError(
+                f"{self.registered_name}: state_seed must be less than 2**20, got {state_seed!r}"
             )
         super().__init__(
             learning_rate=learning_rate,
@@ -182,20 +229,32 @@ class FusedOptimizer(Optimizer):
         self.maximize = maximize
         self.decoupled_wd = decoupled_wd
         self.lazy_update = lazy_update
-        self.clip_global_norm = clip_global_norm
-        self._norm_of_step: Optional[_NormOfStep] = None
+        self.ema_decay = ema_decay
+        self.state_dtype = state_dtype
+        self.state_seed = state_seed
+        self.weights_are_averages = False
+        self._ledgers: Dict[int, Ledger] = {}
+        self._last_ledger = Ledger()
         self._memo = _native.StateMemo()
         check_integer(self.registered_name, "begin_num_update", self.begin_num_update, 0)
 
     def __getstate__(self) -> Dict[str, Any]:
         state: Dict[str, Any] = super().__getstate__()
-        del state["_memo"], state["_norm_of_step"]
+        del state["_memo"], state["_last_ledger"], state["weights_are_averages"]
+        state["_ledgers"] = {
+            device: (ledger.skipped, ledger.skipped_steps)
+            for device, ledger in self._ledgers.items()
+        }
         return state
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         super().__setstate__(state)
         self._memo = _native.StateMemo()
-        self._norm_of_step = None
+        self._ledgers = {
+            device: Ledger(*entries) for device, entries in state.get("_ledgers", {}).items()
+        }
+        self._last_ledger = next(iter(self._ledgers.values()), Ledger())
+        self.weights_are_averages = False
         self.aggregate_num = _whole_model(self.aggregate_num)
 
     def check_hyperparameters(self) -> None:
@@ -208,6 +267,23 @@ class FusedOptimizer(Optimizer):
                 allowed.check(self.registered_name, name, getattr(self, name))
         if self.lr_scheduler is None:
             NOT_NEGATIVE.check(self.registered_name, "learning_rate", self.lr)
+        if self.state_dtype is not None:
+            self._check_state_dtype()
+
+    def _check_state_dtype(self) -> None:
+        if self.state_dtype not in STATE_TYPES:
+            raise ValueError(
+                f"{self.registered_name}: state_dtype must be one of {list(STATE_TYPES)} or None, "
+                f"got {self.state_dtype!r}"
+            )
+        rule = _native.rules[self.rule]
+        fits = rule.keeps_in_int8 if self.state_dtype == "int8" else rule.keeps_in_few_bits
+        if not fits or not self.use_fused_step:
+            why = f"rule {self.rule!r}" if not fits else "use_fused_step=False"
+            raise ValueError(
+                f"{self.registered_name}: state_dtype must be None with {why}, "
+                f"got {self.state_dtype!r}"
+            )
 
     def set_learning_rate(self, lr: float) -> None:
         """Set the learning rate, in [0, inf); only without an `lr_scheduler`."""
@@ -220,11 +296,26 @@ class FusedOptimizer(Optimizer):
 
         Waits for that step. None without `clip_global_norm`, and before the first step.
         """
-        if self._norm_of_step is None:
-            return None
-        weight, report = self._norm_of_step
-        weight.wait_to_read()
-        return report if isinstance(report, float) else report.gradient_norm
+        return None if self.clip_global_norm is None else self._last_ledger.gradient_norm
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps `skip_nonfinite` has left out. Waits for the last step."""
+        return self._last_ledger.skipped_steps
+
+    @property
+    def _whole_model_option(self) -> Optional[str]:
+        """The option, if any, that needs the whole model in one call."""
+        if self.clip_global_norm is not None:
+            return "clip_global_norm"
+        return "skip_nonfinite" if self.skip_nonfinite else None
+
+    def _ledger(self, weight: NDArray) -> Ledger:
+        device = weight.context.device_id
+        if device not in self._ledgers:
+            self._ledgers[device] = Ledger()
+        self._last_ledger = self._ledgers[device]
+        return self._last_ledger
 
     def create_state(self, index: Index, weight: NDArray) -> State:
         """The state of a weight before its first update: arrays of zeros like it.
@@ -232,15 +323,43 @@ class FusedOptimizer(Optimizer):
         Returns
         -------
         None, NDArray or tuple of NDArray
-            As many arrays as the rule keeps, in the order in which the class names them.
+            As many arrays as the rule keeps, in the order in which the class names them. With
+            `ema_decay`, a tuple of that and the average, which begins as the weight.
         """
-        arrays = tuple(
-            zeros(weight.shape, weight.context, dtype=weight.dtype)
-            for _ in range(_native.rules[self.rule])
-        )
-        if len(arrays) < 2:
-            return arrays[0] if arrays else None
-        return arrays
+        states = _native.rules[self.rule].states
+
+        def make(shape: Tuple[int, ...], dtype: Any) -> NDArray:
+            return zeros(shape, weight.context, dtype=dtype)
+
+        if self.state_dtype == "int8":
+            blocks = -(-weight.size // _native.scaled_block)
+            arrays = (
+                make(weight.shape, numpy.int8),
+                make(weight.shape, numpy.uint8),
+                make((blocks, _native.scales_of_block), numpy.float32),
+            )
+        else:
+            dtype = STATE_TYPES[self.state_dtype] if self.state_dtype else weight.dtype
+            arrays = tuple(make(weight.shape, dtype) for _ in range(states))
+        own = arrays if len(arrays) > 1 else arrays[0] if arrays else None
+        if self.ema_decay is None:
+            return own
+        return own, weight.astype(numpy.float32 if _is_short(weight) else weight.dtype)
+
+    def average_of(self, state: State, weight: NDArray) -> NDArray:
+        """The average of a weight in its state, with `ema_decay`."""
+        return self._parts(state, weight)[2]
+
+    def _parts(
+        self, state: State, weight: NDArray
+    ) -> Tuple[Optional[NDArray], State, Optional[NDArray]]:
+        """The master weight, the rule's own state and the average in what a parameter keeps."""
+        master = average = None
+        if self.multi_precision and _is_short(weight):
+            master, state = state
+        if self.ema_decay is not None:
+            state, average = state
+        return master, state, average
 
     def create_state_multi_precision(self, index: Index, weight: NDArray) -> State:
         """The state of a weight before its first update; what MXNet's updater calls.
@@ -300,34 +419,45 @@ class FusedOptimizer(Optimizer):
         self.check_hyperparameters()
         if not indices:
             return
-        factor = self._norm_factor(weights, grads)
+        factor: Optional[float] = 1.0
+        if self._whole_model_option:
+            factor = self._factor(indices, weights, grads)
+        if factor is None:
+            self._count_update(indices)
+            return
         for index, weight, grad, state in zip(indices, weights, grads, states):
-            self._step_one(index, weight, grad, state, factor)
+            master, own, average = self._parts(state, weight)
+            if _is_short(weight):
+                target = self._step_in_float32(index, weight, grad, master, own, factor)
+            else:
+                target = weight
+                self._step_one(index, weight, grad, own, factor)
+            if average is not None:
+                share = self._share(self._updates([index])[0])
+                average[:] = (1.0 - share) * average + share * target
 
     def _step_one(
         self, index: Index, weight: NDArray, grad: NDArray, state: State, factor: float
     ) -> None:
         """`step` for one parameter, with a factor for its gradient."""
-        if _is_short(weight):
-            self._step_in_float32(index, weight, grad, state, factor)
-        else:
-            scalars = self._scalars([index])
-            s = SimpleNamespace(
-                **{name: x[0] if isinstance(x, list) else x for name, x in scalars.items()}
-            )
-            s.rescale_grad *= factor
-            if grad.stype != "default":
-                grad = grad.tostype("default")
-            grad = grad * s.rescale_grad
-            if self.clip_gradient is not None and not self.clips_decay:
-                grad = clip(grad, -self.clip_gradient, self.clip_gradient)
-            if s.wd != NO_PENALTY:
-                grad = grad + s.wd * weight
-            if self.clip_gradient is not None and self.clips_decay:
-                grad = clip(grad, -self.clip_gradient, self.clip_gradient)
-            if s.keep != 1.0:
-                weight *= s.keep
-            self.definition(weight, grad, state, s)
+        lrs, wds = self._count_update([index])
+        scalars = self._scalars(lrs, wds, self._updates([index]))
+        s = SimpleNamespace(
+            **{name: x[0] if isinstance(x, list) else x for name, x in scalars.items()}
+        )
+        s.rescale_grad *= factor
+        if grad.stype != "default":
+            grad = grad.tostype("default")
+        grad = grad * s.rescale_grad
+        if self.clip_gradient is not None and not self.clips_decay:
+            grad = clip(grad, -self.clip_gradient, self.clip_gradient)
+        if s.wd != NO_PENALTY:
+            grad = grad + s.wd * weight
+        if self.clip_gradient is not None and self.clips_decay:
+            grad = clip(grad, -self.clip_gradient, self.clip_gradient)
+        if s.keep != 1.0:
+            weight *= s.keep
+        self.definition(weight, grad, state, s)
 
     def fused_step(
         self,
@@ -375,13 +505,15 @@ class FusedOptimizer(Optimizer):
                 self._memo,
                 self.lazy_update,
                 self.multi_precision,
+                self.ema_decay is not None,
+                self.state_dtype,
             )
-            if self.clip_global_norm is None:
-                batch.push(self._scalars(indices))
+            if self._whole_model_option:
+                self._push_whole_model(batch, indices, weights[0])
             else:
-                report = _native.StepReport()
-                batch.push(self._scalars(indices), self.clip_global_norm, report)
-                self._norm_of_step = _NormOfStep(weights[0], report)
+                lrs, wds = self._count_update(indices)
+                table = self._table(indices, lrs, wds, self._updates(indices))
+                batch.push([table], None, False, None, 0)
         except BaseException as error:
             counts.clear()
             counts.update(counts_before)
@@ -400,26 +532,52 @@ class FusedOptimizer(Optimizer):
                 + message.replace("{other}", f"parameter {self._name(indices[other])}")
             ) from None
 
-    def _norm_factor(self, weights: Sequence[NDArray], grads: Sequence[NDArray]) -> float:
-        """What `clip_global_norm` multiplies gradients by; for `step`, hence by waiting."""
-        if self.clip_global_norm is None:
-            return 1.0
-        squares = sum(
-            float((grad.tostype("default").astype(numpy.float64) ** 2).sum().asscalar())
-            for grad in grads
+    def _push_whole_model(self, batch: Any, indices: Sequence[Index], weight: NDArray) -> None:
+        """Hand over a step that depends on all gradients together."""
+        ledger = self._ledger(weight)
+        outcomes = ledger.outcomes(indices) if self.skip_nonfinite else [[0] * len(indices)]
+        lrs, wds = self._count_update(indices)
+        counts = [self._index_update_count[index] for index in indices]
+        tables = [
+            self._table(indices, lrs, wds, [t - k for t, k in zip(counts, skipped)])
+            for skipped in outcomes
+        ]
+        batch.push(
+            tables, self.clip_global_norm, self.skip_nonfinite, ledger.report, ledger.entered
         )
+        ledger.push(weight)
+
+    def _factor(
+        self, indices: Sequence[Index], weights: Sequence[NDArray], grads: Sequence[NDArray]
+    ) -> Optional[float]:
+        """What `clip_global_norm` multiplies gradients by, None to skip; for `step`, by waiting."""
+        arrays = [grad.tostype("default").astype(numpy.float64).asnumpy() for grad in grads]
+        squares = sum(float(numpy.square(array).sum()) for array in arrays)
         norm = abs(self.rescale_grad) * math.sqrt(squares)
-        self._norm_of_step = _NormOfStep(weights[0], norm)
-        return 1.0 if norm <= self.clip_global_norm else self.clip_global_norm / norm
+        skipped = self.skip_nonfinite and not all(numpy.isfinite(array).all() for array in arrays)
+        self._ledger(weights[0]).note(indices, weights[0], norm, skipped)
+        if skipped:
+            return None
+        if self.clip_global_norm is None or norm <= self.clip_global_norm:
+            return 1.0
+        return self.clip_global_norm / norm
 
     def _step_in_float32(
-        self, index: Index, weight: NDArray, grad: NDArray, state: State, factor: float
-    ) -> None:
-        """`step` for a 16-bit weight: on its master weight, or on copies of weight and state."""
+        self,
+        index: Index,
+        weight: NDArray,
+        grad: NDArray,
+        master: Optional[NDArray],
+        state: State,
+        factor: float,
+    ) -> NDArray:
+        """`step` for a 16-bit weight: on its master weight, or on copies of weight and state.
+
+        Returns the updated weight in float32.
+        """
         grad = grad.astype(numpy.float32)
-        if self.multi_precision:
-            master, own = state
-            self._step_one(index, master, grad, own, factor)
+        if master is not None:
+            self._step_one(index, master, grad, state, factor)
         else:
             arrays = [] if state is None else [state] if isinstance(state, NDArray) else state
             copies = tuple(array.astype(numpy.float32) for array in arrays)
@@ -429,6 +587,7 @@ class FusedOptimizer(Optimizer):
             for array, copy in zip(arrays, copies):
                 cast(copy, dtype=array.dtype, out=array)
         cast(master, dtype=weight.dtype, out=weight)
+        return master
 
     def _fused_step_on_dense(
         self,
@@ -461,10 +620,14 @@ class FusedOptimizer(Optimizer):
         There the weights are made to raise MXNetError where they are used next.
         """
         try:
-            if self.clip_global_norm is not None and inside_kvstore_update():
+            if self._whole_model_option and inside_kvstore_update():
                 raise ValueError(
-                    f"{self.registered_name}: clip_global_norm needs the whole model in one call, "
-                    "but a key-value store updates parameters one by one"
+                    f"{self.registered_name}: {self._whole_model_option} needs the whole model in "
+                    "one call, but a key-value store updates parameters one by one"
+                )
+            if self.weights_are_averages:
+                raise ValueError(
+                    f"{self.registered_name}: a step inside averaged_weights would be taken back"
                 )
             self.update(indices, weights, grads, states)
         except Exception as error:
@@ -472,10 +635,10 @@ class FusedOptimizer(Optimizer):
                 native().push_failure(list(weights), str(error))
             raise
 
-    def _count_update(self, indices: Sequence[Index]) -> Tuple[List[float], List[float], List[int]]:
+    def _count_update(self, indices: Sequence[Index]) -> Tuple[List[float], List[float]]:
         """Count one more update of each parameter.
 
-        Returns the learning rate, the weight decay and the number of updates of each. A scheduler
+        Returns the learning rate and the weight decay of each. A scheduler
         is asked with the `num_update` that the built-ins, which count one parameter after another,
         would ask it with.
         """
@@ -496,12 +659,42 @@ class FusedOptimizer(Optimizer):
                 same_rate.append(index)
         counts.update(zip(indices, updates))
         lrs += self._get_lrs(same_rate)
-        return lrs, self._get_wds(indices), updates
+        return lrs, self._get_wds(indices)
 
-    def _scalars(self, indices: Sequence[Index]) -> Scalars:
-        """Count one more update of these parameters and return all scalars for it."""
-        lrs, wds, updates = self._count_update(indices)
-        decay: Scalars = {"wd": wds, "keep": 1.0}
+    def _updates(self, indices: Sequence[Index]) -> List[int]:
+        """Which update of each parameter this is, for `step` without those that were skipped."""
+        counts = self._index_update_count
+        if self.skip_nonfinite:
+            skipped = self._last_ledger.skipped
+            return [counts[index] - skipped.get(index, 0) for index in indices]
+        return [counts[index] for index in indices]
+
+    def _share(self, t: int) -> float:
+        """The share of the weight in its average after its update `t`."""
+        assert self.ema_decay is not None
+        return (1.0 - self.ema_decay) / (1.0 - self.ema_decay**t)
+
+    def _table(
+        self,
+        indices: Sequence[Index],
+        lrs: Sequence[float],
+        wds: Sequence[float],
+        updates: Sequence[int],
+    ) -> Scalars:
+        """All scalars of a native update."""
+        table = self._scalars(lrs, wds, updates)
+        if self.ema_decay is not None:
+            table["average_share"] = [self._share(t) for t in updates]
+        if self.state_dtype is not None:
+            table["update"] = [float(t) for t in updates]
+            table["stream"] = [float(self.state_seed << 32 | _number_of(i)) for i in indices]
+        return table
+
+    def _scalars(
+        self, lrs: Sequence[float], wds: Sequence[float], updates: Sequence[int]
+    ) -> Scalars:
+        """All scalars that kernels and `definition` need."""
+        decay: Scalars = {"wd": list(wds), "keep": 1.0}
         if self.decoupled_wd:
             rates = self._decay_rates(lrs, updates)
             decay = {"wd": NO_PENALTY, "keep": [1.0 - rate * wd for rate, wd in zip(rates, wds)]}
@@ -520,6 +713,11 @@ class FusedOptimizer(Optimizer):
         parameter = self.param_dict.get(index)
         name = parameter.name if parameter is not None else self.idx2name.get(index)
         return repr(index) if name is None else f"{index} ({name!r})"
+
+
+def _number_of(index: Index) -> int:
+    """32 bits that tell parameters apart."""
+    return index & 0xFFFFFFFF if isinstance(index, int) else zlib.crc32(str(index).encode())
 
 
 def _is_short(weight: NDArray) -> bool:

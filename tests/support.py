@@ -39,6 +39,12 @@ def nd(array: np.ndarray, ctx: mx.Context | None = None) -> mx.nd.NDArray:
     return mx.np.array(array, dtype=array.dtype, ctx=ctx or mx.cpu()).as_nd_ndarray()
 
 
+def next_scalars(optimizer: mx.optimizer.Optimizer) -> dict[str, object]:
+    """What the rule of one of our optimizers is given for the next update of its parameter 0."""
+    lrs, wds = optimizer._count_update([0])
+    return optimizer._scalars(lrs, wds, optimizer._updates([0]))
+
+
 def leaves(state: object) -> list[mx.nd.NDArray]:
     """The arrays of an optimizer state."""
     if state is None:

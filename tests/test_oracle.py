@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import oracle
 import pytest
+from support import next_scalars
 
 import mxadamax
 from mxadamax import _native
@@ -79,7 +80,7 @@ class Case(NamedTuple):
         rng = np.random.RandomState(7)
         magnitude = 10.0 ** rng.uniform(-10, 1, SIZE)
         weight = (rng.standard_normal(SIZE) * 10.0 ** rng.uniform(-4, 1, SIZE)).astype(dtype)
-        states = [np.zeros(SIZE, dtype) for _ in range(_native.rules[optimizer.rule])]
+        states = [np.zeros(SIZE, dtype) for _ in range(_native.rules[optimizer.rule].states)]
         for _ in range(STEPS):
             grad = rng.standard_normal(SIZE) * magnitude * 10.0 ** rng.uniform(-1, 1, SIZE)
             grad = np.where(rng.uniform(size=SIZE) < 0.05, 0, grad).astype(dtype)
@@ -89,7 +90,7 @@ class Case(NamedTuple):
                 [weight],
                 [grad],
                 [states],
-                optimizer._scalars([0]),
+                next_scalars(optimizer),
                 instruction_set=instruction_set,
             )
             yield before, grad, [weight, *states]

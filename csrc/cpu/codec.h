@@ -2,7 +2,9 @@
 //
 // Compiled once per instruction set, inside kernels.cc, hence internal linkage. Rounds to nearest,
 // ties to even; subnormal numbers, infinities and NaN go through, also where the processor is told
-// to flush subnormal numbers. The loops have no branches, so that the compiler vectorises them;
+// to flush subnormal numbers. States may be rounded at random instead, so that the mean of many
+// roundings is the number itself: steps that are too small to change a rounded state do so now and
+// then. The loops have no branches, so that the compiler vectorises them;
 // F16C is what the compiler does not find by itself.
 #pragma once
 
@@ -58,6 +60,23 @@ struct Float16 {
     return static_cast<std::uint16_t>(sign | (magnitude >= 0x47800000u ? special : finite));
   }
 
+  // Rounds up with a probability of what would be cut off, from 16 random bits. Finite numbers stay
+  // finite.
+  static std::uint16_t encode_at_random(float x, std::uint32_t random) {
+    const std::uint32_t sign = bits_of(x) >> 16 & 0x8000u;
+    const std::uint32_t magnitude = bits_of(x) & 0x7fffffffu;
+    const std::uint32_t normal = (magnitude - rebias + (random & 0x1fffu)) >> 13;
+    const float units = from_bits(magnitude < 0x38800000u ? magnitude : 0u) * 0x1p40f;
+    const std::uint32_t subnormal =
+        (static_cast<std::uint32_t>(static_cast<std::int32_t>(units)) + (random & 0xffffu)) >> 16;
+    const std::uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
+    const std::uint32_t largest = 0x7bffu;
+    const std::uint32_t bounded = magnitude >= 0x477fe000u || finite > largest ? largest : finite;
+    const std::uint32_t nan = 0x7e00u;
+    const std::uint32_t special = magnitude > 0x7f800000u ? nan : 0x7c00u;
+    return static_cast<std::uint16_t>(sign | (magnitude >= 0x7f800000u ? special : bounded));
+  }
+
 #if defined(__F16C__)
   static std::int64_t decode_vectors(const std::uint16_t* from, float* to, std::int64_t count) {
     std::int64_t i = 0;
@@ -89,6 +108,18 @@ struct Bfloat16 {
     const std::uint32_t nan = bits >> 16 | 0x40u;
     return static_cast<std::uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
   }
+
+  static std::uint16_t encode_at_random(float x, std::uint32_t random) {
+    const std::uint32_t sign = bits_of(x) & 0x80000000u;
+    const std::uint32_t magnitude = bits_of(x) & 0x7fffffffu;
+    const std::uint32_t rounded = magnitude + (random & 0xffffu);
+    const std::uint32_t largest = 0x7f7f0000u;
+    const std::uint32_t bounded = rounded < largest ? rounded : largest;
+    const std::uint32_t nan = 0x7fc00000u;
+    const std::uint32_t special = magnitude > 0x7f800000u ? nan : 0x7f800000u;
+    const std::uint32_t found = magnitude >= 0x7f800000u ? special : bounded;
+    return static_cast<std::uint16_t>((sign | found) >> 16);
+  }
 };
 
 template <class Type>
@@ -109,6 +140,29 @@ void encode(const float* from, void* to, std::int64_t count) noexcept {
   if constexpr (std::is_same_v<Type, Float16>) i = Type::encode_vectors(from, stored, count);
 #endif
   for (; i < count; ++i) stored[i] = Type::encode(from[i]);
+}
+
+// `shift` says which 16 of an element's random bits are meant.
+template <class Type>
+void encode_at_random(const float* from, const std::uint32_t* random, int shift, void* to,
+                      std::int64_t count) noexcept {
+  auto* const stored = static_cast<std::uint16_t*>(to);
+  for (std::int64_t i = 0; i < count; ++i) {
+    stored[i] = Type::encode_at_random(from[i], random[i] >> shift);
+  }
+}
+
+// The same for numbers that steps are divided by: what is not 0 does not become 0, which would make
+// a step without bounds of it.
+template <class Type>
+void encode_divisor_at_random(const float* from, const std::uint32_t* random, int shift, void* to,
+                              std::int64_t count) noexcept {
+  auto* const stored = static_cast<std::uint16_t*>(to);
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::uint32_t found = Type::encode_at_random(from[i], random[i] >> shift);
+    const bool vanished = (found & 0x7fffu) == 0 && (bits_of(from[i]) & 0x7fffffffu) != 0;
+    stored[i] = static_cast<std::uint16_t>(vanished ? 1u : found);
+  }
 }
 
 }  // namespace

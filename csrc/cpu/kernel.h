@@ -3,15 +3,17 @@
 
 #include <cstdint>
 
+#include "rules/rule.h"
+
 namespace mxadamax::cpu {
 
 // What a kernel computes in, and what numbers of an array are stored as: the same two types, and
 // others that are converted to and from float32.
 enum class Compute { float32 = 0, float64 = 1 };
 constexpr int compute_types = 2;
-enum class Stored { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3 };
+enum class Stored { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3, int8 = 4 };
 constexpr std::int64_t stored_size(Stored type) {
-  return type == Stored::float64 ? 8 : type == Stored::float32 ? 4 : 2;
+  return type == Stored::float64 ? 8 : type == Stored::float32 ? 4 : type == Stored::int8 ? 1 : 2;
 }
 constexpr int max_states = 4;
 
@@ -27,28 +29,78 @@ using Kernel = void (*)(const double* scalars, const void* grad, void* weight, v
 struct Codec {
   void (*decode)(const void* from, float* to, std::int64_t count) noexcept;
   void (*encode)(const float* from, void* to, std::int64_t count) noexcept;
+  // Rounding at random, by 16 bits of `random` from `shift` on.
+  using AtRandom = void (*)(const float* from, const std::uint32_t* random, int shift, void* to,
+                            std::int64_t count) noexcept;
+  AtRandom encode_at_random, encode_divisor_at_random;
+};
+
+// What random bits depend on, besides the position of an element.
+struct RandomKey {
+  std::uint32_t first, second;
+};
+
+// Elements that share the scales of their 8-bit states.
+constexpr std::int64_t scaled_block = 64;
+constexpr int scales_of_block = 2;
+
+// Two states of a rule in 8 bits each: a divisor of steps, and another relative to it.
+struct Int8Codec {
+  void (*decode)(const void* ratios, const void* divisors, const float* scales, float* plain,
+                 float* divisor, std::int64_t count) noexcept;
+  void (*encode)(const float* plain, const float* divisor, const std::uint32_t* random,
+                 void* ratios, void* divisors, float* scales, std::int64_t count) noexcept;
 };
 
 // What all rules of one instruction set share.
 struct SharedKernels {
   // By Stored, from float16 on.
   Codec codecs[2];
+  Int8Codec int8_codec;
+  void (*random_bits)(RandomKey key, std::uint32_t first, std::uint32_t* bits,
+                      std::int64_t count) noexcept;
+  void (*square)(float* numbers, std::int64_t count) noexcept;
+  void (*square_root)(float* numbers, std::int64_t count) noexcept;
   // By Compute.
   double (*sum_of_squares[compute_types])(const void* numbers, std::int64_t count) noexcept;
+  double (*sum_of_zeros[compute_types])(const void* numbers, std::int64_t count) noexcept;
+  // average = (1 - share) * average + share * weight
+  void (*average[compute_types])(const void* weight, double share, void* average,
+                                 std::int64_t count) noexcept;
 };
 
 struct RuleKernels {
   const char* rule;
   int states;
-  // Those of every rule first, then the rule's own.
+  const StateKind* kinds;
+  bool keeps_in_few_bits;
+  // Those of every rule first, then the rule's own, then those that no kernel sees.
   const char* const* scalar_names;
   int scalars;
   Kernel kernels[compute_types];
   const SharedKernels* shared;
+
+  // Whether Int8Codec fits its states.
+  bool keeps_in_int8() const {
+    return keeps_in_few_bits && states == 2 && kinds[0] == StateKind::plain &&
+           kinds[1] != StateKind::plain;
+  }
 };
 
 // Which of the scalars of every rule multiplies the gradient.
 constexpr int rescale_grad_scalar = 0;
+
+// The last scalars of every rule: the share of the new weight in its average, and for rounding at
+// random which update of the parameter this is, and a number for the parameter.
+constexpr const char* pass_scalars[] = {"average_share", "update", "stream"};
+constexpr int pass_scalar_count = 3;
+struct PassScalars {
+  double average_share, update, stream;
+};
+inline PassScalars pass_scalars_of(const RuleKernels& rule, const double* row) {
+  const double* const last = row + rule.scalars - pass_scalar_count;
+  return {last[0], last[1], last[2]};
+}
 
 // All rules as compiled for one instruction set, in the order of rules/all.h.
 struct KernelTable {

@@ -9,10 +9,13 @@
 #include <string_view>
 #include <type_traits>
 
+#include "average.h"
 #include "codec.h"
+#include "int8_codec.h"
 #include "kernel.h"
+#include "random_bits.h"
+#include "reductions.h"
 #include "rules/all.h"
-#include "sum_of_squares.h"
 
 #if defined(__clang__)
 #define MXADAMAX_INDEPENDENT_ITERATIONS _Pragma("clang loop vectorize(assume_safety)")
@@ -60,9 +63,26 @@ void run(const double* scalars, const void* grad, void* weight, void* const* sta
   }
 }
 
-constexpr SharedKernels shared_kernels = {
-    {{decode<Float16>, encode<Float16>}, {decode<Bfloat16>, encode<Bfloat16>}},
-    {sum_of_squares<float>, sum_of_squares<double>}};
+template <class Type>
+constexpr Codec codec = {decode<Type>, encode<Type>, encode_at_random<Type>,
+                         encode_divisor_at_random<Type>};
+
+void square_all(float* numbers, std::int64_t count) noexcept {
+  for (std::int64_t i = 0; i < count; ++i) numbers[i] = square(numbers[i]);
+}
+
+void square_root_all(float* numbers, std::int64_t count) noexcept {
+  for (std::int64_t i = 0; i < count; ++i) numbers[i] = square_root(numbers[i]);
+}
+
+constexpr SharedKernels shared_kernels = {{codec<Float16>, codec<Bfloat16>},
+                                          {decode_int8, encode_int8},
+                                          random_bits,
+                                          square_all,
+                                          square_root_all,
+                                          {sum_of_squares<float>, sum_of_squares<double>},
+                                          {sum_of_zeros<float>, sum_of_zeros<double>},
+                                          {average<float>, average<double>}};
 
 static_assert(std::string_view(preparation_scalars[rescale_grad_scalar]) == "rescale_grad");
 
@@ -75,10 +95,11 @@ struct ScalarNames {
                     sizeof(Preparation<float>) == common * sizeof(float),
                 "one name for each scalar");
 
-  static constexpr std::array<const char*, common + own> names = [] {
-    std::array<const char*, common + own> list{};
+  static constexpr std::array<const char*, common + own + pass_scalar_count> names = [] {
+    std::array<const char*, common + own + pass_scalar_count> list{};
     for (int k = 0; k < common; ++k) list[k] = preparation_scalars[k];
     for (int k = 0; k < own; ++k) list[common + k] = R::scalars[k];
+    for (int k = 0; k < pass_scalar_count; ++k) list[common + own + k] = pass_scalars[k];
     return list;
   }();
 };
@@ -88,6 +109,8 @@ constexpr RuleKernels describe() {
   const auto& names = ScalarNames<R>::names;
   return {R::name,
           R::states,
+          R::kinds,
+          R::keeps_in_few_bits,
           names.data(),
           static_cast<int>(names.size()),
           {run<R, float>, run<R, double>},

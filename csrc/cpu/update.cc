@@ -36,39 +36,126 @@ void store(const RuleKernels& rule, const void* from, void* array, Stored type, 
   codec(rule, type).encode(static_cast<const float*>(from), moved(array, type, first), count);
 }
 
-// Updates what no kernel can work on in place, block by block.
-void update_converted(const RuleKernels& rule, const Tensor& tensor, std::int64_t begin,
-                      std::int64_t end) noexcept {
-  alignas(64) float buffers[2 + max_states][block];
-  const Kernel kernel = rule.kernels[static_cast<std::size_t>(tensor.compute)];
+// A good mix of 64 bits (Steele, Lea & Flood, "Fast splittable pseudorandom number generators").
+std::uint64_t mixed(std::uint64_t x) {
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+  return x ^ x >> 31;
+}
+
+// What the random bits of two states of a tensor depend on.
+RandomKey random_key(const PassScalars& s, int pair, std::int64_t position) {
+  std::uint64_t key = mixed(static_cast<std::uint64_t>(s.stream));
+  key = mixed(key ^ static_cast<std::uint64_t>(s.update));
+  key = mixed(key ^ static_cast<std::uint64_t>(position) >> 32 << 8 ^ static_cast<unsigned>(pair));
+  return {static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(key >> 32)};
+}
+
+// The states of one block of a tensor, in float32 or float64 for as long as a kernel works on them.
+class States {
+ public:
+  States(const RuleKernels& rule, const Tensor& tensor, const PassScalars& scalars)
+      : rule_(rule), tensor_(tensor), scalars_(scalars) {}
+
+  void* const* read(std::int64_t first, std::int64_t count) noexcept {
+    if (tensor_.state_type == Stored::int8) {
+      const auto decode = rule_.shared->int8_codec.decode;
+      decode(moved(tensor_.states[0], Stored::int8, first),
+             moved(tensor_.states[1], Stored::int8, first), scales(first), buffers_[0], buffers_[1],
+             count);
+      for (int k = 0; k < 2; ++k) {
+        states_[k] = buffers_[k];
+        if (rule_.kinds[k] == StateKind::square) rule_.shared->square(buffers_[k], count);
+      }
+      return states_;
+    }
+    for (int k = 0; k < rule_.states; ++k) {
+      states_[k] = load(rule_, tensor_.states[k], tensor_.state_type, first, count, buffers_[k]);
+      if (is_root(k)) rule_.shared->square(buffers_[k], count);
+    }
+    return states_;
+  }
+
+  void write(std::int64_t first, std::int64_t count) noexcept {
+    if (tensor_.state_type == Stored::int8) {
+      if (rule_.kinds[1] == StateKind::square) rule_.shared->square_root(buffers_[1], count);
+      make_random_bits(0, first, count);
+      const auto encode = rule_.shared->int8_codec.encode;
+      encode(buffers_[0], buffers_[1], random_, moved(tensor_.states[0], Stored::int8, first),
+             moved(tensor_.states[1], Stored::int8, first), scales(first), count);
+      return;
+    }
+    if (!converted(tensor_.state_type)) return;
+    for (int k = 0; k < rule_.states; ++k) {
+      if (!tensor_.at_random) {
+        store(rule_, states_[k], tensor_.states[k], tensor_.state_type, first, count);
+        continue;
+      }
+      if (is_root(k)) rule_.shared->square_root(buffers_[k], count);
+      if (k % 2 == 0) make_random_bits(k / 2, first, count);
+      const Codec& found = codec(rule_, tensor_.state_type);
+      const auto encode = rule_.kinds[k] == StateKind::plain ? found.encode_at_random
+                                                             : found.encode_divisor_at_random;
+      encode(buffers_[k], random_, k % 2 * 16, moved(tensor_.states[k], tensor_.state_type, first),
+             count);
+    }
+  }
+
+ private:
+  bool is_root(int k) const { return tensor_.at_random && rule_.kinds[k] == StateKind::square; }
+
+  float* scales(std::int64_t first) const {
+    return tensor_.scales + first / scaled_block * scales_of_block;
+  }
+
+  void make_random_bits(int pair, std::int64_t first, std::int64_t count) noexcept {
+    const std::int64_t position = tensor_.offset + first;
+    rule_.shared->random_bits(random_key(scalars_, pair, position),
+                              static_cast<std::uint32_t>(position), random_, count);
+  }
+
+  const RuleKernels& rule_;
+  const Tensor& tensor_;
+  const PassScalars& scalars_;
+  void* states_[max_states] = {};
+  alignas(64) float buffers_[max_states][block];
+  alignas(64) std::uint32_t random_[block];
+};
+
+// Updates what is more than one kernel's work on arrays in place, block by block.
+void update_blocks(const RuleKernels& rule, const Tensor& tensor, std::int64_t begin,
+                   std::int64_t end) noexcept {
+  alignas(64) float grad_buffer[block], weight_buffer[block];
+  const auto compute = static_cast<std::size_t>(tensor.compute);
+  const Stored computed = tensor.compute == Compute::float64 ? Stored::float64 : Stored::float32;
+  const PassScalars scalars = pass_scalars_of(rule, tensor.scalars);
+  States states(rule, tensor, scalars);
   for (std::int64_t first = begin; first < end; first += block) {
     const std::int64_t count = std::min(block, end - first);
-    const void* const grad = load(rule, tensor.grad, tensor.grad_type, first, count, buffers[0]);
-    void* const weight = load(rule, tensor.weight, tensor.weight_type, first, count, buffers[1]);
-    void* states[max_states] = {};
-    for (int k = 0; k < rule.states; ++k) {
-      states[k] = load(rule, tensor.states[k], tensor.state_type, first, count, buffers[2 + k]);
-    }
-    kernel(tensor.scalars, grad, weight, states, count);
+    const void* const grad = load(rule, tensor.grad, tensor.grad_type, first, count, grad_buffer);
+    void* const weight = load(rule, tensor.weight, tensor.weight_type, first, count, weight_buffer);
+    rule.kernels[compute](tensor.scalars, grad, weight, states.read(first, count), count);
+    states.write(first, count);
     if (converted(tensor.weight_type)) {
       store(rule, weight, tensor.weight, tensor.weight_type, first, count);
     }
-    if (converted(tensor.state_type)) {
-      for (int k = 0; k < rule.states; ++k) {
-        store(rule, states[k], tensor.states[k], tensor.state_type, first, count);
-      }
-    }
     if (tensor.copy != nullptr) {
       store(rule, weight, tensor.copy, tensor.copy_type, first, count);
+    }
+    if (tensor.average != nullptr) {
+      rule.shared->average[compute](weight, scalars.average_share,
+                                    moved(tensor.average, computed, first), count);
     }
   }
 }
 
 void update_part(const RuleKernels& rule, const Tensor& tensor, std::int64_t first,
                  std::int64_t count) noexcept {
-  if (tensor.copy != nullptr || converted(tensor.grad_type) || converted(tensor.weight_type) ||
-      converted(tensor.state_type)) {
-    update_converted(rule, tensor, first, first + count);
+  if (tensor.copy != nullptr || tensor.average != nullptr || converted(tensor.grad_type) ||
+      converted(tensor.weight_type) || converted(tensor.state_type) ||
+      tensor.state_type == Stored::int8) {
+    update_blocks(rule, tensor, first, first + count);
     return;
   }
   void* states[max_states] = {};
@@ -80,17 +167,18 @@ void update_part(const RuleKernels& rule, const Tensor& tensor, std::int64_t fir
       moved(tensor.weight, tensor.weight_type, first), states, count);
 }
 
-double gradient_part_squared(const RuleKernels& rule, const Tensor& tensor, std::int64_t begin,
-                             std::int64_t end) noexcept {
-  const auto sum_of_squares = rule.shared->sum_of_squares[static_cast<std::size_t>(tensor.compute)];
+using Reduce = double (*)(const void* numbers, std::int64_t count) noexcept;
+
+double reduce_gradient(const RuleKernels& rule, const Tensor& tensor, Reduce reduce,
+                       std::int64_t begin, std::int64_t end) noexcept {
   if (!converted(tensor.grad_type)) {
-    return sum_of_squares(moved(tensor.grad, tensor.grad_type, begin), end - begin);
+    return reduce(moved(tensor.grad, tensor.grad_type, begin), end - begin);
   }
   double sum = 0;
   for (std::int64_t first = begin; first < end; first += block) {
     alignas(64) float buffer[block];
     const std::int64_t count = std::min(block, end - first);
-    sum += sum_of_squares(load(rule, tensor.grad, tensor.grad_type, first, count, buffer), count);
+    sum += reduce(load(rule, tensor.grad, tensor.grad_type, first, count, buffer), count);
   }
   return sum;
 }
@@ -134,16 +222,46 @@ void update(const RuleKernels& rule, const std::vector<Tensor>& tensors, int thr
                 });
 }
 
-double gradient_norm(const RuleKernels& rule, const std::vector<Tensor>& tensors, int threads) {
+namespace {
+
+// The sum of what one of the reductions of SharedKernels finds in each part of the gradients.
+template <class Member>
+double reduce_gradients(const RuleKernels& rule, const std::vector<Tensor>& tensors, Member member,
+                        int threads) {
   const Chunks chunks = chunks_of(tensors);
   std::vector<double> sums(static_cast<std::size_t>(chunks.count()));
-  for_each_part(
-      chunks, threads,
-      [&](std::int64_t chunk, std::size_t tensor, std::int64_t first, std::int64_t elements) {
-        sums[static_cast<std::size_t>(chunk)] +=
-            gradient_part_squared(rule, tensors[tensor], first, first + elements);
-      });
-  return std::sqrt(std::accumulate(sums.begin(), sums.end(), 0.0));
+  for_each_part(chunks, threads,
+                [&](std::int64_t chunk, std::size_t i, std::int64_t first, std::int64_t elements) {
+                  const Tensor& tensor = tensors[i];
+                  const Reduce reduce =
+                      (rule.shared->*member)[static_cast<std::size_t>(tensor.compute)];
+                  sums[static_cast<std::size_t>(chunk)] +=
+                      reduce_gradient(rule, tensor, reduce, first, first + elements);
+                });
+  return std::accumulate(sums.begin(), sums.end(), 0.0);
+}
+
+}  // namespace
+
+double gradient_norm(const RuleKernels& rule, const std::vector<Tensor>& tensors, int threads) {
+  return std::sqrt(reduce_gradients(rule, tensors, &SharedKernels::sum_of_squares, threads));
+}
+
+bool gradients_finite(const RuleKernels& rule, const std::vector<Tensor>& tensors, int threads) {
+  return reduce_gradients(rule, tensors, &SharedKernels::sum_of_zeros, threads) == 0;
+}
+
+Tensor part_of(const Tensor& whole, std::int64_t first, std::int64_t size, const void* grad) {
+  const Stored computed = whole.compute == Compute::float64 ? Stored::float64 : Stored::float32;
+  Tensor part = whole;
+  part.size = size;
+  part.offset = whole.offset + first;
+  part.grad = grad;
+  part.weight = moved(whole.weight, whole.weight_type, first);
+  part.copy = moved(whole.copy, whole.copy_type, first);
+  part.average = moved(whole.average, computed, first);
+  for (void*& state : part.states) state = moved(state, whole.state_type, first);
+  return part;
 }
 
 }  // namespace mxadamax::cpu

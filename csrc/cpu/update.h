@@ -23,6 +23,15 @@ struct Tensor {
   // Where the new weight is written once more, rounded; null for nowhere.
   void* copy = nullptr;
   Stored copy_type = Stored::float32;
+  // Where the average of the weight is, of the type that is computed in; null for nowhere.
+  void* average = nullptr;
+  // Whether 16-bit states are rounded at random, and their squares kept as roots. Those of 8 bits
+  // always are.
+  bool at_random = false;
+  // Of 8-bit states: as many for each block as scales_of_block. Such a tensor is a whole parameter.
+  float* scales = nullptr;
+  // Of a part of a parameter, where it begins.
+  std::int64_t offset = 0;
 };
 
 // An address so many elements further on; null stays null.
@@ -33,6 +42,9 @@ Pointer moved(Pointer pointer, Stored type, std::int64_t elements) {
   return static_cast<Byte*>(pointer) + elements * stored_size(type);
 }
 
+// A part of a tensor, with a gradient of its own.
+Tensor part_of(const Tensor& whole, std::int64_t first, std::int64_t size, const void* grad);
+
 // Updates every tensor once. Types that are converted go with computation in float32.
 //
 // `threads` is the size of the OpenMP team; 0 takes what OpenMP gives the calling thread, which on
@@ -41,5 +53,8 @@ void update(const RuleKernels& rule, const std::vector<Tensor>& tensors, int thr
 
 // The root of the sum of the squares of all gradients. The result does not depend on `threads`.
 double gradient_norm(const RuleKernels& rule, const std::vector<Tensor>& tensors, int threads = 0);
+
+// Whether no gradient holds NaN or an infinite number.
+bool gradients_finite(const RuleKernels& rule, const std::vector<Tensor>& tensors, int threads = 0);
 
 }  // namespace mxadamax::cpu

@@ -22,6 +22,8 @@ constexpr int row_sparse_storage = 1;
 constexpr int float32_dtype = 0;
 constexpr int float64_dtype = 1;
 constexpr int float16_dtype = 2;
+constexpr int uint8_dtype = 3;
+constexpr int int8_dtype = 5;
 constexpr int int64_dtype = 6;
 constexpr int bfloat16_dtype = 12;
 
@@ -46,20 +48,24 @@ std::string dtype_name(int dtype) {
 }
 
 // What an array is to its parameter.
-enum Role : std::size_t { weight_role, gradient_role, master_role, state_role };
+enum Role : std::size_t {
+  weight_role,
+  gradient_role,
+  master_role,
+  average_role,
+  scales_role,
+  state_role
+};
 
 const char* role_name(std::size_t role) {
-  static const char* const names[] = {"weight",  "gradient", "master weight", "state 0",
-                                      "state 1", "state 2",  "state 3"};
+  static const char* const names[] = {"weight",  "gradient", "master weight", "average", "scales",
+                                      "state 0", "state 1",  "state 2",       "state 3"};
   static_assert(sizeof names / sizeof *names == state_role + cpu::max_states,
                 "one name for each array");
   return names[role];
 }
 
-// Of the arrays of a state, where a master weight comes first.
-std::size_t role_of_state(std::size_t k, bool has_master) {
-  return (has_master ? master_role : state_role) + k;
-}
+bool is_short(int dtype) { return dtype == float16_dtype || dtype == bfloat16_dtype; }
 
 std::string storage_name(int storage) {
   return storage == 1   ? "row_sparse"
@@ -116,14 +122,14 @@ int check_device(std::size_t position, const char* what, Handle array) {
   return device == cpu_device ? id : 0;
 }
 
-// A gradient or state must be like its weight, or like the copy of it that is updated.
+// Refuses an array that is not of this shape and type. `like` introduces what is expected.
 void check_like(std::size_t position, const char* what, Handle array, const Shape& shape, int dtype,
-                const char* like = "weight has ") {
+                const char* like, const char* shape_like = "weight has ") {
   check_device(position, what, array);
   const Shape found(array);
   if (!(found == shape)) {
-    throw ParameterError(position, std::string(what) + " has shape " + found.text() +
-                                       ", weight has " + shape.text());
+    throw ParameterError(position, std::string(what) + " has shape " + found.text() + ", " +
+                                       shape_like + shape.text());
   }
   const int found_dtype = dtype_of(array);
   if (found_dtype != dtype) {
@@ -221,13 +227,7 @@ void add_rows(const cpu::Tensor& whole, const Rows& rows, std::int64_t count, bo
               std::vector<cpu::Tensor>& parts) {
   const std::int64_t length = whole.size / count;
   const auto add = [&](std::int64_t first, std::int64_t size, const void* grad) {
-    cpu::Tensor part = whole;
-    part.size = size;
-    part.grad = grad;
-    part.weight = cpu::moved(whole.weight, whole.weight_type, first);
-    part.copy = cpu::moved(whole.copy, whole.copy_type, first);
-    for (void*& state : part.states) state = cpu::moved(state, whole.state_type, first);
-    parts.push_back(part);
+    parts.push_back(cpu::part_of(whole, first, size, grad));
   };
   const auto add_zeros = [&](std::int64_t from_row, std::int64_t to_row) {
     if (lazy) return;
@@ -294,6 +294,8 @@ Shape::Shape(Handle array) {
   std::copy(data, data + ndim, dims);
 }
 
+Shape::Shape(std::int64_t rows, std::int64_t columns) : ndim(2), dims{rows, columns} {}
+
 bool Shape::operator==(const Shape& other) const {
   return ndim == other.ndim && std::equal(dims, dims + ndim, other.dims);
 }
@@ -311,34 +313,58 @@ std::string Shape::text() const {
 // A batch on its way through the engine.
 struct Operation {
   Batch batch;
-  std::vector<double> scalars;
-  std::optional<NormBound> norm_bound;
+  std::vector<std::vector<double>> tables;
+  StepOptions options;
+  // In the end counted as finished, also where the engine never runs it after a failure.
+  struct Finish {
+    std::shared_ptr<StepReport> report;
+    Finish(Finish&&) = default;
+    ~Finish() {
+      if (report) ++report->finished;
+    }
+  };
+  mutable Finish finish;
 
   void run() const {
+    const Finish now = std::move(finish);
     run_in_engine(batch.rule_.rule, [this] {
+      std::vector<double> clipped;
+      const double* row = table().data();
       std::vector<cpu::Tensor> tensors;
       tensors.reserve(batch.size());
-      const double* row = scalars.data();
       for (const Batch::Parameter& parameter : batch.parameters_) {
         add_tensors(parameter, row, tensors);
         row += batch.rule_.scalars;
       }
-      std::vector<double> clipped;
-      if (norm_bound) clipped = clipped_scalars(tensors);
+      if (options.clip_global_norm || options.skip_nonfinite) {
+        const double norm = cpu::gradient_norm(batch.rule_, tensors);
+        // A sum of squares of float64 numbers may overflow.
+        if (options.skip_nonfinite && !std::isfinite(norm) &&
+            !cpu::gradients_finite(batch.rule_, tensors)) {
+          ++options.report->skipped;
+          return;
+        }
+        if (options.clip_global_norm) clipped = clip(tensors, norm);
+      }
       cpu::update(batch.rule_, tensors);
     });
   }
 
-  // Scalars with which the gradients have a norm of no more than the bound; points the tensors to
-  // them.
-  std::vector<double> clipped_scalars(std::vector<cpu::Tensor>& tensors) const {
-    const double rescale_grad = scalars[cpu::rescale_grad_scalar];
-    const double norm = std::abs(rescale_grad) * cpu::gradient_norm(batch.rule_, tensors);
-    norm_bound->report->gradient_norm = norm;
+  const std::vector<double>& table() const {
+    if (tables.size() == 1) return tables[0];
+    return tables[static_cast<std::size_t>(options.report->skipped - options.skipped_before)];
+  }
+
+  // Scalars with which the gradients, of this norm, have no larger one than is allowed; points the
+  // tensors to them.
+  std::vector<double> clip(std::vector<cpu::Tensor>& tensors, double norm_of_arrays) const {
+    const std::vector<double>& scalars = table();
+    const double norm = std::abs(scalars[cpu::rescale_grad_scalar]) * norm_of_arrays;
+    options.report->gradient_norm = norm;
     std::vector<double> clipped = scalars;
     // NaN goes through.
-    if (norm <= norm_bound->bound) return clipped;
-    const double factor = norm_bound->bound / norm;
+    if (norm <= *options.clip_global_norm) return clipped;
+    const double factor = *options.clip_global_norm / norm;
     for (std::size_t first = 0; first < clipped.size();
          first += static_cast<std::size_t>(batch.rule_.scalars)) {
       clipped[first + cpu::rescale_grad_scalar] *= factor;
@@ -357,20 +383,26 @@ struct Operation {
     tensor.size = p.size;
     tensor.scalars = row;
     tensor.grad_type = stored(p.dtype);
-    tensor.state_type = stored(p.state->dtype);
-    const std::vector<Array>& arrays = p.state->arrays;
+    auto array = p.state->arrays.begin();
     if (p.has_master) {
-      tensor.weight = address_of(arrays[0].get());
-      tensor.weight_type = tensor.state_type;
+      tensor.weight = address_of((array++)->get());
+      tensor.weight_type = tensor.state_type = cpu::Stored::float32;
       tensor.copy = weight_address(p);
       tensor.copy_type = stored(p.dtype);
     } else {
       tensor.weight = weight_address(p);
-      tensor.weight_type = stored(p.dtype);
+      tensor.weight_type = tensor.state_type = stored(p.dtype);
     }
-    for (std::size_t k = p.has_master; k < arrays.size(); ++k) {
-      tensor.states[k - p.has_master] = address_of(arrays[k].get());
+    const StateFormat& format = batch.format_;
+    if (format.low_bit) {
+      tensor.state_type = *format.low_bit;
+      tensor.at_random = true;
     }
+    for (int k = 0; k < batch.rule_.states; ++k) tensor.states[k] = address_of((array++)->get());
+    if (format.low_bit == cpu::Stored::int8) {
+      tensor.scales = static_cast<float*>(address_of((array++)->get()));
+    }
+    if (format.average) tensor.average = address_of((array++)->get());
     if (p.grad_in_rows) {
       add_rows(tensor, rows_of(p.grad.get()), p.shape.dims[0], batch.lazy_, tensors);
     } else {
@@ -405,26 +437,72 @@ void Batch::add(Handle weight, Handle grad) {
                                        ", expected float32, float64, float16 or bfloat16");
   }
   const Shape shape(weight);
-  check_like(position, role_name(gradient_role), grad, shape, dtype);
+  check_like(position, role_name(gradient_role), grad, shape, dtype, "weight has ");
+  if (format_.low_bit && dtype == float64_dtype) {
+    throw ParameterError(position,
+                         "weight has dtype float64, expected float32, float16 or bfloat16 with "
+                         "state_dtype");
+  }
+  if (format_.low_bit == cpu::Stored::int8 && grad_in_rows) {
+    throw ParameterError(position,
+                         "gradient is row_sparse, expected a dense array with state_dtype='int8'");
+  }
   const std::int64_t elements = shape.size();
   // oneDNN's layouts exist for these types and for layers whose weights are matrices or larger.
   const bool is_matrix =
       (dtype == float32_dtype || dtype == bfloat16_dtype) && shape.ndim >= 2 && elements > 0;
-  const bool has_master = multi_precision_ && (dtype == float16_dtype || dtype == bfloat16_dtype);
+  const bool has_master = format_.multi_precision && is_short(dtype);
   parameters_.push_back({shape, elements, dtype, has_master, is_matrix, weight_in_rows,
                          grad_in_rows, Array::share(weight), Array::share(grad), nullptr});
 }
 
+// What an array of a state must be.
+struct Batch::Expected {
+  std::size_t role;
+  int dtype;
+  Shape shape;
+  const char* like;
+  const char* shape_like = "weight has ";
+};
+
+std::vector<Batch::Expected> Batch::expected_state() const {
+  const Parameter& p = parameters_.back();
+  const int computed = p.dtype == float64_dtype ? float64_dtype : float32_dtype;
+  const char* const other = "expected ";
+  const char* const like = p.has_master ? other : "weight has ";
+  std::vector<Expected> list;
+  if (p.has_master) list.push_back({master_role, computed, p.shape, like});
+  for (int k = 0; k < rule_.states; ++k) {
+    const std::size_t role = state_role + static_cast<std::size_t>(k);
+    if (!format_.low_bit) {
+      list.push_back({role, p.has_master ? computed : p.dtype, p.shape, like});
+    } else if (format_.low_bit == cpu::Stored::int8) {
+      list.push_back({role, k == 0 ? int8_dtype : uint8_dtype, p.shape, other});
+    } else {
+      const bool half = format_.low_bit == cpu::Stored::float16;
+      list.push_back({role, half ? float16_dtype : bfloat16_dtype, p.shape, other});
+    }
+  }
+  if (format_.low_bit == cpu::Stored::int8) {
+    const std::int64_t blocks = (p.size + cpu::scaled_block - 1) / cpu::scaled_block;
+    list.push_back({scales_role, float32_dtype, Shape(blocks, cpu::scales_of_block), other, other});
+  }
+  if (format_.average) {
+    list.push_back({average_role, computed, p.shape, p.dtype == computed ? "weight has " : other});
+  }
+  return list;
+}
+
 std::shared_ptr<const State> Batch::add_state(const std::vector<Handle>& arrays) {
   Parameter& parameter = parameters_.back();
-  const int dtype = parameter.has_master ? float32_dtype : parameter.dtype;
-  const char* const like = parameter.has_master ? "expected " : "weight has ";
-  State state{parameter.shape, dtype, {}};
+  const std::vector<Expected> expected = expected_state();
+  State state{parameter.shape, parameter.dtype, format_, {}};
   state.arrays.reserve(arrays.size());
   for (std::size_t k = 0; k < arrays.size(); ++k) {
-    const char* const role = role_name(role_of_state(k, parameter.has_master));
+    const char* const role = role_name(expected[k].role);
     check_dense(size() - 1, role, arrays[k]);
-    check_like(size() - 1, role, arrays[k], parameter.shape, dtype, like);
+    check_like(size() - 1, role, arrays[k], expected[k].shape, expected[k].dtype, expected[k].like,
+               expected[k].shape_like);
     state.arrays.push_back(Array::share(arrays[k]));
   }
   parameter.state = std::make_shared<const State>(std::move(state));
@@ -433,9 +511,8 @@ std::shared_ptr<const State> Batch::add_state(const std::vector<Handle>& arrays)
 
 bool Batch::reuse_state(const std::shared_ptr<const State>& state) {
   Parameter& parameter = parameters_.back();
-  const int dtype = parameter.has_master ? float32_dtype : parameter.dtype;
-  const bool fits = static_cast<int>(state->arrays.size()) == arrays_of_state() &&
-                    state->dtype == dtype && state->shape == parameter.shape;
+  const bool fits = state->weight_dtype == parameter.dtype && state->format == format_ &&
+                    state->shape == parameter.shape;
   if (fits) parameter.state = state;
   return fits;
 }
@@ -448,7 +525,7 @@ void Batch::check_memory() const {
   };
   // A hash table with open addressing, at most half full.
   std::size_t slots = 16;
-  while (slots < 2 * size() * (3 + static_cast<std::size_t>(rule_.states))) slots *= 2;
+  while (slots < 2 * size() * (5 + static_cast<std::size_t>(rule_.states))) slots *= 2;
   std::vector<User> users(slots, User{nullptr, 0, 0});
 
   const auto enter = [&](const Array& array, std::size_t parameter, std::size_t role) {
@@ -477,10 +554,14 @@ void Batch::check_memory() const {
     const Parameter& parameter = parameters_[i];
     enter(parameter.weight, i, weight_role);
     enter(parameter.grad, i, gradient_role);
-    const std::vector<Array>& states = parameter.state->arrays;
-    for (std::size_t k = 0; k < states.size(); ++k) {
-      enter(states[k], i, role_of_state(k, parameter.has_master));
+    std::size_t k = 0;
+    const std::vector<Array>& arrays = parameter.state->arrays;
+    if (parameter.has_master) enter(arrays[k++], i, master_role);
+    for (int state = 0; state < rule_.states; ++state) {
+      enter(arrays[k++], i, state_role + static_cast<std::size_t>(state));
     }
+    if (format_.low_bit == cpu::Stored::int8) enter(arrays[k++], i, scales_role);
+    if (format_.average) enter(arrays[k++], i, average_role);
   }
 }
 
@@ -492,12 +573,12 @@ void Batch::restore_layouts() const {
   }
 }
 
-void Batch::push(std::vector<double> scalars, std::optional<NormBound> norm_bound) && {
+void Batch::push(std::vector<std::vector<double>> tables, StepOptions options) && {
   if (parameters_.empty()) return;
   std::vector<Handle> read;
   std::vector<Handle> written;
   read.reserve(size());
-  written.reserve(size() * (2 + static_cast<std::size_t>(rule_.states)));
+  written.reserve(size() * (4 + static_cast<std::size_t>(rule_.states)));
   for (const Parameter& parameter : parameters_) {
     read.push_back(parameter.grad.get());
     written.push_back(parameter.weight.get());
@@ -506,8 +587,9 @@ void Batch::push(std::vector<double> scalars, std::optional<NormBound> norm_boun
   restore_layouts();
   const int device_id = device_id_;
   const char* const name = rule_.rule;
+  const auto report = options.report;
   push_task(std::unique_ptr<const Operation>(
-                new Operation{std::move(*this), std::move(scalars), std::move(norm_bound)}),
+                new Operation{std::move(*this), std::move(tables), std::move(options), {report}}),
             device_id, read, written, name);
 }
 

@@ -32,49 +32,82 @@ struct Shape {
   std::int64_t dims[most_dims];
 
   explicit Shape(Handle array);
+  Shape(std::int64_t rows, std::int64_t columns);
   bool operator==(const Shape& other) const;
   std::int64_t size() const;
   std::string text() const;
 };
 
-// The arrays of one parameter's state, found to be of this shape and type.
+// What the states of parameters are made of.
+struct StateFormat {
+  // The state of a 16-bit weight begins with a float32 copy of it, which is updated and from which
+  // the weight is rounded.
+  bool multi_precision = false;
+  // It ends with the average of the weight over the steps.
+  bool average = false;
+  // What the rule's states are stored as; nothing for what is computed in, or like a 16-bit weight
+  // without a copy.
+  std::optional<cpu::Stored> low_bit = std::nullopt;
+
+  bool operator==(const StateFormat& other) const {
+    return multi_precision == other.multi_precision && average == other.average &&
+           low_bit == other.low_bit;
+  }
+};
+
+// The arrays of one parameter's state, found to fit a weight of this shape and type.
 struct State {
   Shape shape;
-  int dtype;
+  int weight_dtype;
+  StateFormat format;
   std::vector<Array> arrays;
 };
 
-// What a step leaves behind, to be read after a wait.
+// What the steps of an optimizer on one device leave behind. To be read after a wait, but for the
+// two counters: `skipped` grows before `finished` does.
 struct StepReport {
   std::atomic<double> gradient_norm{std::numeric_limits<double>::quiet_NaN()};
+  std::atomic<std::int64_t> skipped{0};
+  std::atomic<std::int64_t> finished{0};
 };
 
-// Bounds the norm of all gradients of a step together, after they have been rescaled.
-struct NormBound {
-  double bound;
+// What a whole step asks of all gradients together.
+struct StepOptions {
+  // The largest norm that they may have after rescaling; infinite for any.
+  std::optional<double> clip_global_norm;
+  // Whether a step with NaN or infinite gradients is left out.
+  bool skip_nonfinite = false;
   std::shared_ptr<StepReport> report;
+  // How many steps had been left out at least when the first table of scalars was made; the next
+  // table is for one more, and so on.
+  std::int64_t skipped_before = 0;
 };
 
 class Batch {
  public:
   // With `lazy`, rows that a row_sparse gradient does not hold are left alone; else they are
-  // updated with a gradient of zero. With `multi_precision`, the state of a 16-bit weight begins
-  // with a float32 copy of it, which is updated and from which the weight is rounded.
-  Batch(const cpu::RuleKernels& rule, bool lazy, bool multi_precision)
-      : rule_(rule), lazy_(lazy), multi_precision_(multi_precision) {}
+  // updated with a gradient of zero.
+  Batch(const cpu::RuleKernels& rule, bool lazy, const StateFormat& format)
+      : rule_(rule), lazy_(lazy), format_(format) {}
 
   const cpu::RuleKernels& rule() const { return rule_; }
   std::size_t size() const { return parameters_.size(); }
 
-  // Of the parameter added last: whether it has a master weight, and how many arrays its state is.
+  const StateFormat& format() const { return format_; }
+
+  // Whether the parameter added last has a master weight.
   bool has_master() const { return parameters_.back().has_master; }
-  int arrays_of_state() const { return rule_.states + (has_master() ? 1 : 0); }
+  // How many arrays keep the rule's states: in 8 bits, their scales are one more.
+  int arrays_of_rule() const {
+    return rule_.states + (format_.low_bit == cpu::Stored::int8 ? 1 : 0);
+  }
 
   // Checks a weight with its gradient, dense or row_sparse, and takes hold of both. A state must
   // follow.
   void add(Handle weight, Handle grad);
 
-  // Checks the state of the parameter added last, a master weight first, and takes hold of it.
+  // Checks the state of the parameter added last and takes hold of it: a master weight first, an
+  // average last.
   // States live from step to step: what is returned can be handed to reuse_state() in the next,
   // which saves checking again, and is false where the state does not fit.
   std::shared_ptr<const State> add_state(const std::vector<Handle>& arrays);
@@ -84,13 +117,15 @@ class Batch {
   // itself.
   void check_memory() const;
 
-  // Hands the update to the engine and returns at once. `scalars` has a row for each parameter, as
-  // wide as the rule has scalars. What the engine cannot do surfaces as MXNetError at the next
-  // wait, with no array written.
-  void push(std::vector<double> scalars, std::optional<NormBound> norm_bound) &&;
+  // Hands the update to the engine and returns at once. Each table of scalars has a row for each
+  // parameter, as wide as the rule has scalars; there is more than one where it is not known yet
+  // how many earlier steps are left out. What the engine cannot do surfaces as MXNetError at the
+  // next wait, with no array written.
+  void push(std::vector<std::vector<double>> tables, StepOptions options) &&;
 
  private:
   friend struct Operation;
+  struct Expected;
 
   struct Parameter {
     Shape shape;
@@ -108,10 +143,11 @@ class Batch {
 
   const cpu::RuleKernels& rule_;
   bool lazy_;
-  bool multi_precision_;
+  StateFormat format_;
   std::vector<Parameter> parameters_;
   int device_id_ = 0;
 
+  std::vector<Expected> expected_state() const;
   void restore_layouts() const;
 };
 

@@ -10,6 +10,7 @@ struct Adabelief : Rule {
 
   // First moment m, second moment v of the gradient's distance from m.
   static constexpr int states = 2;
+  static constexpr StateKind kinds[] = {StateKind::plain, StateKind::square};
 
   static constexpr bool clips_decay = true;
 

@@ -10,6 +10,7 @@ struct Adadelta : Rule {
 
   // Second moments of the gradient and of the change.
   static constexpr int states = 2;
+  static constexpr StateKind kinds[] = {StateKind::square, StateKind::square};
 
   template <class T>
   struct Scalars {

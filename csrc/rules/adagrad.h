@@ -11,6 +11,7 @@ struct Adagrad : Rule {
 
   // Sum of the squares of all gradients.
   static constexpr int states = 1;
+  static constexpr StateKind kinds[] = {StateKind::square};
 
   template <class T>
   struct Scalars {

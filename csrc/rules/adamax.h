@@ -10,6 +10,7 @@ struct Adamax : Rule {
 
   // First moment m, exponentially weighted infinity norm u.
   static constexpr int states = 2;
+  static constexpr StateKind kinds[] = {StateKind::plain, StateKind::magnitude};
 
   // `lr` comes with the bias correction in it: lr / (1 - beta1^t).
   template <class T>

@@ -11,6 +11,7 @@ struct Nadam : Rule {
 
   // First moment m, second moment v.
   static constexpr int states = 2;
+  static constexpr StateKind kinds[] = {StateKind::plain, StateKind::square};
 
   // `momentum` and `next_momentum` are the schedule's values for this step and the next; the
   // divisors are one minus the products of all of them up to this step, up to the next, and one

@@ -11,6 +11,7 @@ struct Nag : Rule {
 
   // The last change of the weight, without the look ahead.
   static constexpr int states = 1;
+  static constexpr StateKind kinds[] = {StateKind::plain};
 
   template <class T>
   struct Scalars {

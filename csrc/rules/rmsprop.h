@@ -11,6 +11,7 @@ struct Rmsprop : Rule {
 
   // Second moment v.
   static constexpr int states = 1;
+  static constexpr StateKind kinds[] = {StateKind::square};
 
   template <class T>
   struct Scalars {
@@ -32,6 +33,9 @@ struct CenteredRmsprop : Rule {
 
   // First moment m, second moment v, the last change of the weight.
   static constexpr int states = 3;
+  static constexpr StateKind kinds[] = {StateKind::plain, StateKind::square, StateKind::plain};
+  // v - m * m would be as noisy as its terms, and negative.
+  static constexpr bool keeps_in_few_bits = false;
 
   template <class T>
   struct Scalars {

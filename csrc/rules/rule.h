@@ -9,6 +9,7 @@
 // A rule is a struct with
 //   name          what the rest of the package calls it,
 //   states        how many arrays of the weight's shape it keeps from step to step,
+//   kinds         what each of these is to it,
 //   Scalars<T>    the numbers that its formula needs, all of type T, and `scalars`, their names,
 //   update(...)   the new weight and states of one element, from the prepared gradient.
 #pragma once
@@ -23,8 +24,14 @@
 
 namespace mxadamax {
 
+// What a state is, which decides how it is stored in few bits: a number of either sign; or one that
+// is never negative and that steps are divided by, itself or its root.
+enum class StateKind { plain, magnitude, square };
+
 // What all rules inherit.
 struct Rule {
+  // Whether its states bear the noise of being stored in few bits.
+  static constexpr bool keeps_in_few_bits = true;
   // Whether `clip_gradient` bounds the sum of gradient and weight decay, instead of the gradient.
   static constexpr bool clips_decay = false;
 };

@@ -9,6 +9,7 @@ namespace mxadamax {
 struct Sgd : Rule {
   static constexpr const char* name = "sgd";
   static constexpr int states = 0;
+  static constexpr StateKind kinds[] = {StateKind::plain};
 
   template <class T>
   struct Scalars {
@@ -27,6 +28,7 @@ struct SgdMomentum : Rule {
 
   // The last change of the weight.
   static constexpr int states = 1;
+  static constexpr StateKind kinds[] = {StateKind::plain};
 
   template <class T>
   struct Scalars {

@@ -1,4 +1,4 @@
-// Sums of squares for the norm of a gradient.
+// What is found out about a gradient before a step: sums of squares, and whether all is finite.
 //
 // Compiled once per instruction set, inside kernels.cc, hence internal linkage.
 #pragma once
@@ -31,6 +31,22 @@ double sum_of_squares(const void* numbers, std::int64_t count) noexcept {
     for (int k = 0; k < half; ++k) sums[k] += sums[k + half];
   }
   return sums[0];
+}
+
+// 0 where all numbers are finite, else NaN.
+template <class T>
+double sum_of_zeros(const void* numbers, std::int64_t count) noexcept {
+  constexpr int lanes = 16;
+  const T* const x = static_cast<const T*>(numbers);
+  T sums[lanes] = {};
+  std::int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    for (int k = 0; k < lanes; ++k) sums[k] += x[i + k] * T{0};
+  }
+  for (int k = 0; i + k < count; ++k) sums[k] += x[i + k] * T{0};
+  double sum = 0;
+  for (int k = 0; k < lanes; ++k) sum += static_cast<double>(sums[k]);
+  return sum;
 }
 
 }  // namespace

@@ -1,0 +1,85 @@
+"""Evaluation with the average of the weights over the steps."""
+
+import contextlib
+from typing import Any, Iterator, List, Tuple
+
+from mxnet.gluon import Trainer
+from mxnet.ndarray import NDArray, cast
+
+from .optimizer import FusedOptimizer
+
+
+@contextlib.contextmanager
+def averaged_weights(trainer: Trainer) -> Iterator[None]:
+    """Put the averages that `ema_decay` keeps in the place of the weights, for a while.
+
+    ::
+
+        with mxadamax.averaged_weights(trainer):
+            evaluate(net)
+
+    On leaving, also by an exception, the weights are what they were, to the last bit. Parameters
+    that have not been updated yet keep their weights throughout. What layers keep beside
+    parameters, such as the running means of batch normalization, is not averaged.
+
+    Parameters
+    ----------
+    trainer : gluon.Trainer
+        With an optimizer of this package, on one device or several.
+
+    Raises
+    ------
+    ValueError
+        Where the optimizer keeps no averages, they are on a parameter server, or the weights have
+        been exchanged already. Steps inside are refused as well.
+    """
+    optimizer = trainer.optimizer
+    if not isinstance(optimizer, FusedOptimizer) or optimizer.ema_decay is None:
+        raise ValueError(
+            "averaged_weights: the trainer's optimizer must be one of mxadamax's with ema_decay, "
+            f"got {optimizer!r}"
+        )
+    if optimizer.weights_are_averages:
+        raise ValueError("averaged_weights: the weights are averages already")
+    updaters = _updaters(trainer)
+    saved: List[Tuple[NDArray, NDArray]] = []
+    optimizer.weights_are_averages = True
+    try:
+        for i, parameter in enumerate(trainer._params):
+            if parameter.grad_req == "null":
+                continue
+            weights = [_classic(weight) for weight in parameter.list_data()]
+            for position, weight in enumerate(weights):
+                states = updaters[min(position, len(updaters) - 1)].states
+                if i not in states:
+                    continue
+                average = optimizer.average_of(states[i], weight)
+                saved.append((weight, weight.copy()))
+                _assign(weight, average)
+        yield
+    finally:
+        for weight, before in saved:
+            before.copyto(weight)
+        optimizer.weights_are_averages = False
+
+
+def _updaters(trainer: Trainer) -> List[Any]:
+    if not trainer._kv_initialized:
+        trainer._init_kvstore()
+    if not trainer._update_on_kvstore:
+        return list(trainer._updaters)
+    updater = getattr(trainer._kvstore, "_updater", None)
+    if updater is None:
+        raise ValueError("averaged_weights: the averages are on a parameter server")
+    return [updater]
+
+
+def _classic(array: Any) -> NDArray:
+    return array.as_nd_ndarray() if hasattr(array, "as_nd_ndarray") else array
+
+
+def _assign(weight: NDArray, average: NDArray) -> None:
+    if weight.dtype == average.dtype:
+        average.copyto(weight)
+    else:
+        cast(average.as_in_context(weight.context), dtype=weight.dtype, out=weight)
