@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "codec.h"
 #include "kernel.h"
 
 namespace mxadamax::cpu {
@@ -22,24 +23,16 @@ namespace {
 constexpr float ratio_levels = 127;
 constexpr float divisor_levels = 255;
 
-// The largest of numbers of which none is negative; NaN or infinite if one is.
-float largest_of(const float* numbers, int count) {
-  constexpr int lanes = 16;
-  float largest[lanes] = {};
-  float zeros[lanes] = {};
-  for (int i = 0; i < count; i += lanes) {
-    for (int k = 0; k < lanes; ++k) {
-      largest[k] = numbers[i + k] > largest[k] ? numbers[i + k] : largest[k];
-      zeros[k] += numbers[i + k] * 0;
-    }
+// The largest magnitude of `n` numbers; infinite or NaN if one is. The bits of magnitudes are
+// ordered like the magnitudes, and integers are what the compiler finds the largest of in vectors.
+template <int n>
+float largest_of(const float* numbers) {
+  std::int32_t largest = 0;
+  for (int i = 0; i < n; ++i) {
+    const auto magnitude = static_cast<std::int32_t>(bits_of(numbers[i]) & 0x7fffffffu);
+    largest = magnitude > largest ? magnitude : largest;
   }
-  for (int half = lanes / 2; half > 0; half /= 2) {
-    for (int k = 0; k < half; ++k) {
-      largest[k] = largest[k] > largest[k + half] ? largest[k] : largest[k + half];
-      zeros[k] += zeros[k + half];
-    }
-  }
-  return largest[0] + zeros[0];
+  return from_bits(static_cast<std::uint32_t>(largest));
 }
 
 // What a range is divided by stays far from where quotients overflow.
@@ -48,14 +41,13 @@ float bounded_below(float range) { return range > 0x1p-100f ? range : 0x1p-100f;
 void encode_block(const float* plain, const float* divisor, const std::uint32_t* random,
                   std::int8_t* ratios, std::uint8_t* divisors, float* scales) noexcept {
   constexpr int n = scaled_block;
-  float ratio[n], magnitude[n];
+  float ratio[n];
   for (int i = 0; i < n; ++i) {
     const float quotient = plain[i] / divisor[i];
     ratio[i] = divisor[i] > 0 ? quotient : plain[i] * 0;
-    magnitude[i] = absolute(ratio[i]);
   }
-  float ratio_range = largest_of(magnitude, n);
-  float divisor_range = largest_of(divisor, n);
+  float ratio_range = largest_of<n>(ratio);
+  float divisor_range = largest_of<n>(divisor);
   if (!(ratio_range + divisor_range < __builtin_inff())) {
     // Nothing in the block means anything any more, as its next step will show.
     std::memset(ratios, 0, n);
@@ -67,27 +59,28 @@ void encode_block(const float* plain, const float* divisor, const std::uint32_t*
   if (divisor_range > 0) divisor_range = bounded_below(divisor_range);
   const float per_ratio = ratio_levels / bounded_below(ratio_range);
   const float per_divisor = divisor_levels * divisor_levels / bounded_below(divisor_range);
+  // Levels are found as integers of full width, and made narrow by themselves: mixed, the compiler
+  // spends most of its time between the widths.
+  std::int32_t ratio_level[n], divisor_level[n];
   for (int i = 0; i < n; ++i) {
-    // In units of 2^-16 levels, from the lowest level on; random bits decide about the fraction.
+    // In units of 2^-16 levels, from below the lowest level on; random bits decide about the rest.
     const float units = (ratio[i] * per_ratio + (ratio_levels + 1)) * 0x1p16f;
     const std::int32_t level =
         (static_cast<std::int32_t>(units) + static_cast<std::int32_t>(random[i] & 0xffffu)) >> 16;
-    const std::int32_t bounded = level < 1 ? 1 : level > 255 ? 255 : level;
-    ratios[i] = static_cast<std::int8_t>(bounded - 128);
+    ratio_level[i] = (level < 1 ? 1 : level > 255 ? 255 : level) - 128;
   }
   for (int i = 0; i < n; ++i) {
     // Between level q and the next lie 2 q + 1 units.
     const float units = divisor[i] * per_divisor;
-    const std::int32_t below = static_cast<std::int32_t>(square_root(units));
-    const std::int32_t q = below > 255 ? 255 : below;
-    const float level = static_cast<float>(q);
-    const float threshold =
-        static_cast<float>(static_cast<std::int32_t>(random[i] >> 16)) * 0x1p-16f * (2 * level + 1);
-    const std::int32_t rounded = q + (units - level * level > threshold ? 1 : 0);
-    const std::int32_t least = divisor[i] > 0 ? 1 : 0;
-    const std::int32_t bounded = rounded > 255 ? 255 : rounded < least ? least : rounded;
-    divisors[i] = static_cast<std::uint8_t>(bounded);
+    const float below = static_cast<float>(static_cast<std::int32_t>(square_root(units)));
+    const float chance = static_cast<float>(static_cast<std::int32_t>(random[i] >> 16)) * 0x1p-16f;
+    const float up = units - below * below > chance * (2 * below + 1) ? 1.0f : 0.0f;
+    const float rounded = below + up < divisor_levels ? below + up : divisor_levels;
+    const float least = units > 0 ? 1.0f : 0.0f;
+    divisor_level[i] = static_cast<std::int32_t>(rounded > least ? rounded : least);
   }
+  for (int i = 0; i < n; ++i) ratios[i] = static_cast<std::int8_t>(ratio_level[i]);
+  for (int i = 0; i < n; ++i) divisors[i] = static_cast<std::uint8_t>(divisor_level[i]);
   scales[0] = ratio_range;
   scales[1] = divisor_range;
 }
