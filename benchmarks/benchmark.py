@@ -21,7 +21,10 @@ The cases named family-... do the same for the other optimizers, each with a flo
 as many arrays as it reads and writes. The built-in beside AMSGrad, which MXNet does not have, is
 ``adam``. PyTorch's are the fused ones where it has them, else the foreach ones. In half-25m,
 weights and gradients are float16, with float32 master weights. In embedding-1000-rows, a row-sparse
-gradient holds 1000 rows of a million, and updates are lazy.
+gradient holds 1000 rows of a million; each contender takes a step untimed before the timed one, so
+that a step of a tenth of a millisecond is not measured by how long ago the last one was. In
+options-25m and options-adam-25m each contender is the optimizer with one more option; the one named
+``gluon clip`` calls gluon.utils.clip_global_norm before the step.
 """
 
 from __future__ import annotations
@@ -408,11 +411,14 @@ def family_case(shapes: Sequence[Shape], peers: Peers, rounds: int) -> Case:
     return Case(builders, rounds, lambda: elements_of(shapes), peers.ours, peers.built_in, "torch")
 
 
-def sparse_update(optimizer: str, lazy: bool, rows: int) -> Contender:
-    """An updater's step with a row-sparse gradient of a table of a million rows of 64."""
+def sparse_update(optimizer: str, lazy: bool, rows: int | None) -> Contender:
+    """An updater's step with a gradient of so many rows of a million, of 64; None for a dense one."""
     shape = (1_000_000, 64)
-    held = np.sort(np.random.RandomState(0).choice(shape[0], rows, replace=False))
-    grad = mx.nd.sparse.row_sparse_array((random_like((rows, shape[1])), held), shape=shape)
+    if rows is None:
+        grad = mx.nd.array(random_like(shape))
+    else:
+        held = np.sort(np.random.RandomState(0).choice(shape[0], rows, replace=False))
+        grad = mx.nd.sparse.row_sparse_array((random_like((rows, shape[1])), held), shape=shape)
     weight = mx.nd.ones(shape)
     updater = mx.optimizer.get_updater(mx.optimizer.create(optimizer, lazy_update=lazy))
 
@@ -420,15 +426,16 @@ def sparse_update(optimizer: str, lazy: bool, rows: int) -> Contender:
         updater(0, grad, weight)
         mx.nd.waitall()
 
-    return Contender(call)
+    return Contender(call, call)
 
 
 def sparse_case(rows: int, rounds: int) -> Case:
-    """Lazy updates of an embedding, beside one of all rows."""
+    """Lazy updates of an embedding, beside those of all rows."""
     return Case(
         [
             lambda: {"adam_ext": sparse_update("adam_ext", True, rows)},
             lambda: {"adam_ext, all rows": sparse_update("adam_ext", False, rows)},
+            lambda: {"adam_ext, dense": sparse_update("adam_ext", False, None)},
             lambda: {"adam": sparse_update("adam", True, rows)},
         ],
         rounds,
@@ -436,6 +443,34 @@ def sparse_case(rows: int, rounds: int) -> Case:
         "adam_ext",
         "adam",
     )
+
+
+def options_case(shapes: Sequence[Shape], name: str, rounds: int) -> Case:
+    """An optimizer of this package with one option or another."""
+
+    def with_option(label: str, options: dict[str, Any]) -> Builder:
+        return lambda: {f"{name}, {label}": trainer_update(shapes, name, **options)[0]}
+
+    def with_gluon_clip() -> dict[str, Contender]:
+        contender, trainer = trainer_update(shapes, name)
+        grads = [param.grad() for param in trainer._params]
+
+        def call() -> None:
+            gluon.utils.clip_global_norm(grads, 1.0, check_isfinite=False)
+            contender.call()
+
+        return {f"{name}, gluon clip": Contender(call, contender.prepare)}
+
+    builders: list[Builder] = [lambda: update_and_floor(shapes, name), with_gluon_clip]
+    for option, value in {
+        "clip_global_norm": 1.0,
+        "skip_nonfinite": True,
+        "ema_decay": 0.999,
+    }.items():
+        builders.append(with_option(option, {option: value}))
+    for dtype in ("bfloat16", "float16", "int8"):
+        builders.append(with_option(f"{dtype} states", {"state_dtype": dtype}))
+    return Case(builders, rounds, lambda: elements_of(shapes), name, f"{name}, gluon clip", "")
 
 
 def mlp() -> nn.HybridSequential:
@@ -531,6 +566,8 @@ CASES: dict[str, Case] = {
         [(25_000_000,)], Peers("adamax_ext", "adamax", {"multi_precision": True}, None), rounds=15
     ),
     "embedding-1000-rows": sparse_case(1000, rounds=15),
+    "options-25m": options_case([(25_000_000,)], "adamax_ext", rounds=15),
+    "options-adam-25m": options_case([(25_000_000,)], "adam_ext", rounds=15),
     **{
         f"family-{name}": family_case(resnet50_shapes(), peers, rounds=15)
         for name, peers in FAMILY.items()

@@ -271,7 +271,7 @@ class FusedOptimizer(Optimizer):
             self._check_state_dtype()
 
     def _check_state_dtype(self) -> None:
-        if self.state_dtype not in STATE_TYPES:
+        if not isinstance(self.state_dtype, str) or self.state_dtype not in STATE_TYPES:
             raise ValueError(
                 f"{self.registered_name}: state_dtype must be one of {list(STATE_TYPES)} or None, "
                 f"got {self.state_dtype!r}"
@@ -344,7 +344,7 @@ class FusedOptimizer(Optimizer):
         own = arrays if len(arrays) > 1 else arrays[0] if arrays else None
         if self.ema_decay is None:
             return own
-        return own, weight.astype(numpy.float32 if _is_short(weight) else weight.dtype)
+        return own, _dense_copy(weight)
 
     def average_of(self, state: State, weight: NDArray) -> NDArray:
         """The average of a weight in its state, with `ema_decay`."""
@@ -371,7 +371,7 @@ class FusedOptimizer(Optimizer):
             state of that; else what `create_state` makes.
         """
         if self.multi_precision and _is_short(weight):
-            master = weight.astype(numpy.float32)
+            master = _dense_copy(weight)
             return master, self.create_state(index, master)
         return self.create_state(index, weight)
 
@@ -713,6 +713,12 @@ class FusedOptimizer(Optimizer):
         parameter = self.param_dict.get(index)
         name = parameter.name if parameter is not None else self.idx2name.get(index)
         return repr(index) if name is None else f"{index} ({name!r})"
+
+
+def _dense_copy(weight: NDArray) -> NDArray:
+    """A copy of the type that is computed in."""
+    copy = weight.astype(numpy.float32 if _is_short(weight) else weight.dtype)
+    return copy if copy.stype == "default" else copy.tostype("default")
 
 
 def _number_of(index: Index) -> int:

@@ -206,13 +206,14 @@ def test_embedding_through_an_updater():
         np.testing.assert_allclose(weights[0].asnumpy(), weights[1].asnumpy(), rtol=2e-6, atol=1e-7)
 
 
-def test_multi_precision():
+@pytest.mark.parametrize("stype", ["default", "row_sparse"])
+def test_multi_precision(stype):
     values = np.random.RandomState(0).standard_normal((20, 3)).astype("float16")
     rows = np.array([2, 3, 11])
     results = []
     for lazy in (True, False):
-        optimizer = mxadamax.Adam(multi_precision=True, lazy_update=lazy, wd=0.1)
-        weight = mx.nd.array(values, dtype="float16")
+        optimizer = mxadamax.Adam(multi_precision=True, lazy_update=lazy, wd=0.1, ema_decay=0.9)
+        weight = mx.nd.array(values, dtype="float16").tostype(stype)
         state = optimizer.create_state_multi_precision(0, weight)
         optimizer.update_multi_precision(
             [0], [weight], [row_sparse(values, rows, (20, 3))], [state]

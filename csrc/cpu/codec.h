@@ -26,6 +26,9 @@ inline std::uint32_t bits_of(float x) {
   return bits;
 }
 
+// Integers with a sign are what most instruction sets compare.
+inline std::int32_t signed_bits_of(float x) { return static_cast<std::int32_t>(bits_of(x)); }
+
 inline float from_bits(std::uint32_t bits) {
   float x;
   std::memcpy(&x, &bits, sizeof x);
@@ -62,19 +65,17 @@ struct Float16 {
 
   // Rounds up with a probability of what would be cut off, from 16 random bits. Finite numbers stay
   // finite.
-  static std::uint16_t encode_at_random(float x, std::uint32_t random) {
-    const std::uint32_t sign = bits_of(x) >> 16 & 0x8000u;
-    const std::uint32_t magnitude = bits_of(x) & 0x7fffffffu;
-    const std::uint32_t normal = (magnitude - rebias + (random & 0x1fffu)) >> 13;
-    const float units = from_bits(magnitude < 0x38800000u ? magnitude : 0u) * 0x1p40f;
-    const std::uint32_t subnormal =
-        (static_cast<std::uint32_t>(static_cast<std::int32_t>(units)) + (random & 0xffffu)) >> 16;
-    const std::uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
-    const std::uint32_t largest = 0x7bffu;
-    const std::uint32_t bounded = magnitude >= 0x477fe000u || finite > largest ? largest : finite;
-    const std::uint32_t nan = 0x7e00u;
-    const std::uint32_t special = magnitude > 0x7f800000u ? nan : 0x7c00u;
-    return static_cast<std::uint16_t>(sign | (magnitude >= 0x7f800000u ? special : bounded));
+  static std::int32_t encode_at_random(float x, std::int32_t random) {
+    const std::int32_t sign = signed_bits_of(x) >> 16 & 0x8000;
+    const std::int32_t magnitude = signed_bits_of(x) & 0x7fffffff;
+    const std::int32_t normal = (magnitude - (112 << 23) + (random & 0x1fff)) >> 13;
+    const float small = magnitude < 0x38800000 ? x : 0.0f;
+    const std::int32_t units = static_cast<std::int32_t>(__builtin_fabsf(small) * 0x1p40f);
+    const std::int32_t subnormal = (units + random) >> 16;
+    const std::int32_t finite = magnitude < 0x38800000 ? subnormal : normal;
+    const std::int32_t bounded = finite < 0x7bff ? finite : 0x7bff;
+    const std::int32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
+    return sign | (magnitude >= 0x7f800000 ? special : bounded);
   }
 
 #if defined(__F16C__)
@@ -109,16 +110,14 @@ struct Bfloat16 {
     return static_cast<std::uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
   }
 
-  static std::uint16_t encode_at_random(float x, std::uint32_t random) {
-    const std::uint32_t sign = bits_of(x) & 0x80000000u;
-    const std::uint32_t magnitude = bits_of(x) & 0x7fffffffu;
-    const std::uint32_t rounded = magnitude + (random & 0xffffu);
-    const std::uint32_t largest = 0x7f7f0000u;
-    const std::uint32_t bounded = rounded < largest ? rounded : largest;
-    const std::uint32_t nan = 0x7fc00000u;
-    const std::uint32_t special = magnitude > 0x7f800000u ? nan : 0x7f800000u;
-    const std::uint32_t found = magnitude >= 0x7f800000u ? special : bounded;
-    return static_cast<std::uint16_t>((sign | found) >> 16);
+  static std::int32_t encode_at_random(float x, std::int32_t random) {
+    const std::int32_t sign = signed_bits_of(x) >> 16 & 0x8000;
+    const std::int32_t magnitude = signed_bits_of(x) & 0x7fffffff;
+    const std::int32_t rounded = (magnitude + random) >> 16;
+    // Finite numbers stay finite.
+    const std::int32_t bounded = rounded < 0x7f7f ? rounded : 0x7f7f;
+    const std::int32_t special = magnitude > 0x7f800000 ? 0x7fc0 : 0x7f80;
+    return sign | (magnitude >= 0x7f800000 ? special : bounded);
   }
 };
 
@@ -142,26 +141,20 @@ void encode(const float* from, void* to, std::int64_t count) noexcept {
   for (; i < count; ++i) stored[i] = Type::encode(from[i]);
 }
 
-// `shift` says which 16 of an element's random bits are meant.
-template <class Type>
+// `shift` says which 16 of an element's random bits are meant. Of numbers that steps are divided
+// by, what is not 0 does not become 0, which would make a step without bounds of it.
+template <class Type, bool divisor>
 void encode_at_random(const float* from, const std::uint32_t* random, int shift, void* to,
                       std::int64_t count) noexcept {
   auto* const stored = static_cast<std::uint16_t*>(to);
   for (std::int64_t i = 0; i < count; ++i) {
-    stored[i] = Type::encode_at_random(from[i], random[i] >> shift);
-  }
-}
-
-// The same for numbers that steps are divided by: what is not 0 does not become 0, which would make
-// a step without bounds of it.
-template <class Type>
-void encode_divisor_at_random(const float* from, const std::uint32_t* random, int shift, void* to,
-                              std::int64_t count) noexcept {
-  auto* const stored = static_cast<std::uint16_t*>(to);
-  for (std::int64_t i = 0; i < count; ++i) {
-    const std::uint32_t found = Type::encode_at_random(from[i], random[i] >> shift);
-    const bool vanished = (found & 0x7fffu) == 0 && (bits_of(from[i]) & 0x7fffffffu) != 0;
-    stored[i] = static_cast<std::uint16_t>(vanished ? 1u : found);
+    const auto bits = static_cast<std::int32_t>(random[i] >> shift & 0xffffu);
+    std::int32_t found = Type::encode_at_random(from[i], bits);
+    if constexpr (divisor) {
+      const std::int32_t least = (signed_bits_of(from[i]) & 0x7fffffff) > 0 ? 1 : 0;
+      found = found > least ? found : least;
+    }
+    stored[i] = static_cast<std::uint16_t>(found);
   }
 }
 

@@ -72,12 +72,14 @@ void encode_block(const float* plain, const float* divisor, const std::uint32_t*
   for (int i = 0; i < n; ++i) {
     // Between level q and the next lie 2 q + 1 units.
     const float units = divisor[i] * per_divisor;
-    const float below = static_cast<float>(static_cast<std::int32_t>(square_root(units)));
+    const auto q = static_cast<std::int32_t>(square_root(units));
+    const float level = static_cast<float>(q);
     const float chance = static_cast<float>(static_cast<std::int32_t>(random[i] >> 16)) * 0x1p-16f;
-    const float up = units - below * below > chance * (2 * below + 1) ? 1.0f : 0.0f;
-    const float rounded = below + up < divisor_levels ? below + up : divisor_levels;
-    const float least = units > 0 ? 1.0f : 0.0f;
-    divisor_level[i] = static_cast<std::int32_t>(rounded > least ? rounded : least);
+    const float above = units - level * level - chance * (2 * level + 1);
+    const std::int32_t rounded = q + (signed_bits_of(above) > 0 ? 1 : 0);
+    const std::int32_t bounded = rounded < 255 ? rounded : 255;
+    const std::int32_t least = units > 0 ? 1 : 0;
+    divisor_level[i] = bounded > least ? bounded : least;
   }
   for (int i = 0; i < n; ++i) ratios[i] = static_cast<std::int8_t>(ratio_level[i]);
   for (int i = 0; i < n; ++i) divisors[i] = static_cast<std::uint8_t>(divisor_level[i]);

@@ -64,8 +64,8 @@ void run(const double* scalars, const void* grad, void* weight, void* const* sta
 }
 
 template <class Type>
-constexpr Codec codec = {decode<Type>, encode<Type>, encode_at_random<Type>,
-                         encode_divisor_at_random<Type>};
+constexpr Codec codec = {decode<Type>, encode<Type>, encode_at_random<Type, false>,
+                         encode_at_random<Type, true>};
 
 void square_all(float* numbers, std::int64_t count) noexcept {
   for (std::int64_t i = 0; i < count; ++i) numbers[i] = square(numbers[i]);
