@@ -412,7 +412,7 @@ def family_case(shapes: Sequence[Shape], peers: Peers, rounds: int) -> Case:
 
 
 def sparse_update(optimizer: str, lazy: bool, rows: int | None) -> Contender:
-    """An updater's step with a gradient of so many rows of a million, of 64; None for a dense one."""
+    """An updater's step on a table of a million rows of 64; with rows None, of a dense gradient."""
     shape = (1_000_000, 64)
     if rows is None:
         grad = mx.nd.array(random_like(shape))

@@ -71,7 +71,14 @@ DECAY_RATE = Range(0.0, 1.0)
 """Of an exponentially weighted mean: how much of the old value is kept."""
 
 
-def check_integer(owner: str, name: str, value: Any, least: int, or_infinity: bool = False) -> None:
+def check_integer(
+    owner: str,
+    name: str,
+    value: Any,
+    least: int,
+    or_infinity: bool = False,
+    below: float = math.inf,
+) -> None:
     """Raise ValueError unless `value` is an integer of at least `least`.
 
     Parameters
@@ -86,17 +93,21 @@ def check_integer(owner: str, name: str, value: Any, least: int, or_infinity: bo
         Smallest value.
     or_infinity : bool, default False
         Whether infinity is allowed as well.
+    below : float, default infinity
+        What is too large.
 
     Raises
     ------
     ValueError
         Where `value` is something else.
     """
-    if isinstance(value, numbers.Integral) and int(value) >= least:
+    if isinstance(value, numbers.Integral) and least <= int(value) < below:
         return
     if or_infinity and isinstance(value, numbers.Real) and value == math.inf:
         return
     alternative = " or numpy.inf" if or_infinity else ""
+    if below < math.inf:
+        alternative += f" and less than {below:d}"
     raise ValueError(
         f"{owner}: {name} must be an integer of at least {least}{alternative}, got {value!r}"
     )

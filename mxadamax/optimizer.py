@@ -215,11 +215,6 @@ class FusedOptimizer(Optimizer):
                 f"{self.registered_name}: {self._whole_model_option} needs the whole model in one "
                 f"call (aggregate_num=numpy.inf), got aggregate_num={aggregate_num!r}"
             )
-        check_integer(self.registered_name, "state_seed", state_seed, 0)
-        if state_seed >= 2**20:
-            raise ValueError(
-                f"{self.registered_name}: state_seed must be less than 2**20, got {state_seed!r}"
-            )
         super().__init__(
             learning_rate=learning_rate,
             use_fused_step=use_fused_step,
@@ -269,6 +264,8 @@ class FusedOptimizer(Optimizer):
             NOT_NEGATIVE.check(self.registered_name, "learning_rate", self.lr)
         if self.state_dtype is not None:
             self._check_state_dtype()
+
+        check_integer(self.registered_name, "state_seed", self.state_seed, 0, below=2**20)
 
     def _check_state_dtype(self) -> None:
         if not isinstance(self.state_dtype, str) or self.state_dtype not in STATE_TYPES:

@@ -78,7 +78,7 @@ void encode_block(const float* plain, const float* divisor, const std::uint32_t*
     const float above = units - level * level - chance * (2 * level + 1);
     const std::int32_t rounded = q + (signed_bits_of(above) > 0 ? 1 : 0);
     const std::int32_t bounded = rounded < 255 ? rounded : 255;
-    const std::int32_t least = units > 0 ? 1 : 0;
+    const std::int32_t least = signed_bits_of(divisor[i]) > 0 ? 1 : 0;
     divisor_level[i] = bounded > least ? bounded : least;
   }
   for (int i = 0; i < n; ++i) ratios[i] = static_cast<std::int8_t>(ratio_level[i]);
