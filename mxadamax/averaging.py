@@ -45,8 +45,8 @@ def averaged_weights(trainer: Trainer) -> Iterator[None]:
     saved: List[Tuple[NDArray, NDArray]] = []
     optimizer.weights_are_averages = True
     try:
-        for i, parameter in enumerate(trainer._params):
-            if parameter.grad_req == "null":
+        for i, parameter in enumerate(trainer._params if updaters else []):
+            if parameter.grad_req == "null" or parameter._data is None:
                 continue
             weights = [_classic(weight) for weight in parameter.list_data()]
             for position, weight in enumerate(weights):
@@ -65,7 +65,8 @@ def averaged_weights(trainer: Trainer) -> Iterator[None]:
 
 def _updaters(trainer: Trainer) -> List[Any]:
     if not trainer._kv_initialized:
-        trainer._init_kvstore()
+        # No step has been taken and no state loaded.
+        return []
     if not trainer._update_on_kvstore:
         return list(trainer._updaters)
     updater = getattr(trainer._kvstore, "_updater", None)

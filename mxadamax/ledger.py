@@ -9,6 +9,10 @@ from . import _native
 Index = Union[int, str]
 
 
+MOST_PENDING = 32
+"""Of how many steps the outcomes are kept open: each makes the next one dearer."""
+
+
 class Ledger:
     """What the steps on one device leave behind.
 
@@ -42,7 +46,7 @@ class Ledger:
         """
         # In this order: a step that ends in between is counted twice, never not at all.
         pending = self._pushed - self.report.finished
-        if pending and list(indices) != self._indices:
+        if pending > MOST_PENDING or (pending and list(indices) != self._indices):
             self.wait()
             pending = 0
         self._enter()

@@ -94,6 +94,11 @@ class Nadam(MomentOptimizer):
         self.schedule_decay = schedule_decay
         check_flag(self.registered_name, "schedule_per_parameter", schedule_per_parameter)
         self.schedule_per_parameter = schedule_per_parameter
+        if schedule_per_parameter and self.skip_nonfinite:
+            raise ValueError(
+                f"{self.registered_name}: skip_nonfinite must be False with "
+                "schedule_per_parameter, which must know of each step whether it counts"
+            )
         self.m_schedule = 1.0
         self._products: List[float] = [1.0]
         self._products_of = (beta1, schedule_decay)

@@ -668,8 +668,11 @@ class FusedOptimizer(Optimizer):
 
     def _share(self, t: int) -> float:
         """The share of the weight in its average after its update `t`."""
-        assert self.ema_decay is not None
-        return (1.0 - self.ema_decay) / (1.0 - self.ema_decay**t)
+        d = self.ema_decay
+        if not d or t == 1:
+            return 1.0
+        # 1 - d**t without losing its digits where d is near 1.
+        return (1.0 - d) / -math.expm1(t * math.log(d))
 
     def _table(
         self,

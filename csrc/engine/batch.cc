@@ -337,7 +337,9 @@ struct Operation {
         row += batch.rule_.scalars;
       }
       if (options.clip_global_norm || options.skip_nonfinite) {
-        const double norm = cpu::gradient_norm(batch.rule_, tensors);
+        const double norm =
+            std::abs(table()[cpu::rescale_grad_scalar]) * cpu::gradient_norm(batch.rule_, tensors);
+        options.report->gradient_norm = norm;
         // A sum of squares of float64 numbers may overflow.
         if (options.skip_nonfinite && !std::isfinite(norm) &&
             !cpu::gradients_finite(batch.rule_, tensors)) {
@@ -355,12 +357,10 @@ struct Operation {
     return tables[static_cast<std::size_t>(options.report->skipped - options.skipped_before)];
   }
 
-  // Scalars with which the gradients, of this norm, have no larger one than is allowed; points the
-  // tensors to them.
-  std::vector<double> clip(std::vector<cpu::Tensor>& tensors, double norm_of_arrays) const {
+  // Scalars with which the gradients, of this norm after rescaling, have no larger one than is
+  // allowed; points the tensors to them.
+  std::vector<double> clip(std::vector<cpu::Tensor>& tensors, double norm) const {
     const std::vector<double>& scalars = table();
-    const double norm = std::abs(scalars[cpu::rescale_grad_scalar]) * norm_of_arrays;
-    options.report->gradient_norm = norm;
     std::vector<double> clipped = scalars;
     // NaN goes through.
     if (norm <= *options.clip_global_norm) return clipped;
