@@ -7,6 +7,15 @@ from typing import Any, Sequence
 
 import mxnet as mx
 
+import mxadamax
+
+CLASSES = {
+    name: found
+    for name, found in vars(mxadamax).items()
+    if name in mxadamax.__all__ and isinstance(found, type)
+}
+"""The optimizers of the package."""
+
 
 @dataclass(frozen=True)
 class Member:

@@ -6,9 +6,8 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 import pytest
+from family import CLASSES
 from mxnet import autograd
-
-import mxadamax
 
 pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'mxadamax[examples]'")
 
@@ -45,7 +44,7 @@ def paths(example, output):
 
 
 def test_every_optimizer_of_the_package_takes_part(example):
-    ours = {getattr(mxadamax, name).registered_name for name in mxadamax.__all__}
+    ours = {optimizer.registered_name for optimizer in CLASSES.values()}
     assert {walker.optimizer for walker in example.WALKERS} == ours
     assert len({walker.label for walker in example.WALKERS}) == len(example.WALKERS)
 
