@@ -539,9 +539,14 @@ class FusedOptimizer(Optimizer):
             self._table(indices, lrs, wds, [t - k for t, k in zip(counts, skipped)])
             for skipped in outcomes
         ]
-        batch.push(
-            tables, self.clip_global_norm, self.skip_nonfinite, ledger.report, ledger.entered
-        )
+        try:
+            batch.push(
+                tables, self.clip_global_norm, self.skip_nonfinite, ledger.report, ledger.entered
+            )
+        except RuntimeError:
+            # It has run already, and failed.
+            ledger.push(weight)
+            raise
         ledger.push(weight)
 
     def _factor(
@@ -635,9 +640,8 @@ class FusedOptimizer(Optimizer):
     def _count_update(self, indices: Sequence[Index]) -> Tuple[List[float], List[float]]:
         """Count one more update of each parameter.
 
-        Returns the learning rate and the weight decay of each. A scheduler
-        is asked with the `num_update` that the built-ins, which count one parameter after another,
-        would ask it with.
+        Returns the learning rate and the weight decay of each. A scheduler is asked with the
+        `num_update` that the built-ins, which count one parameter after another, would ask it with.
         """
         counts, begin = self._index_update_count, self.begin_num_update
         updates = [counts.get(index, begin) + 1 for index in indices]

@@ -668,6 +668,33 @@ for name in ("adam_ext", "adamax_ext", "nadam_ext"):
     assert run_code(code, MXNET_ENGINE_TYPE="NaiveEngine").split() == ["True"] * 3
 
 
+def test_a_step_that_fails_inside_its_call():
+    """It has been run, so it is no longer under way; later ones find their outcomes."""
+    code = """
+import numpy as np, mxadamax, mxnet as mx
+values = np.ones((2, 3), "float32")
+found = []
+for failing in (True, False):
+    optimizer = mxadamax.Adam(skip_nonfinite=True)
+    updater = mx.optimizer.get_updater(optimizer)
+    weight = mx.nd.ones((6, 3))
+    for t in range(9):
+        if t in (2, 3) and failing:
+            grad = mx.nd.sparse.row_sparse_array((values, [1, 7]), shape=(6, 3))
+            try:
+                updater(0, grad, weight)
+                print("not refused")
+            except mx.MXNetError:
+                pass
+        grad = mx.nd.full((6, 3), np.inf if t in (0, 4) else t)
+        updater(0, grad, weight)
+    assert optimizer.skipped_steps == 2
+    found.append(weight.asnumpy().tobytes())
+print(found[0] == found[1])
+"""
+    assert run_code(code, MXNET_ENGINE_TYPE="NaiveEngine").split() == ["True"]
+
+
 @pytest.mark.parametrize("aggregate_num", [0, 1, 4])
 def test_refused_where_parameters_come_in_parts(aggregate_num):
     message = "skip_nonfinite needs the whole model in one call .aggregate_num=numpy.inf., got"

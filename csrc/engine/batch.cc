@@ -353,8 +353,8 @@ struct Operation {
   }
 
   const std::vector<double>& table() const {
-    if (tables.size() == 1) return tables[0];
-    return tables[static_cast<std::size_t>(options.report->skipped - options.skipped_before)];
+    if (!options.skip_nonfinite) return tables[0];
+    return tables.at(static_cast<std::size_t>(options.report->skipped - options.skipped_before));
   }
 
   // Scalars with which the gradients, of this norm after rescaling, have no larger one than is
