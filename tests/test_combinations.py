@@ -532,6 +532,8 @@ def conflicts(member, options, parameters):
         return True
     if member.name == "adamw_ext" and not options.get("decoupled_wd", True):
         return True
+    if member.ours.get("schedule_per_parameter") and options.get("skip_nonfinite"):
+        return True
     if not fused:
         return bool(state_dtype or options.get("lazy_update"))
     if state_dtype is None:
