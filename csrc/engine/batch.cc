@@ -357,13 +357,13 @@ struct Operation {
     return tables.at(static_cast<std::size_t>(options.report->skipped - options.skipped_before));
   }
 
-  // Scalars with which the gradients, of this norm after rescaling, have no larger one than is
-  // allowed; points the tensors to them.
+  // Where the gradients, of this norm after rescaling, have a larger one than is allowed: scalars
+  // with which they do not, to which it points the tensors.
   std::vector<double> clip(std::vector<cpu::Tensor>& tensors, double norm) const {
+    // NaN goes through.
+    if (norm <= *options.clip_global_norm) return {};
     const std::vector<double>& scalars = table();
     std::vector<double> clipped = scalars;
-    // NaN goes through.
-    if (norm <= *options.clip_global_norm) return clipped;
     const double factor = *options.clip_global_norm / norm;
     for (std::size_t first = 0; first < clipped.size();
          first += static_cast<std::size_t>(batch.rule_.scalars)) {
