@@ -59,6 +59,7 @@ from rich.table import Table
 
 import mxadamax
 from mxadamax import _native
+from mxadamax.compatibility import WHOLE_MODEL, StepOptimizer, gluon_arrays
 
 # After MXNet, so that both run on the OpenMP library that MXNet has loaded.
 torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
@@ -160,11 +161,13 @@ def elements_of(shapes: Sequence[Shape]) -> int:
 # ---------------------------------------------------------------- contenders
 
 
-class Nothing(mx.optimizer.Optimizer):
+class Nothing(StepOptimizer):
     """An optimizer that does nothing, for all parameters at once."""
 
     def __init__(self, learning_rate: float = 0.0):
-        super().__init__(learning_rate=learning_rate, aggregate_num=np.inf, use_fused_step=True)
+        super().__init__(
+            learning_rate=learning_rate, aggregate_num=WHOLE_MODEL, use_fused_step=True
+        )
 
     def create_state(self, index: int, weight: mx.nd.NDArray) -> None:
         """No state."""
@@ -256,7 +259,7 @@ def trainer_update(
     params = [gluon.Parameter(f"p{k}", shape=shape, dtype=dtype) for k, shape in enumerate(shapes)]
     for param, shape in zip(params, shapes):
         param.initialize(mx.init.Zero())
-        param.grad()[:] = mx.np.array(random_like(shape), dtype=dtype)
+        param.grad()[:] = gluon_arrays.array(random_like(shape), dtype=dtype)
     arrays = [param.data() for param in params]
     trainer = make_trainer(params, optimizer, **options)
 
@@ -520,11 +523,11 @@ def training_step(
     make: Callable[[], nn.HybridSequential], optimizer: Optimizer, data: Shape, classes: int
 ) -> Contender:
     """Forward, backward and update of a model on one batch."""
-    inputs = mx.np.array(random_like(data), dtype=np.float32)
+    inputs = gluon_arrays.array(random_like(data), dtype=np.float32)
     net = ready(make, inputs)
     loss_of = gluon.loss.SoftmaxCrossEntropyLoss()
     batch = data[0]
-    labels = mx.np.array(np.arange(batch) % classes, dtype=np.float32)
+    labels = gluon_arrays.array(np.arange(batch) % classes, dtype=np.float32)
     # A model that has learnt its only batch has gradients so small that processors slow down.
     trainer = make_trainer(net.collect_params(), optimizer, learning_rate=1e-7)
 
@@ -547,7 +550,7 @@ def training_case(
         return training_step(make, optimizer, data, classes)
 
     def elements() -> int:
-        params = ready(make, mx.np.zeros(data)).collect_params().values()
+        params = ready(make, gluon_arrays.zeros(data)).collect_params().values()
         return elements_of([param.shape for param in params])
 
     return Case(with_trainers(with_trainer), rounds, elements)

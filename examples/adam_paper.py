@@ -33,6 +33,7 @@ from tqdm import tqdm
 from train_mnist import SameOrder, load_digits
 
 import mxadamax  # noqa: F401  registers the optimizers
+from mxadamax.compatibility import gluon_arrays, seed_all
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -271,11 +272,10 @@ def train(
         Show no progress.
     """
     images, labels = data
-    for random in (mx.random, mx.np.random, np.random):
-        random.seed(seed)
+    seed_all(seed)
     net = make_net(experiment.hidden_layers, units)
     net.initialize(mx.init.Xavier())
-    net(mx.np.zeros((1, *images.shape[1:])))
+    net(gluon_arrays.zeros((1, *images.shape[1:])))
     net.hybridize()
     loss_of = gluon.loss.SoftmaxCrossEntropyLoss()
     options = {"learning_rate": method.learning_rate}
@@ -297,7 +297,9 @@ def train(
         losses = []
         for batch in batches:
             with autograd.record():
-                loss = loss_of(net(mx.np.array(images[batch])), mx.np.array(labels[batch]))
+                loss = loss_of(
+                    net(gluon_arrays.array(images[batch])), gluon_arrays.array(labels[batch])
+                )
             loss.backward()
             trainer.step(BATCH_SIZE)
             losses.append(loss)

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Callable
 
 import matplotlib
-import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 from tqdm import tqdm
 
 import mxadamax  # noqa: F401  registers the optimizers
+from mxadamax.compatibility import gluon_arrays
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -138,7 +138,7 @@ def walk(
     """
     point = gluon.Parameter("point", shape=(2,), dtype="float64")
     point.initialize()
-    point.set_data(mx.np.array(start, dtype="float64"))
+    point.set_data(gluon_arrays.array(start, dtype="float64"))
     options = {"learning_rate": walker.learning_rate, **walker.options}
     trainer = gluon.Trainer([point], walker.optimizer, options)
     points = [point.data().asnumpy()]

@@ -23,6 +23,7 @@ from mxnet import autograd, gluon
 from tqdm import tqdm
 
 import mxadamax  # noqa: F401  registers adamax_ext
+from mxadamax.compatibility import gluon_arrays, seed_all
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -132,11 +133,10 @@ def train(
         Print nothing.
     """
     train_data, test_data = load_digits(seed)
-    for random in (mx.random, mx.np.random, np.random):
-        random.seed(seed)
+    seed_all(seed)
     net = make_net(model)
     net.initialize(mx.init.Xavier())
-    net(mx.np.zeros((1, 1, 28, 28)))
+    net(gluon_arrays.zeros((1, 1, 28, 28)))
     net.hybridize()
     loss_of = gluon.loss.SoftmaxCrossEntropyLoss()
     options = {"learning_rate": learning_rate, "wd": wd}
@@ -156,7 +156,7 @@ def train(
                 loss = loss_of(net(images), labels)
             loss.backward()
             trainer.step(len(labels))
-            history.losses.append(float(loss.mean()))
+            history.losses.append(loss.mean().asnumpy().item())
             progress.set_postfix(loss=f"{history.losses[-1]:.3f}", refresh=False)
         seconds = time.perf_counter() - start
         history.train_accuracy.append(accuracy(net, train_data))

@@ -9,6 +9,7 @@ from mxnet.base import _LIB
 from mxnet.ndarray import sparse, zeros
 
 from . import _native
+from .compatibility import C_FUNCTIONS, SUPPORTED
 
 
 @functools.lru_cache(maxsize=None)
@@ -25,18 +26,19 @@ def native() -> ModuleType:
     """
 
     def address_of(name: str) -> int:
+        name = C_FUNCTIONS.get(name, name)
         try:
             return ctypes.cast(getattr(_LIB, name), ctypes.c_void_p).value or 0
         except AttributeError:
             raise ImportError(
-                f"mxadamax: this MXNet library has no function {name}; supported is MXNet 2.0.0b1"
+                f"mxadamax: this MXNet library has no function {name}; supported are {SUPPORTED}"
             ) from None
 
     _native.bind(address_of)
     array, other = zeros((2,)), zeros((2,))
     if not _native.share_memory(array, array[0:1]) or _native.share_memory(array, other):
         raise ImportError(
-            "mxadamax: this MXNet lays out its arrays differently; supported is MXNet 2.0.0b1"
+            f"mxadamax: this MXNet lays out its arrays differently; supported are {SUPPORTED}"
         )
     # Without it, row_sparse gradients are refused.
     indices = [7, 123_456_789]

@@ -14,6 +14,7 @@ from typing import (
     Mapping,
     Optional,
     Sequence,
+    Set,
     Tuple,
     Type,
     TypeVar,
@@ -26,6 +27,7 @@ from mxnet.ndarray import NDArray, cast, clip, zeros
 from mxnet.optimizer import Optimizer
 
 from . import _native
+from .compatibility import IS_MXNET_1, StepOptimizer, aggregate_num_here, as_lists
 from .engine import inside_kvstore_update, native
 from .hyperparameters import FINITE, NOT_NEGATIVE, Range, check_flag, check_integer
 from .ledger import Index, Ledger
@@ -70,7 +72,7 @@ def register(name: str) -> Callable[[_Class], _Class]:
     return decorate
 
 
-class FusedOptimizer(Optimizer):
+class FusedOptimizer(StepOptimizer):
     """Base of the optimizers whose step is one call to a native rule.
 
     A subclass names its rule and the ranges of its own hyperparameters, and defines `scalars` and
@@ -218,7 +220,7 @@ class FusedOptimizer(Optimizer):
         super().__init__(
             learning_rate=learning_rate,
             use_fused_step=use_fused_step,
-            aggregate_num=_whole_model(aggregate_num),
+            aggregate_num=aggregate_num_here(aggregate_num),
             **kwargs,
         )
         self.maximize = maximize
@@ -231,11 +233,19 @@ class FusedOptimizer(Optimizer):
         self._ledgers: Dict[int, Ledger] = {}
         self._last_ledger = Ledger()
         self._memo = _native.StateMemo()
+        self._dtypes: Set[Any] = set()
+        if use_fused_step:
+            # An MXNet that is not supported shows here, where nothing can swallow it.
+            native()
         check_integer(self.registered_name, "begin_num_update", self.begin_num_update, 0)
 
     def __getstate__(self) -> Dict[str, Any]:
         state: Dict[str, Any] = super().__getstate__()
         del state["_memo"], state["_last_ledger"], state["weights_are_averages"]
+        # What `param_dict` says does not travel: a parameter server reads these.
+        for name in ("lr_mult", "wd_mult"):
+            of_parameters = {i: getattr(p, name) for i, p in self.param_dict.items()}
+            state[name] = {**getattr(self, name), **of_parameters}
         state["_ledgers"] = {
             device: (ledger.skipped, ledger.skipped_steps)
             for device, ledger in self._ledgers.items()
@@ -250,7 +260,8 @@ class FusedOptimizer(Optimizer):
         }
         self._last_ledger = next(iter(self._ledgers.values()), Ledger())
         self.weights_are_averages = False
-        self.aggregate_num = _whole_model(self.aggregate_num)
+        self.aggregate_num = aggregate_num_here(self.aggregate_num)
+        self._dtypes = set(state.get("_dtypes", ()))
 
     def check_hyperparameters(self) -> None:
         """Raise ValueError where a hyperparameter is out of its range.
@@ -367,6 +378,7 @@ class FusedOptimizer(Optimizer):
             With `multi_precision`, for a float16 or bfloat16 weight, a float32 copy of it and the
             state of that; else what `create_state` makes.
         """
+        self._dtypes.add(weight.dtype)
         if self.multi_precision and _is_short(weight):
             master = _dense_copy(weight)
             return master, self.create_state(index, master)
@@ -621,11 +633,18 @@ class FusedOptimizer(Optimizer):
         MXNet drops an exception raised under a key-value store and goes on without the update.
         There the weights are made to raise MXNetError where they are used next.
         """
+        indices, weights, grads, states = as_lists(indices, weights, grads, states)
         try:
             if self._whole_model_option and inside_kvstore_update():
                 raise ValueError(
                     f"{self.registered_name}: {self._whole_model_option} needs the whole model in "
                     "one call, but a key-value store updates parameters one by one"
+                )
+            if IS_MXNET_1 and self._whole_model_option and self._several_dtypes(weights):
+                raise ValueError(
+                    f"{self.registered_name}: {self._whole_model_option} needs the whole model in "
+                    "one call, but MXNet 1 makes one for each dtype of weights, and there are "
+                    "several"
                 )
             if self.weights_are_averages:
                 raise ValueError(
@@ -636,6 +655,11 @@ class FusedOptimizer(Optimizer):
             if inside_kvstore_update():
                 native().push_failure(list(weights), str(error))
             raise
+
+    def _several_dtypes(self, weights: Sequence[NDArray]) -> bool:
+        # By the first update, MXNet has made the states of all.
+        self._dtypes.update(weight.dtype for weight in weights)
+        return len(self._dtypes) > 1
 
     def _count_update(self, indices: Sequence[Index]) -> Tuple[List[float], List[float]]:
         """Count one more update of each parameter.
@@ -733,8 +757,3 @@ def _number_of(index: Index) -> int:
 def _is_short(weight: NDArray) -> bool:
     """Whether numbers have 16 bits."""
     return bool(weight.dtype in (numpy.float16, BFLOAT16))
-
-
-def _whole_model(aggregate_num: Any) -> Any:
-    """MXNet recognizes infinity by identity, which pickling and arithmetic lose."""
-    return numpy.inf if aggregate_num == math.inf else aggregate_num

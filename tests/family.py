@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, Sequence
 
 import mxnet as mx
+import pytest
 
 import mxadamax
+from mxadamax.compatibility import IS_MXNET_1
 
 CLASSES = {
     name: found
@@ -15,6 +17,26 @@ CLASSES = {
     if name in mxadamax.__all__ and isinstance(found, type)
 }
 """The optimizers of the package."""
+
+
+def built_in(name: str, use_fused_step: bool = True, **options: Any) -> mx.optimizer.Optimizer:
+    """MXNet 2's built-in; in MXNet 1, whose built-ins compute something else, what stands for it.
+
+    That is ours computed by MXNet's operators, one parameter after another, of which MXNet 2 shows
+    that it equals the built-in.
+    """
+    if not IS_MXNET_1:
+        return mx.optimizer.create(name, use_fused_step=use_fused_step, **options)
+    if name == "nadam":
+        options["schedule_per_parameter"] = True
+    return mx.optimizer.create(f"{name}_ext", use_fused_step=False, aggregate_num=1, **options)
+
+
+def create(name: str, **options: Any) -> mx.optimizer.Optimizer:
+    """Ours by its name, or what `built_in` says."""
+    if name.endswith("_ext"):
+        return mx.optimizer.create(name, **options)
+    return built_in(name, **options)
 
 
 @dataclass(frozen=True)
@@ -55,17 +77,29 @@ class Member:
         return mx.optimizer.create(self.name, **{**self.options, **self.ours, **options})
 
     def create_built_in(self, use_fused_step: bool = False, **options: Any):
-        """MXNet's, by default the one whose `step` is called.
+        """MXNet 2's, by default the one whose `step` is called.
 
         Those that always make states of float32 are given states like the weight.
         """
-        found = mx.optimizer.create(
+        assert self.built_in is not None
+        found = built_in(
             self.built_in, use_fused_step=use_fused_step, **{**self.options, **options}
         )
         if self.built_in in ("adadelta", "adagrad", "rmsprop"):
             found.create_state = self.create().create_state
         return found
 
+    def create_fused_built_in(self, **options: Any) -> mx.optimizer.Optimizer:
+        """MXNet's, whose update is one of MXNet's operators."""
+        if not IS_MXNET_1:
+            return self.create_built_in(use_fused_step=True, **options)
+        if self.built_in not in FUSED_IN_MXNET_1:
+            pytest.skip("MXNet 1 has no such operator")
+        return mx.optimizer.create(self.built_in, **{**self.options, **options})
+
+
+FUSED_IN_MXNET_1 = ("adam", "sgd", "nag")
+"""The built-ins of MXNet 1 whose operators compute what MXNet 2's do."""
 
 MOMENTS = (
     {"beta1": 0.0, "beta2": 0.0},

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ContextManager
 
 import mxnet as mx
 import numpy as np
+
+from mxadamax.compatibility import IS_MXNET_1
 
 SPECIAL = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-42)
 
@@ -37,6 +44,31 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray, where: str = "") 
 def nd(array: np.ndarray, ctx: mx.Context | None = None) -> mx.nd.NDArray:
     """A classic NDArray of any shape, of size 0 and of no dimensions as well."""
     return mx.np.array(array, dtype=array.dtype, ctx=ctx or mx.cpu()).as_nd_ndarray()
+
+
+def run_python(code: str, *arguments: str, **environment: str) -> str:
+    """What a new Python process prints that runs this code, which can import what tests can."""
+    paths = [str(Path(__file__).parent), *sys.path]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def network_shapes() -> ContextManager[None]:
+    """MXNet 1's networks take a size of 0 for one that is not known yet, not as the others here."""
+    return mx.util.np_shape(not IS_MXNET_1)
+
+
+def parameters_of(net: mx.gluon.Block) -> dict[str, mx.gluon.Parameter]:
+    """The parameters by the names that tell where in the net they are."""
+    return net._collect_params_with_prefix() if IS_MXNET_1 else net.collect_params()
 
 
 def next_scalars(optimizer: mx.optimizer.Optimizer) -> dict[str, object]:

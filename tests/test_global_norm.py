@@ -1,8 +1,6 @@
 """Clipping by the norm of all gradients together, inside the step."""
 
 import math
-import os
-import subprocess
 import sys
 
 import mxnet as mx
@@ -10,9 +8,10 @@ import numpy as np
 import pytest
 from family import FAMILY
 from mxnet import autograd, gluon
-from support import SIZES, Run, assert_same_bits, assert_same_run, gradients, nd
+from support import SIZES, Run, assert_same_bits, assert_same_run, gradients, nd, run_python
 
 import mxadamax
+from mxadamax.compatibility import IS_MXNET_1, gluon_arrays, seed_all
 
 SHAPES = [(size,) for size in SIZES] + [(), (3, 4, 5), (40000,)]
 RESCALE = 0.25
@@ -130,14 +129,7 @@ optimizer.fused_step([0, 1, 2, 3], arrays, [a.copy() for a in arrays], states)
 print(optimizer.gradient_norm.hex())
 """
     found = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        ).stdout
+        run_python(code, **environment)
         for environment in (
             {"OMP_NUM_THREADS": "1"},
             {"OMP_NUM_THREADS": "3"},
@@ -184,13 +176,13 @@ def test_no_elements_and_no_gradient():
 
 
 def train(optimizer, clip_by_gluon):
-    mx.np.random.seed(0)
+    seed_all(0)
     net = gluon.nn.Dense(5, in_units=20)
     net.initialize(mx.init.Xavier())
     trainer = gluon.Trainer(net.collect_params(), optimizer, kvstore=None)
     rng = np.random.RandomState(0)
     for _ in range(10):
-        x = mx.np.array(rng.standard_normal((8, 20)) * 10)
+        x = gluon_arrays.array(rng.standard_normal((8, 20)) * 10)
         with autograd.record():
             loss = (net(x) ** 2).sum()
         loss.backward()
@@ -263,3 +255,23 @@ def test_gradients_are_left_as_they_are():
     optimizer = mxadamax.SGD(1.0, clip_global_norm=1.0)
     optimizer.fused_step([0], [nd(np.ones(5, "float32"))], [grad], [None])
     assert_same_bits(grad.asnumpy(), np.full(5, 3.0, "float32"))
+
+
+@pytest.mark.parametrize("option", [{"clip_global_norm": 1.0}, {"skip_nonfinite": True}], ids=str)
+def test_weights_of_several_dtypes(option):
+    """One call of MXNet 2; of MXNet 1 one for each dtype, so there it is refused, by the first."""
+    starts = [np.ones(3, "float32"), np.ones(2, "float64")]
+    run = Run(mxadamax.SGD(0.5, **option), starts)
+    grads = [np.full(3, 2.0, "float32"), np.full(2, 2.0, "float64")]
+    if IS_MXNET_1:
+        with pytest.raises(
+            ValueError, match=f"^sgd_ext: {next(iter(option))} needs the whole model"
+        ):
+            run.step(grads)
+        for weight in run.weights:
+            assert np.all(weight.asnumpy() == 1)
+        return
+    run.step(grads)
+    factor = 1 / np.sqrt(20) if "clip_global_norm" in option else 1
+    for weight in run.weights:
+        np.testing.assert_allclose(weight.asnumpy(), 1 - factor, rtol=1e-6)

@@ -6,13 +6,11 @@ is for test_oracle.py and test_parity.py to say.
 
 import mmap
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from family import FAMILY
-from support import SPECIAL, assert_same_bits, next_scalars
+from support import SPECIAL, assert_same_bits, next_scalars, run_python
 
 from mxadamax import _native
 
@@ -226,21 +224,11 @@ def map_fixed(address, length, descriptor):
     assert found == address, os.strerror(ctypes.get_errno())
 
 
-def in_new_process(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 @instruction_sets
 def test_instruction_set_is_forced_by_the_environment(instruction_set):
     code = "from mxadamax import _native; print(_native.instruction_set)"
-    done = in_new_process(code, MXADAMAX_INSTRUCTION_SET=instruction_set)
-    assert done.stdout.split() == [instruction_set], done.stderr
+    found = run_python(code, MXADAMAX_INSTRUCTION_SET=instruction_set)
+    assert found.split() == [instruction_set]
 
 
 def test_the_best_instruction_set_is_taken():
@@ -250,9 +238,9 @@ def test_the_best_instruction_set_is_taken():
 
 
 def test_unknown_instruction_set_is_refused():
-    done = in_new_process("import mxadamax", MXADAMAX_INSTRUCTION_SET="sse9")
-    assert done.returncode != 0
-    assert "MXADAMAX_INSTRUCTION_SET: instruction set 'sse9' is not available here" in done.stderr
+    message = "MXADAMAX_INSTRUCTION_SET: instruction set 'sse9' is not available here"
+    with pytest.raises(AssertionError, match=message):
+        run_python("import mxadamax", MXADAMAX_INSTRUCTION_SET="sse9")
     with pytest.raises(ValueError, match="instruction set 'sse9' is not available here; available"):
         update([], [], [], instruction_set="sse9")
 

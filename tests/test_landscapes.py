@@ -3,11 +3,12 @@
 import importlib.util
 from pathlib import Path
 
-import mxnet as mx
 import numpy as np
 import pytest
 from family import CLASSES
 from mxnet import autograd
+
+from mxadamax.compatibility import gluon_arrays
 
 pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'mxadamax[examples]'")
 
@@ -73,7 +74,7 @@ def test_gradient_descent_is_a_geometric_sequence_on_the_quadratic(example, path
 
 @pytest.mark.parametrize("x, y", [(1.0, 1.5), (3.0, 0.5), (-2.0, 0.7), (0.0, 1.0)])
 def test_gradient_of_beale(example, x, y):
-    point = mx.np.array([x, y], dtype="float64")
+    point = gluon_arrays.array([x, y], dtype="float64")
     point.attach_grad()
     with autograd.record():
         value = example.beale(*point)

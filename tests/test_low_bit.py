@@ -6,9 +6,7 @@ import functools
 import hashlib
 import importlib.util
 import itertools
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,11 +15,12 @@ import numpy as np
 import pytest
 from family import FAMILY
 from mxnet import autograd, gluon
-from support import Run, leaves, nd
+from support import Run, leaves, nd, run_python
 from test_half_precision import ALL, TYPES, decoded, encoded
 from test_kernels import instruction_sets
 
 from mxadamax import _native
+from mxadamax.compatibility import gluon_arrays
 from mxadamax.optimizer import BFLOAT16
 
 DTYPES = ("float16", "bfloat16", "int8")
@@ -649,16 +648,9 @@ def test_threads_and_instruction_sets_do_not_show():
     for other in others or [_native.instruction_set]:
         environments.append({"OMP_NUM_THREADS": "1", "MXADAMAX_INSTRUCTION_SET": other})
     # Threads that wait shall not take the processors of other tests.
-    common = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    code = THREADS + "print(digest.hexdigest())"
     found = [
-        subprocess.run(
-            [sys.executable, "-c", THREADS + "print(digest.hexdigest())"],
-            env={**common, **environment},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        ).stdout.strip()
+        run_python(code, OMP_WAIT_POLICY="passive", **environment).strip()
         for environment in environments
     ]
     assert len(set(found)) == 1
@@ -679,7 +671,7 @@ def test_saved_and_reloaded_training(state_dtype, tmp_path):
 
     def go(scale, trainer, steps):
         for t in steps:
-            x = mx.np.array(np.random.RandomState(t).standard_normal(200))
+            x = gluon_arrays.array(np.random.RandomState(t).standard_normal(200))
             with autograd.record():
                 loss = (x * scale.data()).sum()
             loss.backward()

@@ -7,6 +7,7 @@ from family import FAMILY, WITH_BUILT_IN, Member
 from support import SIZES, SPECIAL, Run, assert_same_run, gradients
 
 import mxadamax
+from mxadamax.compatibility import IS_MXNET_1
 
 DTYPES = ("float32", "float64")
 OPTIONS = {"wd": 0.013, "clip_gradient": 0.37, "rescale_grad": 1 / 3, "learning_rate": 0.0123}
@@ -157,7 +158,7 @@ def test_close_to_fused_operators(member):
     decay = {"wd": OPTIONS["wd"]} if member.built_in == "adamw" else {}
     options = with_exact_rates(member, **{**OPTIONS, **member.options, **decay})
     ours = Run(member.create(**options), weights(shapes, "float32"))
-    theirs = Run(member.create_built_in(use_fused_step=True, **options), ours.arrays())
+    theirs = Run(member.create_fused_built_in(**options), ours.arrays())
     for t, grads in enumerate(gradients(shapes, "float32", 60)):
         before = ours.arrays()
         if t > 0:
@@ -175,6 +176,7 @@ def test_close_to_fused_operators(member):
             assert np.max(units, initial=0) <= member.ulps, f"step {t + 1}, array {k}"
 
 
+@pytest.mark.skipif(IS_MXNET_1, reason="MXNet 1 has no AdamW")
 def test_adamw_decays_as_the_fused_operator():
     """And not as the `step` of the built-in, which uses the weight that it has just updated."""
     options = {"wd": 0.5, "learning_rate": 0.5, "beta1": 0.5, "beta2": 0.5}
@@ -209,6 +211,24 @@ def test_nadam_schedule_advances_once_per_step():
     shapes = [(50,)]
     alone = Member("nadam_ext", "nadam")
     compare(pair(shapes, "float32", alone, both=OPTIONS), gradients(shapes, "float32", 50))
+
+
+@pytest.mark.skipif(not IS_MXNET_1, reason="of MXNet 1's built-in")
+@dtypes
+def test_adamax_of_mxnet_1(dtype):
+    """It has no epsilon, clips after weight decay, and divides in another order; nothing else."""
+    shapes = [(1000,), (33, 3)]
+    options = {"wd": 0.013, "rescale_grad": 1 / 3, "learning_rate": 0.0123}
+    ours = Run(mxadamax.Adamax(epsilon=0.0, **options), weights(shapes, dtype))
+    theirs = Run(mx.optimizer.Adamax(**options), ours.arrays())
+    for t, grads in enumerate(gradients(shapes, dtype, 60)):
+        before = ours.arrays()
+        if t > 0:
+            theirs.assign(ours)
+        for run in (ours, theirs):
+            run.step(grads)
+        for k, values in enumerate(zip(ours.arrays(), theirs.arrays(), before)):
+            assert np.max(units_apart(*values)) <= (2 if k < len(shapes) else 0), f"step {t + 1}"
 
 
 def test_nadam_schedule_is_not_advanced_by_a_refused_step():

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import pickle
-import subprocess
 import sys
 import threading
 from contextlib import contextmanager
@@ -19,10 +17,11 @@ from family import FAMILY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mxnet import autograd, gluon
-from support import Run, assert_same_bits, gradients, nd
+from support import Run, assert_same_bits, gradients, nd, run_python
 from test_sparse import row_sparse, some_rows
 
 import mxadamax
+from mxadamax.compatibility import gluon_arrays, seed_all
 from mxadamax.ledger import Ledger
 from mxadamax.optimizer import BFLOAT16
 
@@ -471,10 +470,10 @@ class Training:
     """A dense layer in a Trainer, on one device or several, and data that can be spoiled."""
 
     def __init__(self, optimizer, devices=1, **options):
-        mx.np.random.seed(0)
+        seed_all(0)
         self.devices = [mx.cpu(k) for k in range(devices)]
         self.net = gluon.nn.Dense(5, in_units=20)
-        self.net.initialize(mx.init.Xavier(), device=self.devices)
+        self.net.initialize(mx.init.Xavier(), ctx=self.devices)
         self.parameters = list(self.net.collect_params().values())
         self.trainer = gluon.Trainer(self.net.collect_params(), optimizer, **options)
 
@@ -486,7 +485,7 @@ class Training:
             parts[bad][3, 7] = math.nan
         with autograd.record():
             losses = [
-                (self.net(mx.np.array(x, dtype="float32", device=device)) ** 2).sum()
+                (self.net(gluon_arrays.array(x, dtype="float32", ctx=device)) ** 2).sum()
                 for x, device in zip(parts, self.devices)
             ]
         autograd.backward(losses)
@@ -526,7 +525,7 @@ def test_trainer_with_saved_states(devices, tmp_path):
         parts[0].step(t, bad.get(t))
     parts[0].trainer.save_states(str(tmp_path / "states"))
     parts[0].net.save_parameters(str(tmp_path / "weights"))
-    parts[1].net.load_parameters(str(tmp_path / "weights"), device=parts[1].devices)
+    parts[1].net.load_parameters(str(tmp_path / "weights"), ctx=parts[1].devices)
     parts[1].trainer.load_states(str(tmp_path / "states"))
     assert parts[1].trainer.optimizer.skipped_steps == 3
     for t in range(4, 8):
@@ -606,7 +605,7 @@ def test_parameters_that_only_sometimes_get_a_gradient():
     """In a Trainer, by `ignore_stale_grad`."""
     results = []
     for skip in (True, False):
-        mx.np.random.seed(0)
+        seed_all(0)
         layers = [gluon.nn.Dense(3, in_units=4) for _ in range(3)]
         parameters = {}
         for k, layer in enumerate(layers):
@@ -616,7 +615,7 @@ def test_parameters_that_only_sometimes_get_a_gradient():
         rng = np.random.RandomState(0)
         for _ in range(16):
             used = [layer for layer in layers if rng.rand() < 0.6] or layers[:1]
-            x = mx.np.array(rng.standard_normal((5, 4)), dtype="float32")
+            x = gluon_arrays.array(rng.standard_normal((5, 4)), dtype="float32")
             bad = rng.rand() < 0.4
             if bad and not skip:
                 continue
@@ -627,19 +626,6 @@ def test_parameters_that_only_sometimes_get_a_gradient():
         assert (trainer.optimizer.skipped_steps > 3) == skip
         results.append([p.data().as_nd_ndarray() for p in parameters.values()])
     assert_same(*results)
-
-
-def run_code(code, **environment):
-    found = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert found.returncode == 0, found.stderr[-3000:]
-    return found.stdout
 
 
 def test_naive_engine():
@@ -665,7 +651,7 @@ for skip in (True, False):
 for name in ("adam_ext", "adamax_ext", "nadam_ext"):
     print(weights[True, name] == weights[False, name] and b"" != weights[True, name])
 """
-    assert run_code(code, MXNET_ENGINE_TYPE="NaiveEngine").split() == ["True"] * 3
+    assert run_python(code, MXNET_ENGINE_TYPE="NaiveEngine").split() == ["True"] * 3
 
 
 def test_a_step_that_fails_inside_its_call():
@@ -692,7 +678,7 @@ for failing in (True, False):
     found.append(weight.asnumpy().tobytes())
 print(found[0] == found[1])
 """
-    assert run_code(code, MXNET_ENGINE_TYPE="NaiveEngine").split() == ["True"]
+    assert run_python(code, MXNET_ENGINE_TYPE="NaiveEngine").split() == ["True"]
 
 
 @pytest.mark.parametrize("aggregate_num", [0, 1, 4])
@@ -754,19 +740,26 @@ def test_with_automatic_mixed_precision():
     """Overflows by AMP's loss scale: AMP leaves the step out, as with the built-in, and halves it."""
     code = """
 import numpy as np, mxadamax, mxnet as mx
-from mxnet import amp, autograd, gluon
+from family import built_in
+from mxadamax.compatibility import IS_MXNET_1, gluon_arrays
+from mxnet import autograd, gluon
+if IS_MXNET_1:
+    from mxnet.contrib import amp
+else:
+    from mxnet import amp
 amp.init()
 
-def train(name, with_amp, **options):
+def train(create, with_amp, **options):
+    optimizer = create(learning_rate=0.05, wd=0.01, **options)
     scale = gluon.Parameter("scale", shape=(20,))
     scale.initialize(mx.init.One())
-    trainer = gluon.Trainer([scale], name, {"learning_rate": 0.05, "wd": 0.01, **options})
+    trainer = gluon.Trainer([scale], optimizer)
     if with_amp:
         amp.init_trainer(trainer)
     rng = np.random.RandomState(0)
     scales = []
     for t in range(12):
-        x = mx.np.array(rng.standard_normal((4, 20)), dtype="float32")
+        x = gluon_arrays.array(rng.standard_normal((4, 20)), dtype="float32")
         factor = 1e36 if t in (0, 5, 6) else 1.0
         if not with_amp:
             factor = np.inf if factor > 1 else 1.0
@@ -783,11 +776,11 @@ def train(name, with_amp, **options):
     assert np.all(np.isfinite(scale.data().asnumpy()))
     return scale.data().asnumpy(), scales, trainer
 
-ours, scales, trainer = train("adamax_ext", True, skip_nonfinite=True)
-plain, plain_scales, _ = train("adamax_ext", True)
-built_in, its_scales, _ = train("adamax", True, use_fused_step=False)
-alone, _, skipping = train("adamax_ext", False, skip_nonfinite=True)
-assert ours.tobytes() == plain.tobytes() == built_in.tobytes()
+ours, scales, trainer = train(mxadamax.Adamax, True, skip_nonfinite=True)
+plain, plain_scales, _ = train(mxadamax.Adamax, True)
+theirs, its_scales, _ = train(lambda **options: built_in("adamax", **options), True)
+alone, _, skipping = train(mxadamax.Adamax, False, skip_nonfinite=True)
+assert ours.tobytes() == plain.tobytes() == theirs.tobytes()
 assert scales == plain_scales == its_scales
 # AMP has looked first.
 assert trainer.optimizer.skipped_steps == 0
@@ -800,13 +793,15 @@ assert scales[-1] == 2.0**16 / 8
 
 # Gradients of a float16 parameter, which overflow until the loss scale fits.
 results = []
-for name, options in (("adam_ext", {"skip_nonfinite": True}), ("adam", {"use_fused_step": False})):
+for optimizer in (
+    mxadamax.Adam(0.05, multi_precision=True, skip_nonfinite=True),
+    built_in("adam", learning_rate=0.05, multi_precision=True, use_fused_step=False),
+):
     scale = gluon.Parameter("scale", shape=(20,), dtype="float16")
     scale.initialize(mx.init.One())
-    options = {"learning_rate": 0.05, "multi_precision": True, **options}
-    trainer = gluon.Trainer([scale], name, options)
+    trainer = gluon.Trainer([scale], optimizer)
     amp.init_trainer(trainer)
-    x = mx.np.array(np.random.RandomState(0).standard_normal((4, 20)), dtype="float16")
+    x = gluon_arrays.array(np.random.RandomState(0).standard_normal((4, 20)), dtype="float16")
     losses = []
     for t in range(20):
         with autograd.record():
@@ -814,7 +809,7 @@ for name, options in (("adam_ext", {"skip_nonfinite": True}), ("adam", {"use_fus
             with amp.scale_loss(loss.astype("float32"), trainer) as scaled:
                 autograd.backward(scaled)
         trainer.step(1)
-        losses.append(float(loss))
+        losses.append(loss.asnumpy().item())
     weight = scale.data().asnumpy()
     assert np.all(np.isfinite(weight))
     assert losses[-1] < losses[0]
@@ -822,7 +817,7 @@ for name, options in (("adam_ext", {"skip_nonfinite": True}), ("adam", {"use_fus
 assert results[0] == results[1], results
 assert results[0][1] < 2.0**16
 """
-    run_code(code)
+    run_python(code)
 
 
 @settings(max_examples=80, deadline=None)

@@ -1,0 +1,91 @@
+"""All that this package knows about the differences between MXNet 1.9 and 2.0."""
+
+import inspect
+from typing import Any, Optional, Sequence, Tuple, Union
+
+import mxnet
+import numpy
+from mxnet.ndarray import NDArray
+from mxnet.optimizer import Optimizer
+
+IS_MXNET_1 = "use_fused_step" not in inspect.signature(Optimizer.__init__).parameters
+
+SUPPORTED = "MXNet 2.0.0b1 and 1.9.1"
+
+if IS_MXNET_1:
+    from mxnet import ndarray as gluon_arrays
+else:
+    from mxnet import numpy as gluon_arrays
+# The module of the arrays that Gluon's networks take and give.
+
+WHOLE_MODEL: Union[int, float] = 2**31 - 1 if IS_MXNET_1 else numpy.inf
+"""The `aggregate_num` with which MXNet hands over all parameters at once.
+
+MXNet 2 recognizes infinity by identity, and only with it hands parameters of all dtypes over in one
+call. MXNet 1 slices by this number, and always makes a call for each dtype.
+"""
+
+C_FUNCTIONS = {"MXNDArrayGetShape64": "MXNDArrayGetShapeEx64"} if IS_MXNET_1 else {}
+"""Functions of MXNet's C API that are called differently here, by their names in MXNet 2."""
+
+
+def aggregate_num_here(aggregate_num: Any) -> Any:
+    """`aggregate_num` as this MXNet has it, also from a file that the other one wrote.
+
+    Pickling and arithmetic lose the identity of infinity.
+    """
+    if aggregate_num in (numpy.inf, 2**31 - 1):
+        return WHOLE_MODEL
+    return aggregate_num
+
+
+def as_lists(indices: Any, *others: Any) -> Tuple[Any, ...]:
+    """The arguments of an update, of which MXNet 1 hands over single ones or lists."""
+    if IS_MXNET_1 and not isinstance(indices, (list, tuple)):
+        return ([indices], *([other] for other in others))
+    return (indices, *others)
+
+
+def seed_all(seed: int) -> None:
+    """Seed all random numbers that weights and data come from: MXNet's and NumPy's."""
+    for random in (mxnet.random, gluon_arrays.random, numpy.random):
+        if hasattr(random, "seed"):
+            random.seed(seed)
+
+
+class StepOptimizer(Optimizer):
+    """MXNet's base class as MXNet 2 has it: lists of parameters, `step` and `fused_step`.
+
+    In MXNet 1, `update` gets a parameter or a list of them, and there is no other method.
+    """
+
+    if IS_MXNET_1:
+
+        def __init__(
+            self, aggregate_num: Any = None, use_fused_step: Optional[bool] = None, **kwargs: Any
+        ):
+            super().__init__(**kwargs)
+            self.aggregate_num = 1 if aggregate_num is None else aggregate_num
+            self.use_fused_step = use_fused_step
+
+        def update(self, indices: Any, weights: Any, grads: Any, states: Any) -> None:
+            """Update one parameter, or several of which each argument is then a list."""
+            indices, weights, grads, states = as_lists(indices, weights, grads, states)
+            for array in (*weights, *grads):
+                assert isinstance(array, NDArray)
+            if self.use_fused_step:
+                self.fused_step(indices, weights, grads, states)
+            else:
+                self.step(indices, weights, grads, states)
+
+    def step(
+        self, indices: Sequence[Any], weights: Sequence[Any], grads: Sequence[Any], states: Any
+    ) -> None:
+        """Update by operators."""
+        raise NotImplementedError
+
+    def fused_step(
+        self, indices: Sequence[Any], weights: Sequence[Any], grads: Sequence[Any], states: Any
+    ) -> None:
+        """Update by a kernel."""
+        raise NotImplementedError
