@@ -1,12 +1,13 @@
 """Evaluation with the average of the weights over the steps."""
 
 import contextlib
-from typing import Any, Iterator, List, Tuple
+from typing import Iterator, List, Tuple
 
 from mxnet.gluon import Trainer
 from mxnet.ndarray import NDArray, cast
 
 from .optimizer import FusedOptimizer
+from .trainers import classic, updaters_of
 
 
 @contextlib.contextmanager
@@ -41,14 +42,15 @@ def averaged_weights(trainer: Trainer) -> Iterator[None]:
         )
     if optimizer.weights_are_averages:
         raise ValueError("averaged_weights: the weights are averages already")
-    updaters = _updaters(trainer)
+    # Before the first step, and without states that have been loaded, there are no averages.
+    updaters = updaters_of(trainer) if trainer._kv_initialized else []
     saved: List[Tuple[NDArray, NDArray]] = []
     optimizer.weights_are_averages = True
     try:
         for i, parameter in enumerate(trainer._params if updaters else []):
             if parameter.grad_req == "null" or parameter._data is None:
                 continue
-            weights = [_classic(weight) for weight in parameter.list_data()]
+            weights = [classic(weight) for weight in parameter.list_data()]
             for position, weight in enumerate(weights):
                 states = updaters[min(position, len(updaters) - 1)].states
                 if i not in states:
@@ -61,22 +63,6 @@ def averaged_weights(trainer: Trainer) -> Iterator[None]:
         for weight, before in saved:
             before.copyto(weight)
         optimizer.weights_are_averages = False
-
-
-def _updaters(trainer: Trainer) -> List[Any]:
-    if not trainer._kv_initialized:
-        # No step has been taken and no state loaded.
-        return []
-    if not trainer._update_on_kvstore:
-        return list(trainer._updaters)
-    updater = getattr(trainer._kvstore, "_updater", None)
-    if updater is None:
-        raise ValueError("averaged_weights: the averages are on a parameter server")
-    return [updater]
-
-
-def _classic(array: Any) -> NDArray:
-    return array.as_nd_ndarray() if hasattr(array, "as_nd_ndarray") else array
 
 
 def _assign(weight: NDArray, average: NDArray) -> None:

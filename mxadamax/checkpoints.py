@@ -1,0 +1,595 @@
+"""Checkpoints: states written whole or not at all, checked before loading, and converted."""
+
+import contextlib
+import copy
+import inspect
+import os
+import pickle
+import uuid
+import warnings
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, Type, Union
+
+import numpy
+from mxnet.base import MXNetError
+from mxnet.gluon import Trainer
+from mxnet.libinfo import __version__ as mxnet_version
+from mxnet.ndarray import NDArray
+from mxnet.optimizer import Optimizer
+from mxnet.util import is_np_array, is_np_shape, np_array, np_shape
+
+from .compatibility import IS_MXNET_1
+from .optimizer import BFLOAT16, FusedOptimizer, State
+from .trainers import classic, updaters_of
+
+Path = Union[str, "os.PathLike[str]"]
+States = Dict[Any, State]
+
+_STRUCTURE = ("multi_precision", "amsgrad", "centered", "momentum", "state_dtype", "ema_decay")
+"""What decides which arrays a state has; of numbers, whether they are there."""
+
+_FORMULA = (
+    "maximize",
+    "decoupled_wd",
+    "lazy_update",
+    "clip_global_norm",
+    "skip_nonfinite",
+    "correct_bias",
+    "schedule_per_parameter",
+    "clip_weights",
+)
+"""What else decides what is computed; of numbers, whether they are there."""
+
+_OF_THE_PROGRAM = ("aggregate_num", "use_fused_step", "rescale_grad", "allow_np_array")
+"""How the program at hand calls its optimizer; never taken from a file."""
+
+_IN_ANY_BUILT_IN: Mapping[str, Any] = {"amsgrad": False, "ema_decay": None, "state_dtype": None}
+_IN_BUILT_IN: Mapping[str, Mapping[str, Any]] = {
+    "adamax": {"epsilon": 0.0},
+    "nadam": {"schedule_per_parameter": True},
+}
+"""What options of ours must be to do as a built-in that does not have them: MXNet 1's AdaMax has no
+epsilon, and both count Nadam's schedule by parameters."""
+
+_ZERO_IS_NONE = ("adam", "adamw", "adabelief", "rmsprop", "sgd", "nag")
+"""Built-ins with fused operators, which take 0 (or less) as `clip_gradient` for no clipping."""
+
+_OTHER_FORMULA_IN_1: Mapping[str, str] = {
+    "rmsprop": "adds epsilon under the root",
+    "adagrad": "adds epsilon under the root",
+    "adadelta": "has no learning rate",
+}
+
+_WHAT_TO_DO: Mapping[str, str] = {
+    "ema_decay": "--drop-averages leaves the averages out",
+    "amsgrad": "its third state would be lost, and MXNet has no AMSGrad: go on with this one",
+    "state_dtype": "MXNet has no states in few bits: go on with this one",
+    "schedule_per_parameter": "it counts the schedule in another way: go on with this one",
+}
+
+
+def save_states(trainer: Trainer, file: Path) -> None:
+    """Write what `Trainer.save_states` writes, whole or not at all.
+
+    The content goes to a temporary file in the same folder, is forced to the disk, and takes the
+    place of `file` in one step. Whenever the process or the machine ends, `file` is the old one or
+    the new one. A process that is killed can leave ``.NAME.*.tmp`` behind, which can be deleted.
+
+    Parameters
+    ----------
+    trainer : gluon.Trainer
+        With any optimizer of MXNet. Its states must not be on a parameter server.
+    file : path
+        Where to write. `load_states` and `Trainer.load_states` both read it.
+
+    Raises
+    ------
+    ValueError
+        Where the shape of a parameter is not known yet, or states are on a parameter server.
+    OSError
+        Where writing fails. `file` is what it was then.
+
+    Notes
+    -----
+    A parameter that no step has updated yet has no state. In the file it has the one it would begin
+    with, so that a file always has the states of all parameters.
+    """
+    weights = _weights(trainer)
+    states = dict(_initialized_updaters(trainer)[0].states)
+    for index, arrays in weights.items():
+        if index not in states and trainer._params[index].grad_req != "null":
+            states[index] = trainer.optimizer.create_state_multi_precision(index, arrays[0])
+    _write(file, states, trainer.optimizer)
+
+
+def load_states(trainer: Trainer, file: Path) -> None:
+    """Load states of this package's optimizer or of its built-in, after checking all of them.
+
+    Everything that a training went through comes from the file: states, counts, learning rate or
+    scheduler, and all numbers such as `beta1` and `wd`. What is computed is up to the program:
+    options that are on in the trainer and off in the file, or the other way round, are refused by
+    name. The trainer keeps its optimizer, with its `aggregate_num` and `use_fused_step`. Load
+    weights first, then states.
+
+    From a built-in, options that it does not have stay as they are in the trainer; `ema_decay` too
+    where a file of this package has no averages. Averages then begin as the weights are now.
+
+    Load only files that you trust: they are pickles, and unpickling runs whatever code a file
+    names.
+
+    Parameters
+    ----------
+    trainer : gluon.Trainer
+        With an optimizer of this package. It may have other devices than the one that wrote the
+        file, and another number of them: all get the states of the first.
+    file : path
+        Written by :func:`save_states` or `Trainer.save_states`, here or with the corresponding
+        built-in.
+
+    Raises
+    ------
+    ValueError
+        Where `file` is something else or does not fit the trainer: it says what the file holds and
+        what was expected. The trainer is unchanged.
+    OSError
+        Where `file` cannot be read.
+    """
+    optimizer = trainer.optimizer
+    if not isinstance(optimizer, FusedOptimizer):
+        raise ValueError(
+            "load_states: the trainer's optimizer must be one of mxadamax's, got "
+            f"{_describe_optimizer(optimizer)}; for a built-in, convert the file with "
+            "python -m mxadamax convert and load it with Trainer.load_states"
+        )
+    if optimizer.weights_are_averages:
+        raise ValueError("load_states: not inside averaged_weights")
+    weights = _weights(trainer)
+    states, source, _ = _read(file)
+    built_in = _built_in_name(source)
+    with _named(file):
+        if built_in is not None and f"{built_in}_ext" == optimizer.registered_name:
+            states, source = _from_built_in(states, source, built_in, optimizer)
+        elif type(source) is not type(optimizer):
+            raise ValueError(
+                f"holds states of {_describe_optimizer(source)}, expected those of "
+                f"{_describe_optimizer(optimizer)}"
+            )
+        _check_options(source, optimizer, _STRUCTURE if built_in else (*_STRUCTURE, *_FORMULA))
+        candidate = _successor(optimizer, source, weights)
+        states = _check_states(trainer, states, source, candidate, weights)
+
+    updaters = _initialized_updaters(trainer)
+    placed = [states]
+    if not trainer._update_on_kvstore:
+        placed = [
+            {
+                index: updater.sync_state_context(state, weights[index][position].context)
+                if index in weights
+                else state
+                for index, state in states.items()
+            }
+            for position, updater in enumerate(updaters)
+        ]
+    # Nothing has been changed until here, and nothing below fails.
+    parameters = optimizer.param_dict
+    optimizer.__setstate__(candidate.__getstate__())
+    optimizer.param_dict = parameters
+    for updater, found in zip(updaters, placed):
+        updater.states = found
+        updater.states_synced = dict.fromkeys(found, False)
+
+
+def convert(old: Path, new: Path, to: str, drop_averages: bool = False) -> str:
+    """Turn a file of a built-in's states into one for the optimizer of this package, or back.
+
+    Parameters
+    ----------
+    old : path
+        What `save_states` has written. It is unpickled: use only files that you trust.
+    new : path
+        Where to write; as :func:`save_states` does, whole or not at all.
+    to : str
+        The optimizer that is to go on, by its name in MXNet's registry.
+    drop_averages : bool, default False
+        On the way back, leave out the averages that `ema_decay` has kept.
+
+    Returns
+    -------
+    str
+        What has been done, in one line.
+
+    Raises
+    ------
+    ValueError
+        Where `old` is something else, or `to` cannot go on with it.
+    OSError
+        Where a file cannot be read or written.
+    """
+    states, source, numpy_shapes = _read(old)
+    built_in = _built_in_name(source)
+    with _named(old):
+        if built_in is not None and to == f"{built_in}_ext" and to in Optimizer.opt_registry:
+            like = Optimizer.opt_registry[to]()
+            states, target = _from_built_in(states, source, built_in, like)
+            target.check_hyperparameters()
+        elif isinstance(source, FusedOptimizer) and f"{to}_ext" == source.registered_name:
+            if drop_averages and source.ema_decay is not None:
+                states = _without_averages(states, source)
+            states, target = _to_built_in(states, source, to)
+        else:
+            partner = f"{built_in}_ext" if built_in else _built_in_of(source)
+            possible = f"only {partner}" if partner in Optimizer.opt_registry else "nothing here"
+            raise ValueError(
+                f"holds states of {_describe_optimizer(source)}, which {possible} can go on with, "
+                f"not {to!r}"
+            )
+    with np_array(is_np_array() and numpy_shapes), np_shape(numpy_shapes):
+        _write(new, states, target)
+    return (
+        f"{os.fspath(new)}: {_describe_optimizer(source)} -> {to}, states of {len(states)} "
+        f"parameters, {target.num_update} updates"
+    )
+
+
+@contextlib.contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Refusals name the file, also where an optimizer in it lacks what it should have."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(file)}: {error}") from None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{os.fspath(file)}: its optimizer is damaged: {error}") from error
+
+
+def _write(file: Path, states: States, optimizer: Optimizer) -> None:
+    """Write a file of states so that it is never there in part."""
+    content = pickle.dumps((states, optimizer))
+    # The file that a link points to is replaced, not the link.
+    folder, name = os.path.split(os.path.realpath(file))
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, os.path.join(folder, name))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    # Without it, the new name of the file could be lost with the machine's power.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(file: Path) -> Tuple[States, Optimizer, bool]:
+    """States, optimizer, and whether arrays were written with NumPy's semantics of shapes."""
+    with open(file, "rb") as stream:
+        content = stream.read()
+    expected = "expected what save_states writes, a pickle of (states, optimizer)"
+    try:
+        found, numpy_shapes = _unpickle(content)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[-1].strip()
+        raise ValueError(
+            f"{os.fspath(file)}: cannot be read with MXNet {mxnet_version}, {expected}: "
+            f"{type(error).__name__}: {reason}"
+        ) from None
+    if isinstance(found, tuple) and len(found) == 2:
+        states, optimizer = found
+        if isinstance(states, dict) and isinstance(optimizer, Optimizer):
+            return states, optimizer, numpy_shapes
+    kind = type(found).__name__
+    if isinstance(found, tuple):
+        kind += f" of ({', '.join(type(entry).__name__ for entry in found)})"
+    raise ValueError(f"{os.fspath(file)}: holds a {kind}, {expected}")
+
+
+def _unpickle(content: bytes) -> Tuple[Any, bool]:
+    try:
+        return pickle.loads(content), is_np_shape()
+    except MXNetError:
+        # Arrays are read only with the semantics of shapes that they were written with.
+        other = not is_np_shape()
+        with contextlib.suppress(MXNetError), np_array(is_np_array() and other), np_shape(other):
+            return pickle.loads(content), other
+        raise
+
+
+def _weights(trainer: Trainer) -> Dict[int, List[NDArray]]:
+    """The weights of each parameter, on all devices; of frozen ones those there are."""
+    weights = {}
+    for index, parameter in enumerate(trainer._params):
+        if parameter._data is not None:
+            weights[index] = [classic(array) for array in parameter._data]
+        elif parameter.grad_req != "null":
+            raise ValueError(
+                f"parameter {index} ({parameter.name!r}): its shape is not known yet (deferred "
+                "initialization); run the model once"
+            )
+    return weights
+
+
+def _initialized_updaters(trainer: Trainer) -> List[Any]:
+    """Who holds the states, also before the first step."""
+    if not trainer._kv_initialized:
+        trainer._init_kvstore()
+    if trainer._params_to_init:
+        trainer._init_params()
+    return updaters_of(trainer)
+
+
+def _built_in_name(optimizer: Optimizer) -> Optional[str]:
+    """The name of one of MXNet's own optimizers, None for others."""
+    name = type(optimizer).__name__.lower()
+    known = Optimizer.opt_registry.get(name) is type(optimizer)
+    return name if known and type(optimizer).__module__.startswith("mxnet.") else None
+
+
+def _built_in_of(optimizer: Optimizer) -> Optional[str]:
+    """The name of the built-in that an optimizer of this package stands beside."""
+    name = getattr(optimizer, "registered_name", "")
+    return name[: -len("_ext")] if name.endswith("_ext") else None
+
+
+def _describe_optimizer(optimizer: Optimizer) -> str:
+    if isinstance(optimizer, FusedOptimizer):
+        return optimizer.registered_name
+    built_in = _built_in_name(optimizer)
+    kind = type(optimizer)
+    return f"MXNet's {built_in}" if built_in else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _describe_state(state: Any) -> str:
+    if state is None:
+        return "none"
+    if isinstance(state, NDArray):
+        kind = "bfloat16" if state.dtype == BFLOAT16 else numpy.dtype(state.dtype).name
+        sparse = "" if state.stype == "default" else f" {state.stype}"
+        return f"{kind} {tuple(state.shape)}{sparse}"
+    if isinstance(state, (tuple, list)):
+        return f"({', '.join(_describe_state(part) for part in state)})"
+    return f"a {type(state).__name__}"
+
+
+def _kind(name: str, value: Any) -> Any:
+    """What has to agree of an option: not its number, but whether there is one."""
+    if name == "momentum":
+        return value != 0
+    if name in ("ema_decay", "clip_global_norm", "clip_weights"):
+        return value is not None
+    return value
+
+
+def _check_options(source: FusedOptimizer, optimizer: FusedOptimizer, names: Any) -> None:
+    """Refuse states of an optimizer that computes something else."""
+    for name in names:
+        wanted = getattr(optimizer, name, None)
+        found = getattr(source, name, wanted)
+        if _kind(name, found) == _kind(name, wanted):
+            continue
+        if name == "momentum" and source.rule == optimizer.rule:
+            continue
+        if name == "ema_decay" and found is None:
+            # Averages can begin at any time.
+            continue
+        advice = "make the trainer with what the file has"
+        if name in _FORMULA:
+            advice += ", and change it once the states are loaded"
+        raise ValueError(
+            f"was written with {name}={found!r}, but the trainer's {optimizer.registered_name} "
+            f"has {name}={wanted!r}; {advice}"
+        )
+
+
+def _successor(
+    optimizer: FusedOptimizer, source: FusedOptimizer, weights: Mapping[int, List[NDArray]]
+) -> FusedOptimizer:
+    """What the trainer's optimizer is to become: the file's, on the trainer's devices."""
+    entries = {**optimizer.__getstate__(), **source.__getstate__()}
+    entries["_built_in_calls"] = getattr(source, "_built_in_calls", {})
+    for name in (*_OF_THE_PROGRAM, "_dtypes"):
+        if name in vars(optimizer):
+            entries[name] = getattr(optimizer, name)
+    if entries.get("ema_decay") is None:
+        entries["ema_decay"] = optimizer.ema_decay
+
+    devices = [weight.context.device_id for arrays in weights.values() for weight in arrays]
+    first = devices[0] if devices else 0
+    tables = entries["_all_index_update_counts"]
+    longest: Mapping[Any, int] = max(tables.values(), key=lambda t: sum(t.values()), default={})
+    counts = tables.get(first) or longest
+    # MXNet counts the updates on a key-value store as those of device 0.
+    tables = {device: dict(counts) for device in (*devices, 0)}
+    entries["_all_index_update_counts"] = tables
+    entries["_index_update_count"] = tables[first]
+    ledgers = entries.get("_ledgers", {})
+    if ledgers:
+        skipped = ledgers.get(first) or next(iter(ledgers.values()))
+        entries["_ledgers"] = dict.fromkeys(devices, skipped)
+
+    successor = copy.copy(optimizer)
+    successor.__setstate__(entries)
+    successor.check_hyperparameters()
+    return successor
+
+
+def _check_states(
+    trainer: Trainer,
+    states: States,
+    source: FusedOptimizer,
+    successor: FusedOptimizer,
+    weights: Mapping[int, List[NDArray]],
+) -> States:
+    """The states, with averages where those begin now; ValueError where they do not fit."""
+    parameters = trainer._params
+    for index in states:
+        if not isinstance(index, int) or not 0 <= index < len(parameters):
+            raise ValueError(
+                f"holds a state of parameter {index!r} (of {len(states)} in all), but the trainer "
+                f"has {len(parameters)} parameters"
+            )
+    begins = source.ema_decay is None and successor.ema_decay is not None
+    checked: States = {}
+    for index, parameter in enumerate(parameters):
+        name = f"parameter {index} ({parameter.name!r})"
+        if index not in states:
+            # Without any state, the training has not begun.
+            if states and parameter.grad_req != "null":
+                raise ValueError(
+                    f"holds the states of {len(states)} parameters and none of {name}; if that one "
+                    "is to begin anew, set its grad_req to 'null' while loading"
+                )
+            continue
+        state = states[index]
+        if index not in weights:
+            checked[index] = state
+            continue
+        weight = weights[index][0]
+        expected = successor.create_state_multi_precision(index, weight)
+        master, own, average = successor._parts(expected, weight)
+        if begins:
+            expected = own if master is None else (master, own)
+        if _describe_state(state) != _describe_state(expected):
+            raise ValueError(
+                f"{name}: holds a state {_describe_state(state)}, expected "
+                f"{_describe_state(expected)} for its weight {_describe_state(weight)}"
+            )
+        if begins and master is not None:
+            state = state[0], (state[1], state[0].copy())
+        elif begins:
+            state = state, average
+        checked[index] = state
+    return checked
+
+
+def _from_built_in(
+    states: States, source: Optimizer, name: str, like: FusedOptimizer
+) -> Tuple[States, FusedOptimizer]:
+    """States and optimizer of a built-in as ours, with what it lacks from `like`."""
+    _check_formula(name, source)
+    taken = _carried(source, like)
+    for implied in (_IN_ANY_BUILT_IN, _IN_BUILT_IN.get(name, {})):
+        taken.update({k: v for k, v in implied.items() if hasattr(like, k) and k not in taken})
+    if _takes_zero_for_none(name, source) and (taken["clip_gradient"] or 0) <= 0:
+        taken["clip_gradient"] = None
+    if taken.get("clip_weights") == 0:
+        taken["clip_weights"] = None
+    if isinstance(taken["rescale_grad"], NDArray):
+        # MXNet 2's AdamW makes an array of it.
+        taken["rescale_grad"] = float(taken["rescale_grad"].asscalar())
+
+    make: Any = type(like)
+    default = make()
+    options = {name: taken.get(name, getattr(like, name)) for name in _options(type(like))}
+    target: FusedOptimizer = make(**{k: v for k, v in options.items() if v != getattr(default, k)})
+    target.__dict__.update(taken)
+    target._index_update_count = target._all_index_update_counts.setdefault(0, {})
+    # So that the way back leads to where it began.
+    calls = ("aggregate_num", "use_fused_step")
+    target._built_in_calls = {k: vars(source)[k] for k in calls if k in vars(source)}
+    return {i: _dense(_swapped(state, name)) for i, state in states.items()}, target
+
+
+def _to_built_in(states: States, source: FusedOptimizer, name: str) -> Tuple[States, Optimizer]:
+    """States and optimizer of ours as a built-in's."""
+    if name not in Optimizer.opt_registry:
+        raise ValueError(f"MXNet {mxnet_version} has no optimizer {name!r}")
+    _check_formula(name, source)
+    target = Optimizer.opt_registry[name]()
+    implied = {**_IN_ANY_BUILT_IN, **_IN_BUILT_IN.get(name, {})}
+    for option, default in _options(type(source)).items():
+        value, neutral = getattr(source, option, default), implied.get(option, default)
+        if option in vars(target) or option == "state_seed" or value == neutral:
+            continue
+        advice = _WHAT_TO_DO.get(
+            option,
+            f"if the training can do without, set trainer.optimizer.{option} = {neutral!r} and "
+            "save again",
+        )
+        raise ValueError(
+            f"was written with {option}={value!r}, which MXNet's {name} does not have; {advice}"
+        )
+    calls = getattr(source, "_built_in_calls", {})
+    target.__dict__.update({k: v for k, v in calls.items() if k in vars(target)})
+    target.__dict__.update(_carried(source, target))
+    target._index_update_count = target._all_index_update_counts.setdefault(0, {})
+    if _takes_zero_for_none(name, target) and target.clip_gradient == 0:
+        raise ValueError(
+            f"was written with clip_gradient=0, which MXNet's {name} takes for None; "
+            "if that is what you want, set trainer.optimizer.clip_gradient = None and save again"
+        )
+    return {i: _swapped(state, name) for i, state in states.items()}, target
+
+
+def _without_averages(states: States, source: FusedOptimizer) -> States:
+    """States without their averages; also takes the option from their optimizer."""
+    found: States = {}
+    for index, (first, second) in states.items():
+        # Behind a master weight there is another tuple; an average is an array.
+        with_master = isinstance(second, (tuple, list))
+        found[index] = (first, second[0]) if with_master else first
+    source.ema_decay = None
+    return found
+
+
+def _carried(source: Optimizer, target: Optimizer) -> Dict[str, Any]:
+    """The attributes that one takes over from the other: what both have."""
+    apart = ("aggregate_num", "use_fused_step", "param_dict", "_index_update_count")
+    return {k: v for k, v in source.__getstate__().items() if k in vars(target) and k not in apart}
+
+
+def _options(cls: Type[FusedOptimizer]) -> Dict[str, Any]:
+    """The options of an optimizer that are attributes of the same name, with their defaults."""
+    found: Dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if issubclass(base, FusedOptimizer):
+            parameters = inspect.signature(base.__init__).parameters.values()
+            found.update({p.name: p.default for p in parameters})
+    apart = ("self", "args", "kwargs", "learning_rate", "aggregate_num", "use_fused_step")
+    return {name: default for name, default in found.items() if name not in apart}
+
+
+def _takes_zero_for_none(name: str, built_in: Optimizer) -> bool:
+    return name in _ZERO_IS_NONE and getattr(built_in, "use_fused_step", True)
+
+
+def _check_formula(name: str, optimizer: Optimizer) -> None:
+    """Refuse or warn where MXNet 1's built-in computes something else."""
+    if not IS_MXNET_1:
+        return
+    if name in _OTHER_FORMULA_IN_1:
+        raise ValueError(
+            f"MXNet {mxnet_version}'s {name} {_OTHER_FORMULA_IN_1[name]}, unlike {name}_ext: "
+            "neither can go on where the other stopped"
+        )
+    clips_both = optimizer.wd != 0 and optimizer.clip_gradient is not None
+    if clips_both and name in ("adamax", "adam", "nadam"):
+        difference = "bounds the gradient together with the weight decay"
+    elif optimizer.wd != 0 and name == "nag":
+        difference = "leaves part of the weight decay out of its state"
+    else:
+        return
+    warnings.warn(
+        f"MXNet {mxnet_version}'s {name} {difference}, unlike {name}_ext: the training goes on a "
+        "little differently",
+        stacklevel=4,
+    )
+
+
+def _dense(state: State) -> State:
+    """A state whose arrays all hold all rows."""
+    if isinstance(state, (tuple, list)):
+        return tuple(_dense(part) for part in state)
+    sparse = isinstance(state, NDArray) and state.stype != "default"
+    return state.tostype("default") if sparse else state
+
+
+def _swapped(state: State, name: str) -> State:
+    """MXNet 1's SGD and NAG keep the master weight last, all others first."""
+    if IS_MXNET_1 and name in ("sgd", "nag") and isinstance(state, (tuple, list)):
+        return state[1], state[0]
+    return state

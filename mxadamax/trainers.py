@@ -1,0 +1,27 @@
+"""What this package asks of Gluon's Trainer beyond its interface."""
+
+from typing import Any, List
+
+from mxnet.gluon import Trainer
+from mxnet.ndarray import NDArray
+
+
+def updaters_of(trainer: Trainer) -> List[Any]:
+    """Who holds the states: an updater for each device, or the key-value store's.
+
+    Raises
+    ------
+    ValueError
+        Where they are on a parameter server.
+    """
+    if not trainer._update_on_kvstore:
+        return list(trainer._updaters)
+    updater = getattr(trainer._kvstore, "_updater", None)
+    if updater is None:
+        raise ValueError("the states are on a parameter server, which keeps them to itself")
+    return [updater]
+
+
+def classic(array: Any) -> NDArray:
+    """An array of either kind, of the kind that optimizers get."""
+    return array.as_nd_ndarray() if hasattr(array, "as_nd_ndarray") else array
