@@ -3,15 +3,43 @@
 Importing this package registers its optimizers with MXNet: ``gluon.Trainer(params, 'adamax_ext')``.
 """
 
+import sys as _sys
+import warnings as _warnings
+
+from .parameter_server import end_where_mxnet_would_go_on as _end_where_mxnet_would_go_on
+
+# Before MXNet, whose import is where a parameter server runs.
+_end_where_mxnet_would_go_on()
+
+# MXNet is older than the NumPy and the Python that it may be installed with.
 try:
+    import numpy as _numpy
+
+    # MXNet's import asks for this name. NumPy 1.24 to 1.26 do not have it, and warn when asked.
+    with _warnings.catch_warnings():
+        _warnings.simplefilter("ignore")
+        if not hasattr(_numpy, "bool"):
+            _numpy.bool = bool  # type: ignore[attr-defined]
     import mxnet as _mxnet  # noqa: F401
 except ModuleNotFoundError as _error:
-    if _error.name != "mxnet":
+    if _error.name in ("mxnet", "numpy"):
+        raise ImportError(
+            "mxadamax needs Apache MXNet: install it with pip install 'mxadamax[mxnet]', "
+            "or install the MXNet 2.0.0b1 or 1.9.1 flavour for your machine."
+        ) from None
+    if _error.name == "distutils":
+        raise ImportError(
+            "mxadamax: MXNet needs distutils, which Python 3.12 and later do not have: "
+            "install them with pip install setuptools"
+        ) from _error
+    raise
+except AttributeError as _error:
+    if int(_numpy.__version__.split(".")[0]) < 2:
         raise
     raise ImportError(
-        "mxadamax needs Apache MXNet: install it with pip install 'mxadamax[mxnet]', "
-        "or install the MXNet 2.0.0b1 flavour for your machine."
-    ) from None
+        f"mxadamax: MXNet needs NumPy 1, found NumPy {_numpy.__version__}: install it with "
+        f"pip install 'numpy<{'2' if _sys.version_info >= (3, 12) else '1.24'}'"
+    ) from _error
 
 from .adabelief import AdaBelief
 from .adadelta import AdaDelta
@@ -20,6 +48,7 @@ from .adam import Adam, AMSGrad
 from .adamax import Adamax
 from .adamw import AdamW
 from .averaging import averaged_weights
+from .checkpoints import load_states, save_states
 from .nadam import Nadam
 from .nag import NAG
 from .rmsprop import RMSProp
@@ -38,5 +67,7 @@ __all__ = [
     "Nadam",
     "RMSProp",
     "averaged_weights",
+    "load_states",
+    "save_states",
 ]
 __version__ = "0.1.0"
