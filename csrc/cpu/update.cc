@@ -14,6 +14,7 @@ namespace {
 constexpr std::int64_t chunks_for_one_thread = 8;
 // Elements that are converted at a time: seven arrays of them stay in the nearest cache.
 constexpr std::int64_t block = 512;
+static_assert(block == random_group, "a block has random bits of one group");
 
 bool converted(Stored type) { return type == Stored::float16 || type == Stored::bfloat16; }
 
@@ -80,7 +81,9 @@ class States {
   void write(std::int64_t first, std::int64_t count) noexcept {
     if (tensor_.state_type == Stored::int8) {
       if (rule_.kinds[1] == StateKind::square) rule_.shared->square_root(buffers_[1], count);
-      make_random_bits(0, first, count);
+      const std::int64_t group = first / random_group;
+      rule_.shared->random_bits(random_key(scalars_, 0, group), static_cast<std::uint32_t>(group),
+                                random_, 1);
       const auto encode = rule_.shared->int8_codec.encode;
       encode(buffers_[0], buffers_[1], random_, moved(tensor_.states[0], Stored::int8, first),
              moved(tensor_.states[1], Stored::int8, first), scales(first), count);
@@ -131,8 +134,9 @@ void update_blocks(const RuleKernels& rule, const Tensor& tensor, std::int64_t b
   const Stored computed = tensor.compute == Compute::float64 ? Stored::float64 : Stored::float32;
   const PassScalars scalars = pass_scalars_of(rule, tensor.scalars);
   States states(rule, tensor, scalars);
-  for (std::int64_t first = begin; first < end; first += block) {
-    const std::int64_t count = std::min(block, end - first);
+  // Cut where groups of random bits are, wherever a chunk begins.
+  for (std::int64_t first = begin, count; first < end; first += count) {
+    count = std::min(block - first % block, end - first);
     const void* const grad = load(rule, tensor.grad, tensor.grad_type, first, count, grad_buffer);
     void* const weight = load(rule, tensor.weight, tensor.weight_type, first, count, weight_buffer);
     rule.kernels[compute](tensor.scalars, grad, weight, states.read(first, count), count);
