@@ -16,6 +16,9 @@ constexpr std::int64_t chunks_for_one_thread = 8;
 constexpr std::size_t tensors_ahead = 8;
 // Elements that are converted at a time: seven arrays of them stay in the nearest cache.
 constexpr std::int64_t block = 512;
+// Where states are used in place: then the memory is what takes time, and the less is done without
+// it, the better.
+constexpr std::int64_t block_in_place = 128;
 static_assert(block == random_group, "a block has random bits of one group");
 
 bool converted(Stored type) { return type == Stored::float16 || type == Stored::bfloat16; }
@@ -136,9 +139,11 @@ void update_blocks(const RuleKernels& rule, const Tensor& tensor, std::int64_t b
   const Stored computed = tensor.compute == Compute::float64 ? Stored::float64 : Stored::float32;
   const PassScalars scalars = pass_scalars_of(rule, tensor.scalars);
   States states(rule, tensor, scalars);
+  const bool in_place = !converted(tensor.state_type) && tensor.state_type != Stored::int8;
+  const std::int64_t length = in_place ? block_in_place : block;
   // Cut where groups of random bits are, wherever a chunk begins.
   for (std::int64_t first = begin, count; first < end; first += count) {
-    count = std::min(block - first % block, end - first);
+    count = std::min(length - first % length, end - first);
     const void* const grad = load(rule, tensor.grad, tensor.grad_type, first, count, grad_buffer);
     void* const weight = load(rule, tensor.weight, tensor.weight_type, first, count, weight_buffer);
     rule.kernels[compute](tensor.scalars, grad, weight, states.read(first, count), count);
