@@ -43,8 +43,11 @@ struct RandomKey {
 // Elements that share the scales of their 8-bit states.
 constexpr std::int64_t scaled_block = 64;
 constexpr int scales_of_block = 2;
+// Elements that share the random bits of their 8-bit states.
+constexpr std::int64_t random_group = 512;
 
-// Two states of a rule in 8 bits each: a divisor of steps, and another relative to it.
+// Two states of a rule in 8 bits each: a divisor of steps, and another relative to it. `random` has
+// one number for each random_group.
 struct Int8Codec {
   void (*decode)(const void* ratios, const void* divisors, const float* scales, float* plain,
                  float* divisor, std::int64_t count) noexcept;

@@ -12,8 +12,14 @@ namespace mxadamax::cpu {
 namespace {
 
 constexpr std::int64_t chunks_for_one_thread = 8;
+// How many tensors ahead memory is asked for.
+constexpr std::size_t tensors_ahead = 8;
 // Elements that are converted at a time: seven arrays of them stay in the nearest cache.
 constexpr std::int64_t block = 512;
+// Where states are used in place: then the memory is what takes time, and the less is done without
+// it, the better.
+constexpr std::int64_t block_in_place = 128;
+static_assert(block == random_group, "a block has random bits of one group");
 
 bool converted(Stored type) { return type == Stored::float16 || type == Stored::bfloat16; }
 
@@ -80,7 +86,9 @@ class States {
   void write(std::int64_t first, std::int64_t count) noexcept {
     if (tensor_.state_type == Stored::int8) {
       if (rule_.kinds[1] == StateKind::square) rule_.shared->square_root(buffers_[1], count);
-      make_random_bits(0, first, count);
+      const std::int64_t group = first / random_group;
+      rule_.shared->random_bits(random_key(scalars_, 0, group), static_cast<std::uint32_t>(group),
+                                random_, 1);
       const auto encode = rule_.shared->int8_codec.encode;
       encode(buffers_[0], buffers_[1], random_, moved(tensor_.states[0], Stored::int8, first),
              moved(tensor_.states[1], Stored::int8, first), scales(first), count);
@@ -131,8 +139,11 @@ void update_blocks(const RuleKernels& rule, const Tensor& tensor, std::int64_t b
   const Stored computed = tensor.compute == Compute::float64 ? Stored::float64 : Stored::float32;
   const PassScalars scalars = pass_scalars_of(rule, tensor.scalars);
   States states(rule, tensor, scalars);
-  for (std::int64_t first = begin; first < end; first += block) {
-    const std::int64_t count = std::min(block, end - first);
+  const bool in_place = !converted(tensor.state_type) && tensor.state_type != Stored::int8;
+  const std::int64_t length = in_place ? block_in_place : block;
+  // Cut where groups of random bits are, wherever a chunk begins.
+  for (std::int64_t first = begin, count; first < end; first += count) {
+    count = std::min(length - first % length, end - first);
     const void* const grad = load(rule, tensor.grad, tensor.grad_type, first, count, grad_buffer);
     void* const weight = load(rule, tensor.weight, tensor.weight_type, first, count, weight_buffer);
     rule.kernels[compute](tensor.scalars, grad, weight, states.read(first, count), count);
@@ -165,6 +176,23 @@ void update_part(const RuleKernels& rule, const Tensor& tensor, std::int64_t fir
   rule.kernels[static_cast<std::size_t>(tensor.compute)](
       tensor.scalars, moved(tensor.grad, tensor.grad_type, first),
       moved(tensor.weight, tensor.weight_type, first), states, count);
+}
+
+// Asks for the first bytes of what a tensor's update reads and writes, without waiting for them.
+// Rows of a table lie apart: nothing but their addresses tells the processor which memory comes
+// next. Of longer tensors it finds out itself. Inlined by force: a compiler that takes this for a
+// function without effects leaves calls of it out.
+__attribute__((always_inline)) inline void fetch(const RuleKernels& rule, const Tensor& tensor) {
+  constexpr std::int64_t line = 64;
+  const auto fetch_array = [&](const void* array, Stored type) {
+    const std::int64_t bytes = std::min(tensor.size * stored_size(type), 4 * line);
+    for (std::int64_t k = 0; k < bytes; k += line) {
+      __builtin_prefetch(static_cast<const char*>(array) + k);
+    }
+  };
+  fetch_array(tensor.grad, tensor.grad_type);
+  fetch_array(tensor.weight, tensor.weight_type);
+  for (int k = 0; k < rule.states; ++k) fetch_array(tensor.states[k], tensor.state_type);
 }
 
 using Reduce = double (*)(const void* numbers, std::int64_t count) noexcept;
@@ -218,6 +246,8 @@ Chunks chunks_of(const std::vector<Tensor>& tensors) {
 void update(const RuleKernels& rule, const std::vector<Tensor>& tensors, int threads) {
   for_each_part(chunks_of(tensors), threads,
                 [&](std::int64_t, std::size_t tensor, std::int64_t first, std::int64_t elements) {
+                  const std::size_t later = tensor + tensors_ahead;
+                  if (first == 0 && later < tensors.size()) fetch(rule, tensors[later]);
                   update_part(rule, tensors[tensor], first, elements);
                 });
 }
