@@ -1,15 +1,21 @@
 # Everything a fresh machine needs beyond Python, pip, a C++17 compiler and make lands in $(VENV).
 PYTHON ?= python3
 VENV ?= .venv
+SESSION ?= quick
 SOURCES := $(wildcard CMakeLists.txt setup.py pyproject.toml csrc/*.* csrc/*/*.*)
 
-.PHONY: train test benchmark lint clean
+.PHONY: train test matrix benchmark lint clean
 
 train: $(VENV)/installed
 	$(VENV)/bin/python examples/train_mnist.py --optimizer adamax adamax_ext
 
 test: $(VENV)/installed
 	$(VENV)/bin/pytest --numprocesses auto --dist worksteal
+
+# With every Python and every MXNet, as noxfile.py says.
+matrix: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet nox
+	$(VENV)/bin/nox --session "$(SESSION)"
 
 benchmark: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/benchmark.py

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from support import leaves, nd
 from test_half_precision import TYPES, decoded, encoded
 
+from mxadamax.compatibility import IS_MXNET_1
 from mxadamax.optimizer import BFLOAT16
 
 LR, BETA1, BETA2, EPSILON = 0.0123, 0.9, 0.96875, 1e-8
@@ -529,6 +530,8 @@ def conflicts(member, options, parameters):
     state_dtype, fused = options.get("state_dtype"), options.get("use_fused_step", True)
     whole_model = options.get("clip_global_norm") is not None or options.get("skip_nonfinite")
     if whole_model and options.get("aggregate_num") not in (None, np.inf):
+        return True
+    if IS_MXNET_1 and whole_model and len({dtype for _, dtype, _ in parameters}) > 1:
         return True
     if member.name == "adamw_ext" and not options.get("decoupled_wd", True):
         return True
