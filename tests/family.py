@@ -19,17 +19,19 @@ CLASSES = {
 """The optimizers of the package."""
 
 
-def built_in(name: str, use_fused_step: bool = True, **options: Any) -> mx.optimizer.Optimizer:
+def built_in(name: str, **options: Any) -> mx.optimizer.Optimizer:
     """MXNet 2's built-in; in MXNet 1, whose built-ins compute something else, what stands for it.
 
     That is ours computed by MXNet's operators, one parameter after another, of which MXNet 2 shows
     that it equals the built-in.
     """
     if not IS_MXNET_1:
-        return mx.optimizer.create(name, use_fused_step=use_fused_step, **options)
+        return mx.optimizer.create(name, **options)
     if name == "nadam":
         options["schedule_per_parameter"] = True
-    return mx.optimizer.create(f"{name}_ext", use_fused_step=False, aggregate_num=1, **options)
+    return mx.optimizer.create(
+        f"{name}_ext", **{**options, "use_fused_step": False, "aggregate_num": 1}
+    )
 
 
 def create(name: str, **options: Any) -> mx.optimizer.Optimizer:

@@ -3,6 +3,7 @@
 import copy
 import ctypes
 import gc
+import itertools
 import pickle
 import resource
 import threading
@@ -167,8 +168,7 @@ def test_gradients_that_add_up():
     pair = both(grad_req="add")
     for training in pair:
         for _ in range(4):
-            for parameter in training.params.values():
-                parameter.zero_grad()
+            (training.net.collect_params() if IS_MXNET_1 else training.net).zero_grad()
             for _ in range(3):
                 training.backward()
             training.trainer.step(3 * BATCH)
@@ -228,8 +228,11 @@ def test_several_trainers_at_once():
 DEVICES = (mx.cpu(0), mx.cpu(1))
 
 
-@pytest.mark.parametrize("kvstore", ["device", "local"])
-@pytest.mark.parametrize("on_kvstore", [True, False, None])
+@pytest.mark.parametrize(
+    "kvstore, on_kvstore",
+    # Without a store, MXNet lets the replicas diverge.
+    [(None, None), *itertools.product(("device", "local"), (True, False, None))],
+)
 def test_two_devices(kvstore, on_kvstore):
     ours = {"aggregate_num": 1} if on_kvstore else {}
     pair = both(ours=ours, devices=DEVICES, kvstore=kvstore, update_on_kvstore=on_kvstore)
@@ -237,8 +240,18 @@ def test_two_devices(kvstore, on_kvstore):
         for _ in range(8):
             training.step()
     found, wanted = (training.weights() for training in pair)
+    assert found.keys() == wanted.keys()
     for name in wanted:
         assert_same_bits(found[name], wanted[name], name)
+    ours, built_in = (training.trainer.optimizer for training in pair)
+    if on_kvstore is not None:
+        # Left to choose, MXNet 2 updates on the key-value store what takes parameters one by one.
+        assert ours._all_index_update_counts == built_in._all_index_update_counts
+    assert ours.num_update == built_in.num_update == 8
+    # Each replica has running means of its own.
+    replicas = {name.split(" on ")[0] for name in found if "running" not in name}
+    alike = [np.array_equal(*(found[f"{r} on {d}"] for d in DEVICES)) for r in sorted(replicas)]
+    assert any(not same for same in alike) == (kvstore is None)
 
 
 @pytest.mark.skipif(IS_MXNET_1, reason="MXNet 1 takes any aggregate_num")
