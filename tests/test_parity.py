@@ -156,6 +156,9 @@ def test_close_to_fused_operators(member):
     shapes = [(1000,), (33, 3), ()]
     # Of AdamW, the fused operator does decay the weight of before.
     decay = {"wd": OPTIONS["wd"]} if member.built_in == "adamw" else {}
+    if IS_MXNET_1:
+        # Where weight decay goes is what MXNet 1's operators do otherwise.
+        decay = {"wd": 0.0}
     options = with_exact_rates(member, **{**OPTIONS, **member.options, **decay})
     ours = Run(member.create(**options), weights(shapes, "float32"))
     theirs = Run(member.create_fused_built_in(**options), ours.arrays())
