@@ -21,14 +21,13 @@ benchmark: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/benchmark.py
 
 lint: $(VENV)/installed
-	$(VENV)/bin/pip install --quiet --editable '.[mxnet,lint]'
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard csrc/*.cc csrc/*/*.cc csrc/*/*.h benchmarks/*.cc)
 
 $(VENV)/installed: $(SOURCES)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --editable '.[mxnet,examples,test,benchmarks]'
+	$(VENV)/bin/pip install --quiet --editable '.[mxnet,examples,test,benchmarks,lint]'
 	touch $@
 
 clean:
