@@ -48,6 +48,10 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple, Union
 
+import mxadamax
+from mxadamax import _native
+from mxadamax.compatibility import WHOLE_MODEL, StepOptimizer, gluon_arrays
+
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
@@ -56,10 +60,6 @@ from mxnet.gluon import nn
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-
-import mxadamax
-from mxadamax import _native
-from mxadamax.compatibility import WHOLE_MODEL, StepOptimizer, gluon_arrays
 
 # After MXNet, so that both run on the OpenMP library that MXNet has loaded.
 torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None

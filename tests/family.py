@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Sequence
 
-import mxnet as mx
-import pytest
-
 import mxadamax
 from mxadamax.compatibility import IS_MXNET_1
+
+import mxnet as mx
+import pytest
 
 CLASSES = {
     name: found

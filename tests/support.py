@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ContextManager
 
+from mxadamax.compatibility import IS_MXNET_1
+
 import mxnet as mx
 import numpy as np
-
-from mxadamax.compatibility import IS_MXNET_1
 
 SPECIAL = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-42)
 
@@ -50,7 +50,7 @@ def run_python(code: str, *arguments: str, **environment: str) -> str:
     """What a new Python process prints that runs this code, which can import what tests can."""
     paths = [str(Path(__file__).parent), *sys.path]
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", f"import mxadamax\n{code}", *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment},
         capture_output=True,
         text=True,

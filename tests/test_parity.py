@@ -1,13 +1,13 @@
 """Every optimizer against MXNet's built-ins, bit for bit where it is promised."""
 
+import mxadamax
+from mxadamax.compatibility import IS_MXNET_1
+
 import mxnet as mx
 import numpy as np
 import pytest
 from family import FAMILY, WITH_BUILT_IN, Member
 from support import SIZES, SPECIAL, Run, assert_same_run, gradients
-
-import mxadamax
-from mxadamax.compatibility import IS_MXNET_1
 
 DTYPES = ("float32", "float64")
 OPTIONS = {"wd": 0.013, "clip_gradient": 0.37, "rescale_grad": 1 / 3, "learning_rate": 0.0123}
