@@ -18,8 +18,10 @@ constexpr std::size_t tensors_ahead = 8;
 constexpr std::int64_t block = 512;
 // Where states are used in place: then the memory is what takes time, and the less is done without
 // it, the better.
-constexpr std::int64_t block_in_place = 128;
+constexpr std::int64_t block_in_place = 256;
 static_assert(block == random_group, "a block has random bits of one group");
+constexpr bool is_power_of_two(std::int64_t n) { return (n & (n - 1)) == 0; }
+static_assert(is_power_of_two(block) && is_power_of_two(block_in_place), "cut by masks");
 
 bool converted(Stored type) { return type == Stored::float16 || type == Stored::bfloat16; }
 
@@ -143,7 +145,7 @@ void update_blocks(const RuleKernels& rule, const Tensor& tensor, std::int64_t b
   const std::int64_t length = in_place ? block_in_place : block;
   // Cut where groups of random bits are, wherever a chunk begins.
   for (std::int64_t first = begin, count; first < end; first += count) {
-    count = std::min(length - first % length, end - first);
+    count = std::min(length - (first & (length - 1)), end - first);
     const void* const grad = load(rule, tensor.grad, tensor.grad_type, first, count, grad_buffer);
     void* const weight = load(rule, tensor.weight, tensor.weight_type, first, count, weight_buffer);
     rule.kernels[compute](tensor.scalars, grad, weight, states.read(first, count), count);
