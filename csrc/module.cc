@@ -177,10 +177,10 @@ class StateMemo {
   std::vector<Entry> entries_;
 };
 
-cpu::Stored low_bit_type(const std::string& name) {
-  if (name == "float16") return cpu::Stored::float16;
-  if (name == "bfloat16") return cpu::Stored::bfloat16;
-  if (name == "int8") return cpu::Stored::int8;
+Stored low_bit_type(const std::string& name) {
+  if (name == "float16") return Stored::float16;
+  if (name == "bfloat16") return Stored::bfloat16;
+  if (name == "int8") return Stored::int8;
   throw std::invalid_argument("type '" + name + "' must be float16, bfloat16 or int8");
 }
 
@@ -218,7 +218,7 @@ std::vector<double> table_of(const cpu::RuleKernels& rule, std::size_t tensors,
                              const py::dict& given, Convert&& convert) {
   const auto columns = static_cast<std::size_t>(rule.scalars);
   std::vector<double> table(tensors * columns);
-  const std::size_t required = columns - cpu::pass_scalar_count;
+  const std::size_t required = columns - pass_scalar_count;
   std::size_t known = 0;
   for (std::size_t k = 0; k < columns; ++k) {
     const std::string name = rule.scalar_names[k];
@@ -260,8 +260,8 @@ std::vector<double> table_of(const cpu::RuleKernels& rule, std::size_t tensors,
 }
 
 bool is_pass_scalar(const std::string& name) {
-  return std::find(std::begin(cpu::pass_scalars), std::end(cpu::pass_scalars), name) !=
-         std::end(cpu::pass_scalars);
+  return std::find(std::begin(pass_scalars), std::end(pass_scalars), name) !=
+         std::end(pass_scalars);
 }
 
 void push(engine::Batch& batch, const std::vector<py::dict>& tables,
@@ -387,10 +387,10 @@ void update_numpy(const std::string& rule_name, const std::vector<py::array>& we
     };
     cpu::Tensor tensor{};
     if (py::isinstance<py::array_t<float>>(weights[i])) {
-      tensor.compute = cpu::Compute::float32;
+      tensor.compute = Compute::float32;
     } else if (py::isinstance<py::array_t<double>>(weights[i])) {
-      tensor.compute = cpu::Compute::float64;
-      tensor.grad_type = tensor.weight_type = tensor.state_type = cpu::Stored::float64;
+      tensor.compute = Compute::float64;
+      tensor.grad_type = tensor.weight_type = tensor.state_type = Stored::float64;
     } else {
       throw ParameterError(i, "weight must be float32 or float64");
     }

@@ -32,11 +32,11 @@ bool is_supported(int dtype) {
          dtype == bfloat16_dtype;
 }
 
-cpu::Stored stored(int dtype) {
-  return dtype == float64_dtype    ? cpu::Stored::float64
-         : dtype == float16_dtype  ? cpu::Stored::float16
-         : dtype == bfloat16_dtype ? cpu::Stored::bfloat16
-                                   : cpu::Stored::float32;
+Stored stored(int dtype) {
+  return dtype == float64_dtype    ? Stored::float64
+         : dtype == float16_dtype  ? Stored::float16
+         : dtype == bfloat16_dtype ? Stored::bfloat16
+                                   : Stored::float32;
 }
 
 std::string dtype_name(int dtype) {
@@ -60,8 +60,7 @@ enum Role : std::size_t {
 const char* role_name(std::size_t role) {
   static const char* const names[] = {"weight",  "gradient", "master weight", "average", "scales",
                                       "state 0", "state 1",  "state 2",       "state 3"};
-  static_assert(sizeof names / sizeof *names == state_role + cpu::max_states,
-                "one name for each array");
+  static_assert(sizeof names / sizeof *names == state_role + max_states, "one name for each array");
   return names[role];
 }
 
@@ -217,7 +216,7 @@ void* address_of(Handle array) {
 
 // A gradient that is zero.
 const std::vector<double>& zeros() {
-  static const std::vector<double> elements(cpu::Chunks::length);
+  static const std::vector<double> elements(Chunks::length);
   return elements;
 }
 
@@ -338,7 +337,7 @@ struct Operation {
       }
       if (options.clip_global_norm || options.skip_nonfinite) {
         const double norm =
-            std::abs(table()[cpu::rescale_grad_scalar]) * cpu::gradient_norm(batch.rule_, tensors);
+            std::abs(table()[rescale_grad_scalar]) * cpu::gradient_norm(batch.rule_, tensors);
         options.report->gradient_norm = norm;
         // A sum of squares of float64 numbers may overflow.
         if (options.skip_nonfinite && !std::isfinite(norm) &&
@@ -367,7 +366,7 @@ struct Operation {
     const double factor = *options.clip_global_norm / norm;
     for (std::size_t first = 0; first < clipped.size();
          first += static_cast<std::size_t>(batch.rule_.scalars)) {
-      clipped[first + cpu::rescale_grad_scalar] *= factor;
+      clipped[first + rescale_grad_scalar] *= factor;
     }
     for (cpu::Tensor& tensor : tensors) {
       tensor.scalars = clipped.data() + (tensor.scalars - scalars.data());
@@ -379,14 +378,14 @@ struct Operation {
                    std::vector<cpu::Tensor>& tensors) const {
     if (p.size == 0) return;
     cpu::Tensor tensor{};
-    tensor.compute = p.dtype == float64_dtype ? cpu::Compute::float64 : cpu::Compute::float32;
+    tensor.compute = p.dtype == float64_dtype ? Compute::float64 : Compute::float32;
     tensor.size = p.size;
     tensor.scalars = row;
     tensor.grad_type = stored(p.dtype);
     auto array = p.state->arrays.begin();
     if (p.has_master) {
       tensor.weight = address_of((array++)->get());
-      tensor.weight_type = tensor.state_type = cpu::Stored::float32;
+      tensor.weight_type = tensor.state_type = Stored::float32;
       tensor.copy = weight_address(p);
       tensor.copy_type = stored(p.dtype);
     } else {
@@ -399,7 +398,7 @@ struct Operation {
       tensor.at_random = true;
     }
     for (int k = 0; k < batch.rule_.states; ++k) tensor.states[k] = address_of((array++)->get());
-    if (format.low_bit == cpu::Stored::int8) {
+    if (format.low_bit == Stored::int8) {
       tensor.scales = static_cast<float*>(address_of((array++)->get()));
     }
     if (format.average) tensor.average = address_of((array++)->get());
@@ -443,7 +442,7 @@ void Batch::add(Handle weight, Handle grad) {
                          "weight has dtype float64, expected float32, float16 or bfloat16 with "
                          "state_dtype");
   }
-  if (format_.low_bit == cpu::Stored::int8 && grad_in_rows) {
+  if (format_.low_bit == Stored::int8 && grad_in_rows) {
     throw ParameterError(position,
                          "gradient is row_sparse, expected a dense array with state_dtype='int8'");
   }
@@ -476,14 +475,14 @@ std::vector<Batch::Expected> Batch::expected_state() const {
     const std::size_t role = state_role + static_cast<std::size_t>(k);
     if (!format_.low_bit) {
       list.push_back({role, p.has_master ? computed : p.dtype, p.shape, like});
-    } else if (format_.low_bit == cpu::Stored::int8) {
+    } else if (format_.low_bit == Stored::int8) {
       list.push_back({role, k == 0 ? int8_dtype : uint8_dtype, p.shape, other});
     } else {
-      const bool half = format_.low_bit == cpu::Stored::float16;
+      const bool half = format_.low_bit == Stored::float16;
       list.push_back({role, half ? float16_dtype : bfloat16_dtype, p.shape, other});
     }
   }
-  if (format_.low_bit == cpu::Stored::int8) {
+  if (format_.low_bit == Stored::int8) {
     const std::int64_t blocks = (p.size + cpu::scaled_block - 1) / cpu::scaled_block;
     list.push_back({scales_role, float32_dtype, Shape(blocks, cpu::scales_of_block), other, other});
   }
@@ -560,7 +559,7 @@ void Batch::check_memory() const {
     for (int state = 0; state < rule_.states; ++state) {
       enter(arrays[k++], i, state_role + static_cast<std::size_t>(state));
     }
-    if (format_.low_bit == cpu::Stored::int8) enter(arrays[k++], i, scales_role);
+    if (format_.low_bit == Stored::int8) enter(arrays[k++], i, scales_role);
     if (format_.average) enter(arrays[k++], i, average_role);
   }
 }

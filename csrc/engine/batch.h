@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/chunks.h"
+#include "chunks.h"
 #include "cpu/instruction_set.h"
 #include "cpu/update.h"
 #include "mxnet.h"
@@ -47,7 +47,7 @@ struct StateFormat {
   bool average = false;
   // What the rule's states are stored as; nothing for what is computed in, or like a 16-bit weight
   // without a copy.
-  std::optional<cpu::Stored> low_bit = std::nullopt;
+  std::optional<Stored> low_bit = std::nullopt;
 
   bool operator==(const StateFormat& other) const {
     return multi_precision == other.multi_precision && average == other.average &&
@@ -98,9 +98,7 @@ class Batch {
   // Whether the parameter added last has a master weight.
   bool has_master() const { return parameters_.back().has_master; }
   // How many arrays keep the rule's states: in 8 bits, their scales are one more.
-  int arrays_of_rule() const {
-    return rule_.states + (format_.low_bit == cpu::Stored::int8 ? 1 : 0);
-  }
+  int arrays_of_rule() const { return rule_.states + (format_.low_bit == Stored::int8 ? 1 : 0); }
 
   // Checks a weight with its gradient, dense or row_sparse, and takes hold of both. A state must
   // follow.
