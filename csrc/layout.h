@@ -15,7 +15,7 @@ namespace mxadamax {
 enum class Compute { float32 = 0, float64 = 1 };
 constexpr int compute_types = 2;
 enum class Stored { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3, int8 = 4 };
-constexpr std::int64_t stored_size(Stored type) {
+MXADAMAX_RULE constexpr std::int64_t stored_size(Stored type) {
   return type == Stored::float64 ? 8 : type == Stored::float32 ? 4 : type == Stored::int8 ? 1 : 2;
 }
 constexpr int max_states = 4;
