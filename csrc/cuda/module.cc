@@ -128,6 +128,12 @@ int device_count() {
   return count;
 }
 
+int device_of(std::uintptr_t address) {
+  cudaPointerAttributes found{};
+  check(cudaPointerGetAttributes(&found, pointer(address)), "device of an array");
+  return found.device < 0 ? 0 : found.device;
+}
+
 int driver_version() {
   int version = 0;
   check(cudaDriverGetVersion(&version), "version of the driver");
@@ -210,6 +216,7 @@ PYBIND11_MODULE(MXADAMAX_MODULE, m) {
   m.def("read_dlpack", &read_dlpack, py::arg("capsule"),
         "Address, device type and number, code and bits of the numbers, shape and strides.");
   m.def("device_count", &device_count, "How many GPUs the driver offers; 0 without a driver.");
+  m.def("device_of", &device_of, py::arg("address"), "The number of the GPU that holds an array.");
   m.def("driver_version", &driver_version,
         "The newest CUDA that the driver knows, as 1000 * major + 10 * minor; 0 without one.");
 

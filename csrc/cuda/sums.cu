@@ -72,16 +72,16 @@ __global__ void __launch_bounds__(threads_per_block) sum_lanes_of(SumTable table
   }
 }
 
-MXADAMAX_RULE double sum_in_pairs(const double* lanes) {
-  double sums[sum_lanes];
+// The sum of so many numbers: of the first half and the second, one by one, until there is one.
+template <int count>
+MXADAMAX_RULE double sum_in_pairs(double* numbers) {
+  if constexpr (count == 1) {
+    return numbers[0];
+  } else {
 #pragma unroll
-  for (int k = 0; k < sum_lanes; ++k) sums[k] = lanes[k];
-#pragma unroll
-  for (int half = sum_lanes / 2; half > 0; half /= 2) {
-#pragma unroll
-    for (int k = 0; k < half; ++k) sums[k] += sums[k + half];
+    for (int k = 0; k < count / 2; ++k) numbers[k] += numbers[k + count / 2];
+    return sum_in_pairs<count / 2>(numbers);
   }
-  return sums[0];
 }
 
 __global__ void __launch_bounds__(threads_per_block) sum_chunks(SumTable table) {
@@ -95,7 +95,12 @@ __global__ void __launch_bounds__(threads_per_block) sum_chunks(SumTable table) 
       const std::int64_t segments = segments_of(part.count, segment_length(converted));
       double part_sum = 0;
       for (std::int64_t i = part.first_segment; i < part.first_segment + segments; ++i) {
-        part_sum += sum_in_pairs(table.lane_sums + i * sum_lanes);
+        double lanes[sum_lanes];
+#pragma unroll
+        for (int lane = 0; lane < sum_lanes; ++lane) {
+          lanes[lane] = table.lane_sums[i * sum_lanes + lane];
+        }
+        part_sum += sum_in_pairs<sum_lanes>(lanes);
       }
       sum += part_sum;
     }

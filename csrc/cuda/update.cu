@@ -95,7 +95,9 @@ MXADAMAX_RULE void update_elements(const TensorEntry& tensor, const Row<R>& row,
   }
 }
 
-template <class R>
+// The variant is a parameter for the kernel's name to tell it. With two blocks asked for, the
+// compiler is content with the registers it needs, instead of spilling for a third.
+template <class R, Variant>
 __global__ void __launch_bounds__(threads_per_block, 2) update(UpdateTable table) {
   double factor = 1;
   if (table.control != nullptr) {
@@ -124,14 +126,15 @@ __global__ void __launch_bounds__(threads_per_block, 2) update(UpdateTable table
 template <class R>
 int blocks_per_processor() {
   int blocks = 0;
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, update<R>, threads_per_block, 0),
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, update<R, variant>,
+                                                      threads_per_block, 0),
         "occupancy");
   return blocks;
 }
 
 template <class R>
 void start(const UpdateTable& table, unsigned blocks, cudaStream_t stream) {
-  launch(update<R>, blocks, threads_per_block, stream, table);
+  launch(update<R, variant>, blocks, threads_per_block, stream, table);
 }
 
 template <class R>
