@@ -278,7 +278,9 @@ class Batch:
         skip_nonfinite: bool = False,
         stream: Any = None,
     ) -> None:
-        """Update all weights once. Returns at once; the update runs on the stream.
+        """Update all weights once, on the stream.
+
+        Does not wait for it; but the first call prepares memory, which takes its time.
 
         Parameters
         ----------

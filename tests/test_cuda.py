@@ -112,7 +112,9 @@ def test_tensors_of_torch(torch, dtype):
     arrays = [torch.randn(1001).abs().to(kind) for _ in range(4)]
     there = [array.cuda() for array in arrays]
     cuda.update("adamax", there[:1], there[1:2], [there[2:]], scalars())
-    numbers = [array.to(torch.float32 if kind.itemsize < 4 else kind).numpy() for array in arrays]
+    numbers = [
+        array.to(torch.float32 if torch.finfo(kind).bits < 32 else kind).numpy() for array in arrays
+    ]
     _native.update_numpy("adamax", numbers[:1], numbers[1:2], [numbers[2:]], scalars())
     for found, expected in zip(there, numbers):
         wanted = torch.from_numpy(expected).to(kind)
@@ -124,10 +126,15 @@ def test_a_stream_is_followed(torch):
     count = 1 << 22
     expected = [np.full(count, x, np.float32) for x in (1.0, 3.0, 0.5, 0.5)]
     there = [torch.from_numpy(x).cuda() for x in expected]
-    there[1].zero_()
-    torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     batch = cuda.Batch("adamax", there[:1], there[1:2], [there[2:]], stream=stream)
+    # The first update brings the tables and the kernel to the device.
+    there[1].fill_(3.0)
+    torch.cuda.synchronize()
+    batch.update(scalars(), stream=stream)
+    torch.cuda.synchronize()
+    there[1].zero_()
+    torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(100_000_000)
         there[1].fill_(3.0)
@@ -137,7 +144,7 @@ def test_a_stream_is_followed(torch):
     other = torch.cuda.Stream()
     batch.update(scalars(), stream=other)
     other.synchronize()
-    for _ in range(2):
+    for _ in range(3):
         _native.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], scalars())
     for found, wanted in zip(there, expected):
         assert_same_bits(found.cpu().numpy(), wanted)

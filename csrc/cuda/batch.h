@@ -48,9 +48,10 @@ class Batch {
   int device() const { return device_; }
   std::size_t size() const { return tensors_.size(); }
 
-  // Updates every tensor once, on a stream; returns at once. `scalars` holds a row for each tensor,
-  // a double for each of the rule's scalars. One launch for each variant among the tensors.
-  // Whatever the stream, a step begins when the step before is done.
+  // Updates every tensor once, on a stream; returns at once, but for what the first call prepares.
+  // `scalars` holds a row for each tensor, a double for each of the rule's scalars. One launch for
+  // each variant among the tensors. Whatever the stream, a step begins when the step before is
+  // done.
   void update(const std::vector<double>& scalars, const StepOptions& options, cudaStream_t stream);
 
   // What the last step with options has found, and how many were skipped; waits for it.

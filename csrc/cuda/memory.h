@@ -78,14 +78,9 @@ class Staging {
 
   void copy(void* to, const void* from, std::size_t bytes, cudaStream_t stream) {
     if (bytes == 0) return;
+    if (bytes > bytes_) grow(bytes);
     Buffer& buffer = buffers_[next_++ % buffers];
     buffer.copied.wait();
-    if (buffer.bytes < bytes) {
-      cudaFreeHost(std::exchange(buffer.memory, nullptr));
-      buffer.bytes = 0;
-      check(cudaMallocHost(&buffer.memory, bytes), "page-locked memory");
-      buffer.bytes = bytes;
-    }
     std::memcpy(buffer.memory, from, bytes);
     check(cudaMemcpyAsync(to, buffer.memory, bytes, cudaMemcpyHostToDevice, stream),
           "copy to the device");
@@ -93,13 +88,24 @@ class Staging {
   }
 
  private:
-  static constexpr std::size_t buffers = 4;
+  // All at once, since this is nothing to do while the device is busy.
+  void grow(std::size_t bytes) {
+    bytes_ = 0;
+    for (Buffer& buffer : buffers_) {
+      buffer.copied.wait();
+      check(cudaFreeHost(std::exchange(buffer.memory, nullptr)), "page-locked memory");
+      check(cudaMallocHost(&buffer.memory, bytes), "page-locked memory");
+    }
+    bytes_ = bytes;
+  }
+
+  static constexpr std::size_t buffers = 8;
   struct Buffer {
     void* memory = nullptr;
-    std::size_t bytes = 0;
     Event copied;
   };
   Buffer buffers_[buffers];
+  std::size_t bytes_ = 0;
   std::size_t next_ = 0;
 };
 
