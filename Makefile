@@ -24,7 +24,6 @@ benchmark: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/benchmark.py
 
 lint: $(VENV)/installed
-	$(call DEFINE,MXADAMAX_CUDA_ON_HOST=ON) $(VENV)/bin/pip install --quiet --editable '.[mxnet,lint]'
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/clang-format --dry-run --Werror \
@@ -33,7 +32,7 @@ lint: $(VENV)/installed
 $(VENV)/installed: $(SOURCES)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(call DEFINE,MXADAMAX_CUDA_ON_HOST=ON) \
-	  $(VENV)/bin/pip install --quiet --editable '.[mxnet,examples,test,benchmarks]'
+	  $(VENV)/bin/pip install --quiet --editable '.[mxnet,examples,test,benchmarks,lint]'
 	touch $@
 
 clean:

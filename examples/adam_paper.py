@@ -25,15 +25,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Dict, List
 
+import mxadamax  # noqa: F401  registers the optimizers
+from mxadamax.compatibility import gluon_arrays, seed_all
+
 import matplotlib
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 from tqdm import tqdm
 from train_mnist import SameOrder, load_digits
-
-import mxadamax  # noqa: F401  registers the optimizers
-from mxadamax.compatibility import gluon_arrays, seed_all
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -29,12 +29,12 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+import mxadamax  # noqa: F401  registers adam_ext and amsgrad_ext
+
 import matplotlib
 import mxnet as mx
 import numpy as np
 from tqdm import tqdm
-
-import mxadamax  # noqa: F401  registers adam_ext and amsgrad_ext
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

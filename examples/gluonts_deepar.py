@@ -18,14 +18,14 @@ import time
 from typing import Callable
 from unittest import mock
 
+import mxadamax
+from mxadamax.compatibility import seed_all
+
 import mxnet as mx
 import numpy as np
 from gluonts.dataset.common import ListDataset
 from gluonts.mx import DeepAREstimator, Trainer
 from gluonts.mx.trainer.callback import TrainingHistory
-
-import mxadamax
-from mxadamax.compatibility import seed_all
 
 HOURS, HORIZON = 24 * 21, 24
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
+import mxadamax  # noqa: F401  registers the optimizers
+from mxadamax.compatibility import gluon_arrays
+
 import matplotlib
 import numpy as np
 from mxnet import autograd, gluon
 from tqdm import tqdm
-
-import mxadamax  # noqa: F401  registers the optimizers
-from mxadamax.compatibility import gluon_arrays
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

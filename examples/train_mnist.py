@@ -16,14 +16,14 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import mxadamax  # noqa: F401  registers adamax_ext
+from mxadamax.compatibility import gluon_arrays, seed_all
+
 import matplotlib
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 from tqdm import tqdm
-
-import mxadamax  # noqa: F401  registers adamax_ext
-from mxadamax.compatibility import gluon_arrays, seed_all
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

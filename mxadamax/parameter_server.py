@@ -17,7 +17,7 @@ def end_where_mxnet_would_go_on() -> None:
 
 def _print_and_end(unraisable: Any) -> None:
     sys.__unraisablehook__(unraisable)
-    if getattr(unraisable.object, "__module__", "").startswith("mxnet.kvstore"):
+    if str(getattr(unraisable.object, "__module__", "")).startswith("mxnet.kvstore"):
         print(
             "mxadamax: this parameter server ends here; MXNet would go on without the update",
             file=sys.stderr,

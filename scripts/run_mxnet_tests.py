@@ -18,10 +18,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Callable
 
+import mxadamax
+
 import mxnet as mx
 import pytest
-
-import mxadamax
 
 FUSED = ("Adam", "AdamW", "AdaBelief", "AdaGrad", "NAG", "RMSProp", "SGD")
 OPTIONS_LIKE_THE_BUILT_IN = {

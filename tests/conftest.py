@@ -1,5 +1,7 @@
 """MXNet with NumPy's shapes: arrays of size 0 and of no dimensions exist, as in Gluon 2."""
 
+import mxadamax  # noqa: F401
+
 import mxnet as mx
 import pytest
 from hypothesis import settings

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Sequence
 
-import mxnet as mx
-import pytest
-
 import mxadamax
 from mxadamax.compatibility import IS_MXNET_1
+
+import mxnet as mx
+import pytest
 
 CLASSES = {
     name: found
@@ -97,7 +97,9 @@ class Member:
             return self.create_built_in(use_fused_step=True, **options)
         if self.built_in not in FUSED_IN_MXNET_1:
             pytest.skip("MXNet 1 has no such operator")
-        return mx.optimizer.create(self.built_in, **{**self.options, **options})
+        # Of which the default is another one there.
+        momentum = {"momentum": 0.9} if self.built_in == "nag" else {}
+        return mx.optimizer.create(self.built_in, **{**momentum, **self.options, **options})
 
 
 FUSED_IN_MXNET_1 = ("adam", "sgd", "nag")

@@ -12,13 +12,13 @@ import os
 import sys
 from pathlib import Path
 
-import mxnet as mx
-import numpy as np
-from mxnet import autograd, gluon
-
 import mxadamax
 from mxadamax.checkpoints import load_states, save_states
 from mxadamax.compatibility import IS_MXNET_1
+
+import mxnet as mx
+import numpy as np
+from mxnet import autograd, gluon
 
 EVERY = 4
 BATCH = 16

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ContextManager
 
+from mxadamax.compatibility import IS_MXNET_1
+
 import mxnet as mx
 import numpy as np
 from bits import SPECIAL, assert_same_bits  # noqa: F401
-
-from mxadamax.compatibility import IS_MXNET_1
 
 SIZES = (0, 1, 2, 15, 16, 17, 31, 32, 33, 1000)
 """Around the widths of vectors, and without elements, in every position of a list."""
@@ -28,7 +28,7 @@ def run_python(code: str, *arguments: str, **environment: str) -> str:
     """What a new Python process prints that runs this code, which can import what tests can."""
     paths = [str(Path(__file__).parent), *sys.path]
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", f"import mxadamax\n{code}", *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment},
         capture_output=True,
         text=True,

@@ -7,17 +7,17 @@ import os
 import subprocess
 import sys
 
+import mxadamax
+from mxadamax import _native
+from mxadamax.compatibility import C_FUNCTIONS, IS_MXNET_1
+from mxadamax.engine import native
+
 import mxnet as mx
 import numpy as np
 import pytest
 from mxnet import gluon
 from mxnet.base import _LIB
 from support import Run, nd
-
-import mxadamax
-from mxadamax import _native
-from mxadamax.compatibility import C_FUNCTIONS, IS_MXNET_1
-from mxadamax.engine import native
 
 REFUSED_HYPERPARAMETERS = [
     ({"beta1": 1.5}, r"beta1 must be in \[0, 1\), got 1.5"),

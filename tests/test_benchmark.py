@@ -10,11 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Callable
 
+from mxadamax.compatibility import gluon_arrays
+
 import mxnet as mx
 import pytest
 from support import network_shapes
-
-from mxadamax.compatibility import gluon_arrays
 
 pytest.importorskip("rich")
 

@@ -5,13 +5,13 @@ pytest --noconftest tests/test_cuda.py
 
 from __future__ import annotations
 
+from mxadamax import _native, cuda
+
 import cuda_cases as cases
 import numpy as np
 import pytest
 from bits import assert_same_bits
 from cuda_cases import ITEM_SIZES, SCALARS, VARIANTS, Kernels
-
-from mxadamax import _native, cuda
 
 
 def on_a_gpu():

@@ -14,9 +14,9 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
 from mxadamax import _native
+
+import pytest
 
 FLOAT32, VARIANTS = "0", set("012345")
 

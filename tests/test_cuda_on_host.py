@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 import types
 
+from mxadamax import _native, cuda
+
 import cuda_cases as cases
 import mxnet as mx
 import numpy as np
@@ -16,8 +18,6 @@ import pytest
 from cuda_cases import ITEM_SIZES, SCALARS, VARIANTS, Kernels
 from family import FAMILY
 from support import assert_same_bits, gradients
-
-from mxadamax import _native, cuda
 
 native = pytest.importorskip(
     "mxadamax._cuda_on_host", reason="built without the CMake option MXADAMAX_CUDA_ON_HOST"

@@ -17,11 +17,11 @@ import time
 import uuid
 from pathlib import Path
 
+import mxadamax
+
 import numpy as np
 import pytest
 from support import assert_same_bits
-
-import mxadamax
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="looks for processes in /proc"

@@ -10,6 +10,10 @@ import re
 import sys
 from pathlib import Path
 
+from mxadamax import _native
+from mxadamax.compatibility import gluon_arrays
+from mxadamax.optimizer import BFLOAT16
+
 import mxnet as mx
 import numpy as np
 import pytest
@@ -18,10 +22,6 @@ from mxnet import autograd, gluon
 from support import Run, leaves, nd, run_python
 from test_half_precision import ALL, TYPES, decoded, encoded
 from test_kernels import instruction_sets
-
-from mxadamax import _native
-from mxadamax.compatibility import gluon_arrays
-from mxadamax.optimizer import BFLOAT16
 
 DTYPES = ("float16", "bfloat16", "int8")
 IN_INT8 = {"adamax", "adam", "adamw", "nadam", "adabelief"}

@@ -1,14 +1,15 @@
 """Row-sparse gradients: only the rows that they hold, or the result of the dense gradient."""
 
+import mxadamax
+from mxadamax import _native
+from mxadamax.compatibility import IS_MXNET_1, seed_all
+from mxadamax.engine import native
+
 import mxnet as mx
 import numpy as np
 import pytest
 from family import FAMILY
-from support import SPECIAL, assert_same_bits, gradients, leaves
-
-import mxadamax
-from mxadamax import _native
-from mxadamax.engine import native
+from support import SPECIAL, assert_same_bits, gradients, leaves, network_shapes
 
 OPTIONS = {"wd": 0.013, "clip_gradient": 0.37, "rescale_grad": 1 / 3, "learning_rate": 0.0123}
 SHAPES = [(50, 7), (40,), (9, 2, 3), (30000, 1), (5, 0), (0, 4)]
@@ -268,3 +269,46 @@ def test_where_row_numbers_cannot_be_found():
         native()
     sparse.step([known])
     mx.nd.waitall()
+
+
+def train_embedding(sparse_grad, devices, **options):
+    """A net before and after some steps; its embedding has row_sparse gradients, or dense ones."""
+    seed_all(0)
+    contexts = [mx.cpu(k) for k in range(devices)]
+    net = mx.gluon.nn.Sequential()
+    net.add(
+        mx.gluon.nn.Embedding(50, 6, sparse_grad=sparse_grad), mx.gluon.nn.Dense(3, in_units=24)
+    )
+    net.initialize(mx.init.Xavier(), ctx=contexts)
+
+    def weights():
+        return [p.data(c).asnumpy() for c in contexts for p in net.collect_params().values()]
+
+    before = weights()
+    trainer = mx.gluon.Trainer(net.collect_params(), mxadamax.Adamax(0.01, wd=0.01, **options))
+    rng = np.random.RandomState(1)
+    for _ in range(8):
+        losses = []
+        with mx.autograd.record():
+            for context in contexts:
+                words = mx.nd.array(rng.randint(0, 20, (5, 4)), ctx=context)
+                losses.append((net(words) ** 2).sum())
+        mx.autograd.backward(losses)
+        trainer.step(5 * devices)
+    return before, weights()
+
+
+@pytest.mark.skipif(not IS_MXNET_1, reason="MXNet 2 has no sparse gradients in Gluon")
+@pytest.mark.parametrize("devices", [1, 2])
+def test_embedding_in_gluon(devices):
+    with network_shapes():
+        before, dense = train_embedding(False, devices)
+        _, sparse = train_embedding(True, devices)
+        _, lazy = train_embedding(True, devices, lazy_update=True)
+    for found, expected in zip(sparse, dense):
+        assert_same_bits(found, expected)
+    for table in range(0, len(dense), len(dense) // devices):
+        # Words that never occur: weight decay moves them, but where all rows are updated only.
+        assert not np.any(sparse[table][20:] == before[table][20:])
+        assert_same_bits(lazy[table][20:], before[table][20:])
+        assert not np.any(lazy[table][:20] == before[table][:20])

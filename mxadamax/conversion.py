@@ -1,0 +1,189 @@
+"""States of MXNet's built-ins as those of this package's optimizers, and back."""
+
+import inspect
+import warnings
+from typing import Any, Dict, Mapping, Optional, Tuple, Type
+
+from mxnet.libinfo import __version__ as mxnet_version
+from mxnet.ndarray import NDArray
+from mxnet.optimizer import Optimizer
+
+from .compatibility import IS_MXNET_1
+from .optimizer import FusedOptimizer, State
+
+States = Dict[Any, State]
+"""What updaters keep, by parameter."""
+
+_IN_ANY_BUILT_IN: Mapping[str, Any] = {"amsgrad": False, "ema_decay": None, "state_dtype": None}
+_IN_BUILT_IN: Mapping[str, Mapping[str, Any]] = {
+    "adamax": {"epsilon": 0.0},
+    "nadam": {"schedule_per_parameter": True},
+}
+"""What options of ours must be to do as a built-in that does not have them: MXNet 1's AdaMax has no
+epsilon, and both count Nadam's schedule by parameters."""
+
+_ZERO_IS_NONE = ("adam", "adamw", "adabelief", "rmsprop", "sgd", "nag")
+"""Built-ins with fused operators, which take 0 (or less) as `clip_gradient` for no clipping."""
+
+_OTHER_FORMULA_IN_1: Mapping[str, str] = {
+    "rmsprop": "adds epsilon under the root",
+    "adagrad": "adds epsilon under the root",
+    "adadelta": "has no learning rate",
+}
+
+_WHAT_TO_DO: Mapping[str, str] = {
+    "ema_decay": "--drop-averages leaves the averages out",
+    "amsgrad": "its third state would be lost, and MXNet has no AMSGrad: go on with this one",
+    "state_dtype": "MXNet has no states in few bits: go on with this one",
+    "schedule_per_parameter": "it counts the schedule in another way: go on with this one",
+}
+
+
+def built_in_name(optimizer: Optimizer) -> Optional[str]:
+    """The name of one of MXNet's own optimizers, None for others."""
+    name = type(optimizer).__name__.lower()
+    known = Optimizer.opt_registry.get(name) is type(optimizer)
+    return name if known and type(optimizer).__module__.startswith("mxnet.") else None
+
+
+def partner_of(optimizer: Optimizer) -> Optional[str]:
+    """The name of the built-in that an optimizer of this package stands beside."""
+    name = getattr(optimizer, "registered_name", "")
+    return name[: -len("_ext")] if name.endswith("_ext") else None
+
+
+def describe_optimizer(optimizer: Optimizer) -> str:
+    if isinstance(optimizer, FusedOptimizer):
+        return optimizer.registered_name
+    built_in = built_in_name(optimizer)
+    kind = type(optimizer)
+    return f"MXNet's {built_in}" if built_in else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def from_built_in(
+    states: States, source: Optimizer, name: str, like: FusedOptimizer
+) -> Tuple[States, FusedOptimizer]:
+    """States and optimizer of a built-in as ours, with what it lacks from `like`."""
+    _check_formula(name, source)
+    taken = _carried(source, like)
+    for implied in (_IN_ANY_BUILT_IN, _IN_BUILT_IN.get(name, {})):
+        taken.update({k: v for k, v in implied.items() if hasattr(like, k) and k not in taken})
+    if _takes_zero_for_none(name, source) and (taken["clip_gradient"] or 0) <= 0:
+        taken["clip_gradient"] = None
+    if taken.get("clip_weights") == 0:
+        taken["clip_weights"] = None
+    if isinstance(taken["rescale_grad"], NDArray):
+        # MXNet 2's AdamW makes an array of it.
+        taken["rescale_grad"] = float(taken["rescale_grad"].asscalar())
+
+    make: Any = type(like)
+    default = make()
+    options = {name: taken.get(name, getattr(like, name)) for name in _options(type(like))}
+    target: FusedOptimizer = make(**{k: v for k, v in options.items() if v != getattr(default, k)})
+    target.__dict__.update(taken)
+    target._index_update_count = target._all_index_update_counts.setdefault(0, {})
+    # So that the way back leads to where it began.
+    calls = ("aggregate_num", "use_fused_step")
+    target._built_in_calls = {k: vars(source)[k] for k in calls if k in vars(source)}
+    return {i: _dense(_swapped(state, name)) for i, state in states.items()}, target
+
+
+def to_built_in(states: States, source: FusedOptimizer, name: str) -> Tuple[States, Optimizer]:
+    """States and optimizer of ours as a built-in's."""
+    if name not in Optimizer.opt_registry:
+        raise ValueError(f"MXNet {mxnet_version} has no optimizer {name!r}")
+    _check_formula(name, source)
+    target = Optimizer.opt_registry[name]()
+    implied = {**_IN_ANY_BUILT_IN, **_IN_BUILT_IN.get(name, {})}
+    for option, default in _options(type(source)).items():
+        value, neutral = getattr(source, option, default), implied.get(option, default)
+        if option in vars(target) or option == "state_seed" or value == neutral:
+            continue
+        advice = _WHAT_TO_DO.get(
+            option,
+            f"if the training can do without, set trainer.optimizer.{option} = {neutral!r} and "
+            "save again",
+        )
+        raise ValueError(
+            f"was written with {option}={value!r}, which MXNet's {name} does not have; {advice}"
+        )
+    calls = getattr(source, "_built_in_calls", {})
+    target.__dict__.update({k: v for k, v in calls.items() if k in vars(target)})
+    target.__dict__.update(_carried(source, target))
+    target._index_update_count = target._all_index_update_counts.setdefault(0, {})
+    if _takes_zero_for_none(name, target) and target.clip_gradient == 0:
+        raise ValueError(
+            f"was written with clip_gradient=0, which MXNet's {name} takes for None; "
+            "if that is what you want, set trainer.optimizer.clip_gradient = None and save again"
+        )
+    return {i: _swapped(state, name) for i, state in states.items()}, target
+
+
+def without_averages(states: States, source: FusedOptimizer) -> States:
+    """States without their averages; also takes the option from their optimizer."""
+    found: States = {}
+    for index, (first, second) in states.items():
+        # Behind a master weight there is another tuple; an average is an array.
+        with_master = isinstance(second, (tuple, list))
+        found[index] = (first, second[0]) if with_master else first
+    source.ema_decay = None
+    return found
+
+
+def _carried(source: Optimizer, target: Optimizer) -> Dict[str, Any]:
+    """The attributes that one takes over from the other: what both have."""
+    apart = ("aggregate_num", "use_fused_step", "param_dict", "_index_update_count")
+    return {k: v for k, v in source.__getstate__().items() if k in vars(target) and k not in apart}
+
+
+def _options(cls: Type[FusedOptimizer]) -> Dict[str, Any]:
+    """The options of an optimizer that are attributes of the same name, with their defaults."""
+    found: Dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if issubclass(base, FusedOptimizer):
+            parameters = inspect.signature(base.__init__).parameters.values()
+            found.update({p.name: p.default for p in parameters})
+    apart = ("self", "args", "kwargs", "learning_rate", "aggregate_num", "use_fused_step")
+    return {name: default for name, default in found.items() if name not in apart}
+
+
+def _takes_zero_for_none(name: str, built_in: Optimizer) -> bool:
+    return name in _ZERO_IS_NONE and getattr(built_in, "use_fused_step", True)
+
+
+def _check_formula(name: str, optimizer: Optimizer) -> None:
+    """Refuse or warn where MXNet 1's built-in computes something else."""
+    if not IS_MXNET_1:
+        return
+    if name in _OTHER_FORMULA_IN_1:
+        raise ValueError(
+            f"MXNet {mxnet_version}'s {name} {_OTHER_FORMULA_IN_1[name]}, unlike {name}_ext: "
+            "neither can go on where the other stopped"
+        )
+    clips_both = optimizer.wd != 0 and optimizer.clip_gradient is not None
+    if clips_both and name in ("adamax", "adam", "nadam"):
+        difference = "bounds the gradient together with the weight decay"
+    elif optimizer.wd != 0 and name == "nag":
+        difference = "leaves part of the weight decay out of its state"
+    else:
+        return
+    warnings.warn(
+        f"MXNet {mxnet_version}'s {name} {difference}, unlike {name}_ext: the training goes on a "
+        "little differently",
+        stacklevel=4,
+    )
+
+
+def _dense(state: State) -> State:
+    """A state whose arrays all hold all rows."""
+    if isinstance(state, (tuple, list)):
+        return tuple(_dense(part) for part in state)
+    sparse = isinstance(state, NDArray) and state.stype != "default"
+    return state.tostype("default") if sparse else state
+
+
+def _swapped(state: State, name: str) -> State:
+    """MXNet 1's SGD and NAG keep the master weight last, all others first."""
+    if IS_MXNET_1 and name in ("sgd", "nag") and isinstance(state, (tuple, list)):
+        return state[1], state[0]
+    return state

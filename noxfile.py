@@ -1,0 +1,117 @@
+"""The tests on every Python and every MXNet that is supported, with an installed wheel.
+
+``nox --list`` shows the combinations. A Python that is not found is skipped, and nox says so.
+
+    nox -s quick                        imports, bits, training: a minute or two for each
+    nox -s "tests-3.9(mxnet='1.9.1')"   the whole suite for one
+    nox -s ci                           what decides whether a change lands, beside `make test`
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Dict
+
+import nox
+
+ROOT = Path(__file__).resolve().parent
+PYTHONS = ["3.8", "3.9", "3.10", "3.11", "3.12"]
+EXTRAS = {"2.0.0b1": "mxnet", "1.9.1": "mxnet1"}
+"""The extra in pyproject.toml that brings an MXNet along."""
+
+SOURCES = [
+    *("CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml", "setup.py"),
+    *("csrc", "mxadamax"),
+]
+"""What a wheel is built from."""
+
+QUICK = [
+    "test_install.py",
+    "test_bad_input.py",
+    "test_scalars.py",
+    "test_half_precision.py",
+    "test_parity.py::test_not_a_number_and_infinite_gradients",
+    "test_parity.py::test_close_to_fused_operators",
+    "test_training.py::test_trainer",
+    "test_training.py::test_two_devices",
+    "test_training.py::test_saved_states_continue_to_the_bit",
+    "test_training.py::test_exit_with_an_update_under_way",
+    "test_checkpoints.py::test_goes_on_where_the_built_in_stopped",
+    "test_checkpoints.py::test_truncated_files",
+]
+"""Import, bits, training, checkpoints; the rest hardly depends on the Python."""
+
+TESTED_BY_MAKE = ("3.11", "2.0.0b1")
+"""Where CI's python3 is this one, `make test` has run the whole suite with it."""
+
+nox.options.sessions = ["quick"]
+nox.options.default_venv_backend = "venv"
+nox.options.envdir = "build/nox"
+# Where CI is set, nox would take a Python that is not there for a failure.
+nox.options.error_on_missing_interpreters = False
+
+# pyenv puts shims on PATH, which refuse to run a Python that is not switched on.
+_pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+for _folder in sorted(_pyenv.glob("versions/*/bin")):
+    os.environ["PATH"] = f"{_folder}{os.pathsep}{os.environ['PATH']}"
+
+_wheels: Dict[str, str] = {}
+
+
+def wheel(session: nox.Session) -> str:
+    """Build the wheel for the Python of a session, once."""
+    python = str(session.python)
+    if python not in _wheels:
+        # From a copy: setuptools would put what an earlier build left behind into the wheel.
+        source, built = Path(session.create_tmp(), "source"), Path(session.create_tmp(), "wheel")
+        for folder in (source, built):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        for path in (ROOT / name for name in SOURCES):
+            if path.is_dir():
+                shutil.copytree(path, source / path.name, ignore=shutil.ignore_patterns("*.so"))
+            else:
+                shutil.copy(path, source)
+        session.run("pip", "wheel", "--no-deps", "--wheel-dir", str(built), str(source))
+        (_wheels[python],) = map(str, built.glob("*.whl"))
+    return _wheels[python]
+
+
+def run_tests(session: nox.Session, mxnet: str, extras: str, *tests: str) -> None:
+    """Install the wheel with an MXNet and run tests where the sources are not found."""
+    session.install(f"{wheel(session)}[{EXTRAS[mxnet]},{extras}]")
+    session.chdir(session.create_tmp())
+    session.run(
+        *("pytest", "-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider"),
+        *("--numprocesses", "auto", "--dist", "worksteal"),
+        *(str(ROOT / "tests" / test) for test in tests),
+        # One that leads to the sources would hide the wheel.
+        env={"PYTHONPATH": ""},
+    )
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("mxnet", list(EXTRAS))
+def quick(session: nox.Session, mxnet: str) -> None:
+    """What shows that a combination works."""
+    run_tests(session, mxnet, "test", *QUICK)
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("mxnet", list(EXTRAS))
+def tests(session: nox.Session, mxnet: str) -> None:
+    """The whole suite."""
+    run_tests(session, mxnet, "test,examples,benchmarks", "")
+
+
+@nox.session(python=False)
+def ci(session: nox.Session) -> None:
+    """The quick tests on the oldest Python that is found, on 3.11, and on the newest."""
+    found = [python for python in PYTHONS if shutil.which(f"python{python}")]
+    if not found:
+        session.error(f"found none of Python {', '.join(PYTHONS)}")
+    for python in dict.fromkeys([found[0], "3.11", found[-1]]):
+        for mxnet in EXTRAS:
+            if (python, mxnet) == TESTED_BY_MAKE:
+                continue
+            session.notify(f"quick-{python}(mxnet='{mxnet}')")
