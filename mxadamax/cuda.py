@@ -10,6 +10,7 @@ Rows of a sparse gradient and states of few bits are for the processor's kernels
 """
 
 import functools
+import importlib
 import math
 from types import ModuleType
 from typing import Any, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple, Union
@@ -41,13 +42,12 @@ def kernels() -> ModuleType:
         Where mxadamax was built without a CUDA compiler.
     """
     try:
-        from . import _cuda
+        return importlib.import_module("mxadamax._cuda")
     except ModuleNotFoundError:
         raise ImportError(
             "mxadamax was built without kernels for GPUs: build it where nvcc of CUDA 11.2 or "
             "later is found, with the CMake option MXADAMAX_CUDA=ON"
         ) from None
-    return _cuda
 
 
 class _Array(NamedTuple):

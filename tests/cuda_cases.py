@@ -346,7 +346,8 @@ def norm_of(tensors: Sequence[Tensor]) -> float:
     return float(np.sqrt(sum(chunks.values(), 0.0)))
 
 
-SUMMED_SIZES = (0, 3, 64, 0, 511, 512, 513, 16384 - 1200, 40000, 17, 1)
+# More than 16 chunks, which are as many as are asked for at a time.
+SUMMED_SIZES = (0, 3, 64, 0, 511, 512, 513, 16384 - 1200, 40000, 17, 18 * 16384 + 5, 40000, 1)
 
 
 def global_norm(kernels: Kernels, variants: Sequence[tuple[str, bool]]) -> None:
@@ -355,6 +356,12 @@ def global_norm(kernels: Kernels, variants: Sequence[tuple[str, bool]]) -> None:
         Tensor("adamax", size, *variants[k % len(variants)], average=False, seed=k)
         for k, size in enumerate(SUMMED_SIZES)
     ]
+    # Of so many magnitudes that each order of summing gives another sum, also for 16-bit numbers.
+    rng = np.random.RandomState(0)
+    for tensor in tensors:
+        grad = tensor.read(tensor.arrays["grad"])
+        magnitudes = (10.0 ** rng.uniform(-4, 4, grad.size)).astype(grad.dtype)
+        tensor.arrays["grad"] = tensor.stored(grad * magnitudes)
     names = kernels.native.rules["adamax"][1]
     scalars = [scalars_of("adamax", names, i) for i in range(len(tensors))]
     norm = scalars[0]["rescale_grad"] * norm_of(tensors)
