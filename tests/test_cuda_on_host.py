@@ -262,7 +262,7 @@ def test_bad_calls_of_the_module():
         native.Batch("adamin", [], 0)
     with pytest.raises(ValueError, match="the rule has 2 states"):
         native.Batch("adamax", [entry(states=())], 0)
-    with pytest.raises(ValueError, match="dtype 'float32' has no master"):
+    with pytest.raises(ValueError, match="a weight that has not 16 bits has no master"):
         native.Batch("adamax", [entry(master=64)], 0)
     with pytest.raises(ValueError, match="dtype 'int8' is unknown"):
         native.Batch("adamax", [("int8", *entry()[1:])], 0)

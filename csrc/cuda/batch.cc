@@ -78,6 +78,23 @@ void check_place(std::size_t position, const Array& array, int device) {
 
 }  // namespace
 
+int rule_named(const std::string& name) {
+  const KernelTable table = kernels_float32();
+  for (int k = 0; k < table.count; ++k) {
+    if (table.rules[k].rule == name) return k;
+  }
+  throw std::invalid_argument("there is no rule '" + name + "'");
+}
+
+Variant variant_of(Stored type, bool master) {
+  if (type == Stored::float16) return master ? Variant::float16_master : Variant::float16;
+  if (type == Stored::bfloat16) return master ? Variant::bfloat16_master : Variant::bfloat16;
+  if (type == Stored::float32 && !master) return Variant::float32;
+  if (type == Stored::float64 && !master) return Variant::float64;
+  throw std::invalid_argument(master ? "a weight that has not 16 bits has no master"
+                                     : "8 bits are no type of weights");
+}
+
 // What depends on addresses and sizes alone goes to the device once, scalars where they have
 // changed.
 struct Batch::Tables {
@@ -305,9 +322,9 @@ Control Batch::report() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   Control control{};
   control.norm = std::numeric_limits<double>::quiet_NaN();
-  if (!tables_->has_sums) return control;
   const OnDevice current(device_);
   tables_->done.wait();
+  if (!tables_->has_sums) return control;
   check(
       cudaMemcpy(&control, tables_->control.as<Control>(), sizeof control, cudaMemcpyDeviceToHost),
       "copy from the device");

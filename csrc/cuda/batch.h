@@ -13,6 +13,12 @@
 
 namespace mxadamax::cuda {
 
+// The place of a rule in rules/all.h.
+int rule_named(const std::string& name);
+
+// Of a weight of this type.
+Variant variant_of(Stored type, bool master);
+
 // The memory of one parameter. With a master, `weight` is that, and `copy` the weight itself.
 struct Tensor {
   Variant variant;
@@ -40,7 +46,7 @@ struct StepOptions {
 class Batch {
  public:
   // Refuses memory that is not the device's, is not aligned to its elements, or is shared by two
-  // arrays of which one is written. `rule` is its place in rules/all.h.
+  // arrays of which one is written.
   Batch(int rule, std::vector<Tensor> tensors, int device);
   // Waits until the device has done what is under way.
   ~Batch();
@@ -54,7 +60,7 @@ class Batch {
   // done.
   void update(const std::vector<double>& scalars, const StepOptions& options, cudaStream_t stream);
 
-  // What the last step with options has found, and how many were skipped; waits for it.
+  // Waits for the last step. What the last one with options has found, and how many were skipped.
   Control report() const;
 
  private:

@@ -7,7 +7,7 @@ set(CUDA_VARIANTS float32 float64 float16 bfloat16 float16_master bfloat16_maste
 # A module from csrc/cuda. `sums` and `update` are the sources of the kernels, the rest are options to
 # compile them with.
 function(add_cuda_module name sums update)
-  pybind11_add_module(${name} NO_EXTRAS csrc/cuda/module.cc csrc/cuda/batch.cc)
+  pybind11_add_module(${name} NO_EXTRAS csrc/cuda/module.cc csrc/cuda/batch.cc csrc/cuda/c_functions.cc)
   add_library(${name}_sums OBJECT ${sums})
   set(libraries ${name}_sums)
   foreach(variant ${CUDA_VARIANTS})

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "batch.h"
+#include "c_functions.h"
 #include "memory.h"
 
 namespace py = pybind11;
@@ -17,20 +18,12 @@ namespace py = pybind11;
 namespace mxadamax::cuda {
 namespace {
 
-int rule_named(const std::string& name) {
-  const KernelTable table = kernels_float32();
-  for (int k = 0; k < table.count; ++k) {
-    if (table.rules[k].rule == name) return k;
-  }
-  throw std::invalid_argument("there is no rule '" + name + "'");
-}
-
-Variant variant_named(const std::string& dtype, bool master) {
-  if (dtype == "float32" && !master) return Variant::float32;
-  if (dtype == "float64" && !master) return Variant::float64;
-  if (dtype == "float16") return master ? Variant::float16_master : Variant::float16;
-  if (dtype == "bfloat16") return master ? Variant::bfloat16_master : Variant::bfloat16;
-  throw std::invalid_argument("dtype '" + dtype + (master ? "' has no master" : "' is unknown"));
+Stored type_named(const std::string& dtype) {
+  if (dtype == "float32") return Stored::float32;
+  if (dtype == "float64") return Stored::float64;
+  if (dtype == "float16") return Stored::float16;
+  if (dtype == "bfloat16") return Stored::bfloat16;
+  throw std::invalid_argument("dtype '" + dtype + "' is unknown");
 }
 
 void* pointer(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
@@ -44,7 +37,7 @@ Tensor tensor_of(const py::tuple& given, int states) {
     throw std::invalid_argument("the rule has " + std::to_string(states) + " states");
   }
   Tensor tensor{};
-  tensor.variant = variant_named(dtype, master != 0);
+  tensor.variant = variant_of(type_named(dtype), master != 0);
   tensor.size = size;
   tensor.grad = pointer(grad);
   tensor.weight = pointer(master != 0 ? master : weight);
@@ -219,6 +212,8 @@ PYBIND11_MODULE(MXADAMAX_MODULE, m) {
   m.def("device_of", &device_of, py::arg("address"), "The number of the GPU that holds an array.");
   m.def("driver_version", &driver_version,
         "The newest CUDA that the driver knows, as 1000 * major + 10 * minor; 0 without one.");
+
+  m.attr("functions") = py::capsule(&c_functions(), device_kernels_name);
 
   m.def("parts", &parts, py::arg("sizes"), "The parts of tensors: (tensor, first, count).");
   m.def("vector_head", &head, py::arg("arrays"), py::arg("at_once"),
