@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import types
+from typing import ClassVar
 
 from mxadamax import _native, cuda
 from mxadamax.compatibility import C_FUNCTIONS, gluon_arrays
@@ -76,7 +77,11 @@ def capsule_of(functions, name=CAPSULE):
 class Kernels:
     """The kernels on the host, with notes of what is asked of them, and failures on demand."""
 
+    # Batches may be freed at any time, by functions that must still be there.
+    kept: ClassVar[list[Kernels]] = []
+
     def __init__(self):
+        self.kept.append(self)
         self.real = functions_of(on_host.functions)
         self.made, self.streams, self.alive = [], [], 0
         self.fails = None
