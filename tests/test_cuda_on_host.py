@@ -193,6 +193,21 @@ def test_parts_cover_every_element_once():
     assert [p[0] for p in parts] == sorted(p[0] for p in parts)
 
 
+def test_parts_of_sums_cover_every_element_once():
+    sizes = [*cases.MANY_SIZES, 2**31 + 5, 700, 2**31 + 5]
+    for converted in ([False] * len(sizes), [k % 2 == 0 for k in range(len(sizes))]):
+        parts, segments = native.sum_parts(sizes, converted)
+        covered = dict.fromkeys(range(len(sizes)), 0)
+        next_segment = 0
+        for tensor, first, count, first_segment in parts:
+            assert first == covered[tensor]
+            assert first_segment == next_segment
+            covered[tensor] += count
+            next_segment += -(-count // (512 if converted[tensor] else 16384))
+        assert list(covered.values()) == sizes
+        assert segments == next_segment
+
+
 @pytest.mark.parametrize("at_once", [2, 4, 8])
 def test_vectors_begin_where_all_arrays_are_aligned(at_once):
     sizes = [size for size in (2, 4, 8) if size >= 16 // at_once]

@@ -30,17 +30,19 @@ if(MXADAMAX_CUDA_ON_HOST)
   foreach(source sums update)
     file(CONFIGURE OUTPUT on_host/${source}.cc CONTENT "#include \"cuda/${source}.cu\"\n")
   endforeach()
-  # The pragmas are nvcc's.
+  # The pragmas are nvcc's. No test has arrays of more elements than 32 bits count: an index that is
+  # cut to those is found here.
   add_cuda_module(_cuda_on_host
     ${CMAKE_CURRENT_BINARY_DIR}/on_host/sums.cc ${CMAKE_CURRENT_BINARY_DIR}/on_host/update.cc
-    -O2 -ffp-contract=off -Wno-unknown-pragmas)
+    -O2 -ffp-contract=off -Wno-unknown-pragmas -Werror=conversion -Wno-sign-conversion)
   foreach(target _cuda_on_host _cuda_on_host_sums)
     target_compile_definitions(${target} PRIVATE MXADAMAX_CUDA_ON_HOST)
   endforeach()
   foreach(variant ${CUDA_VARIANTS})
     target_compile_definitions(_cuda_on_host_${variant} PRIVATE MXADAMAX_CUDA_ON_HOST)
   endforeach()
-  target_compile_definitions(_cuda_on_host PRIVATE MXADAMAX_CUDA_ARCHITECTURES="host")
+  target_compile_definitions(_cuda_on_host PRIVATE
+    MXADAMAX_CUDA_ARCHITECTURES="host" MXADAMAX_CUDA_COMPILER="${CMAKE_CXX_COMPILER_VERSION}")
 endif()
 
 if(NOT MXADAMAX_CUDA)
@@ -115,5 +117,7 @@ endif()
 add_cuda_module(_cuda csrc/cuda/sums.cu csrc/cuda/update.cu
   ${generated} -fmad=false -prec-div=true -prec-sqrt=true -ftz=false ${warnings}
   "SHELL:-Xptxas -warn-spills" -Xcompiler=-Wall,-Wextra,-Wno-unknown-pragmas)
-target_compile_definitions(_cuda PRIVATE MXADAMAX_CUDA_ARCHITECTURES="${architectures}")
+target_compile_definitions(_cuda PRIVATE
+  MXADAMAX_CUDA_ARCHITECTURES="${architectures}"
+  MXADAMAX_CUDA_COMPILER="${CMAKE_CUDA_COMPILER_VERSION}")
 target_link_libraries(_cuda PRIVATE CUDA::cudart_static)

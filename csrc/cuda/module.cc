@@ -121,6 +121,19 @@ int device_count() {
   return count;
 }
 
+py::list devices() {
+  int count = 0;
+  check(cudaGetDeviceCount(&count), "number of devices");
+  py::list list;
+  for (int k = 0; k < count; ++k) {
+    cudaDeviceProp found{};
+    check(cudaGetDeviceProperties(&found, k), "properties of a device");
+    list.append(
+        py::make_tuple(std::string(found.name), found.totalGlobalMem, found.major, found.minor));
+  }
+  return list;
+}
+
 int device_of(std::uintptr_t address) {
   cudaPointerAttributes found{};
   check(cudaPointerGetAttributes(&found, pointer(address)), "device of an array");
@@ -148,6 +161,16 @@ int head(const std::vector<std::pair<std::uintptr_t, std::int64_t>>& arrays, int
   std::vector<Alignment> alignments;
   for (const auto& [address, size] : arrays) alignments.push_back({address, size});
   return vector_head(alignments.data(), static_cast<int>(alignments.size()), at_once);
+}
+
+// (tensor, first, count, first segment) of each, and the number of segments.
+py::tuple sum_parts(const std::vector<std::int64_t>& sizes, const std::vector<bool>& converted) {
+  const Sums sums = sums_of(sizes, converted);
+  py::list list;
+  for (const SumPart& part : sums.parts) {
+    list.append(py::make_tuple(part.tensor, part.first, part.count, part.first_segment));
+  }
+  return py::make_tuple(list, sums.segments);
 }
 
 py::tuple split_part(std::int32_t count, int head, int at_once) {
@@ -178,6 +201,7 @@ PYBIND11_MODULE(MXADAMAX_MODULE, m) {
   m.attr("optional_scalars") = py::make_tuple(pass_scalars[0], pass_scalars[1], pass_scalars[2]);
   m.attr("part_length") = part_length;
   m.attr("architectures") = MXADAMAX_CUDA_ARCHITECTURES;
+  m.attr("compiler") = MXADAMAX_CUDA_COMPILER;
 #if defined(CUDART_VERSION)
   m.attr("runtime_version") = CUDART_VERSION;
 #else
@@ -209,6 +233,8 @@ PYBIND11_MODULE(MXADAMAX_MODULE, m) {
   m.def("read_dlpack", &read_dlpack, py::arg("capsule"),
         "Address, device type and number, code and bits of the numbers, shape and strides.");
   m.def("device_count", &device_count, "How many GPUs the driver offers; 0 without a driver.");
+  m.def("devices", &devices,
+        "Name, memory in bytes, and both numbers of the architecture of each GPU.");
   m.def("device_of", &device_of, py::arg("address"), "The number of the GPU that holds an array.");
   m.def("driver_version", &driver_version,
         "The newest CUDA that the driver knows, as 1000 * major + 10 * minor; 0 without one.");
@@ -216,6 +242,8 @@ PYBIND11_MODULE(MXADAMAX_MODULE, m) {
   m.attr("functions") = py::capsule(&c_functions(), device_kernels_name);
 
   m.def("parts", &parts, py::arg("sizes"), "The parts of tensors: (tensor, first, count).");
+  m.def("sum_parts", &sum_parts, py::arg("sizes"), py::arg("converted"),
+        "The parts of sums: (tensor, first, count, first segment); and the number of segments.");
   m.def("vector_head", &head, py::arg("arrays"), py::arg("at_once"),
         "How many elements come before the first vector of arrays, each (address, element size).");
   m.def("split", &split_part, py::arg("count"), py::arg("head"), py::arg("at_once"),
