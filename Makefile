@@ -14,11 +14,10 @@ train: $(VENV)/installed
 test: $(VENV)/installed
 	$(VENV)/bin/pytest --numprocesses auto --dist worksteal
 
-# With every Python and every MXNet, as noxfile.py says. The kernels for GPUs depend on neither and take
-# longest to compile.
+# With every Python and every MXNet, as noxfile.py says.
 matrix: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet nox
-	$(call DEFINE,MXADAMAX_CUDA=OFF) $(VENV)/bin/nox --session "$(SESSION)"
+	$(VENV)/bin/nox --session "$(SESSION)"
 
 benchmark: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/benchmark.py
