@@ -311,19 +311,19 @@ def special_values(kernels: Kernels, rule: str, dtype: str, master: bool) -> Non
     )
 
 
-def norm_of(tensors: Sequence[Tensor]) -> float:
-    """The root of the sum of squares of all gradients, in the order of the processor's kernels.
+def sums_of_chunks(tensors: Sequence[Tensor], in_parts: bool = True) -> list[float]:
+    """The sums of squares of all gradients, in the order of the processor's kernels.
 
     Written down from csrc/chunks.h and csrc/layout.h: tensors take multiples of 64 places; chunks are
-    16384 places; within a part of a chunk 16 lanes, added in pairs; of 16-bit numbers 512 at a time.
+    16384 places; within a part of a chunk 16 lanes, added in pairs; of 16-bit numbers 512 at a time,
+    which make a sum of the part before that goes into the chunk's, if `in_parts`.
     """
 
     def in_lanes(numbers: np.ndarray) -> float:
         padded = np.zeros(-(-numbers.size // 16) * 16)
         padded[: numbers.size] = numbers
-        lanes = np.zeros(16)
-        for row in padded.reshape(-1, 16):
-            lanes += row * row
+        # One by one, unlike sum().
+        lanes = np.cumsum(np.square(padded).reshape(-1, 16), axis=0)[-1]
         for half in (8, 4, 2, 1):
             lanes = lanes[:half] + lanes[half : 2 * half]
         return float(lanes[0])
@@ -337,13 +337,49 @@ def norm_of(tensors: Sequence[Tensor]) -> float:
             chunk = (place + begin) // 16384
             end = min(grad.size, (chunk + 1) * 16384 - place)
             length = 512 if ITEM_SIZES[tensor.dtype] == 2 else 16384
-            part = 0.0
-            for k in range(begin, end, length):
-                part += in_lanes(grad[k : min(k + length, end)])
-            chunks[chunk] = chunks.get(chunk, 0.0) + part
+            found = [in_lanes(grad[k : min(k + length, end)]) for k in range(begin, end, length)]
+            before = chunks.get(chunk, 0.0)
+            chunks[chunk] = before + one_by_one(found) if in_parts else one_by_one(found, before)
             begin = end
         place += -(-grad.size // 64) * 64
-    return float(np.sqrt(sum(chunks.values(), 0.0)))
+    return list(chunks.values())
+
+
+def one_by_one(numbers: Sequence[float], total: float = 0.0) -> float:
+    """The sum, rounded after each number; Python's own is more exact from 3.12 on."""
+    for number in numbers:
+        total += number
+    return total
+
+
+def norm_of(sums: Sequence[float]) -> float:
+    """The root of the sum of all."""
+    return float(np.sqrt(one_by_one(sums)))
+
+
+def tensors_to_sum(variants: Sequence[tuple[str, bool]]) -> list[Tensor]:
+    """Tensors of whose gradients each order of summing gives another norm.
+
+    But for float16: squares of so few digits are summed without any rounding.
+    """
+    tensors = [
+        Tensor("adamax", size, *variants[k % len(variants)], average=False, seed=k)
+        for k, size in enumerate(SUMMED_SIZES)
+    ]
+    grads = [tensor.read(tensor.arrays["grad"]) for tensor in tensors]
+    for seed in range(100):
+        rng = np.random.RandomState(seed)
+        for tensor, grad in zip(tensors, grads):
+            magnitudes = (10.0 ** rng.uniform(-4, 4, grad.size)).astype(grad.dtype)
+            tensor.arrays["grad"] = tensor.stored(grad * magnitudes)
+        sums = sums_of_chunks(tensors)
+        others = [[*sums[15::-1], *sums[16:]], sums[::-1]]
+        if any(ITEM_SIZES[dtype] == 2 for dtype, _ in variants):
+            others.append(sums_of_chunks(tensors, in_parts=False))
+        is_exact = all(dtype == "float16" for dtype, _ in variants)
+        if is_exact or norm_of(sums) not in [norm_of(other) for other in others]:
+            return tensors
+    raise AssertionError("any order gives the same norm")
 
 
 # More than 16 chunks, which are as many as are asked for at a time.
@@ -352,19 +388,10 @@ SUMMED_SIZES = (0, 3, 64, 0, 511, 512, 513, 16384 - 1200, 40000, 17, 18 * 16384 
 
 def global_norm(kernels: Kernels, variants: Sequence[tuple[str, bool]]) -> None:
     """The norm to the last bit; a bound below it shrinks all gradients, one above it none."""
-    tensors = [
-        Tensor("adamax", size, *variants[k % len(variants)], average=False, seed=k)
-        for k, size in enumerate(SUMMED_SIZES)
-    ]
-    # Of so many magnitudes that each order of summing gives another sum, also for 16-bit numbers.
-    rng = np.random.RandomState(0)
-    for tensor in tensors:
-        grad = tensor.read(tensor.arrays["grad"])
-        magnitudes = (10.0 ** rng.uniform(-4, 4, grad.size)).astype(grad.dtype)
-        tensor.arrays["grad"] = tensor.stored(grad * magnitudes)
+    tensors = tensors_to_sum(variants)
     names = kernels.native.rules["adamax"][1]
     scalars = [scalars_of("adamax", names, i) for i in range(len(tensors))]
-    norm = scalars[0]["rescale_grad"] * norm_of(tensors)
+    norm = scalars[0]["rescale_grad"] * norm_of(sums_of_chunks(tensors))
     device = Device(kernels, "adamax", tensors, lambda tensor, _: tensor % 2)
     assert np.isnan(device.batch.report()[0])
     for bound in (2 * norm, norm, norm / 3):

@@ -1,7 +1,4 @@
-"""The kernels for GPUs on a GPU, with PyTorch's or CuPy's arrays. Needs no MXNet:
-
-pytest --noconftest tests/test_cuda.py
-"""
+"""The kernels for GPUs on a GPU, with PyTorch's or CuPy's arrays. Needs no MXNet."""
 
 from __future__ import annotations
 
