@@ -186,7 +186,7 @@ PYBIND11_MODULE(MXADAMAX_MODULE, m) {
   using namespace mxadamax::cuda;
   m.doc() = "Kernels for many tensors at once on a GPU.";
 
-  py::register_exception<TensorError>(m, "TensorError", PyExc_ValueError).doc() =
+  py::register_local_exception<TensorError>(m, "TensorError", PyExc_ValueError).doc() =
       "What is wrong with one tensor of a batch.";
 
   py::dict rules;
@@ -208,7 +208,9 @@ PYBIND11_MODULE(MXADAMAX_MODULE, m) {
   m.attr("runtime_version") = py::none();
 #endif
 
-  py::class_<Batch>(m, "Batch", "Tensors that are updated together, step after step.")
+  // Local, since both modules have one.
+  py::class_<Batch>(m, "Batch", py::module_local(),
+                    "Tensors that are updated together, step after step.")
       .def(py::init(&make_batch), py::arg("rule"), py::arg("tensors"), py::arg("device"),
            "Each tensor is (dtype, size, gradient, weight, states, master, average): the dtype of "
            "the weight, the number of elements, and addresses, 0 for none. What is wrong with the "
