@@ -1,6 +1,6 @@
 """Time the kernels for GPUs beside PyTorch's, on a GPU. Needs PyTorch, and no MXNet.
 
-    python benchmarks/cuda.py --json gpu.json
+    python benchmarks/gpu.py --json gpu.json
 
 Each round runs every contender once, so that what disturbs the machine disturbs all; medians over
 rounds. Before each step the GPU is kept busy for as long as the host takes to queue the step, so
@@ -221,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ImportError:
             problem = "PyTorch is not installed"
     if problem:
-        print(f"benchmarks/cuda.py: {problem}", file=sys.stderr)
+        print(f"benchmarks/gpu.py: {problem}", file=sys.stderr)
         return 2
     samples = run(given.rounds)
     rows = rows_of(samples)
