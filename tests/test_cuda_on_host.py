@@ -362,6 +362,20 @@ def test_a_batch_is_used_again(door):
     assert batch.skipped_steps == 0
 
 
+def test_a_step_after_one_that_was_skipped(door):
+    w, g, m, u = columns()
+    expected = [np.array(x) for x in (w, g, m, u)]
+    batch = door.Batch("adamax", [Shown(w)], [Shown(g)], [[Shown(m), Shown(u)]])
+    good, g[3] = g[3], np.nan
+    batch.update(scalars(), skip_nonfinite=True)
+    g[3] = good
+    batch.update(scalars(), skip_nonfinite=True)
+    assert batch.skipped_steps == 1
+    _native.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], scalars())
+    for found, wanted in zip((w, g, m, u), expected):
+        assert_same_bits(found, wanted)
+
+
 def test_masters_and_averages(door):
     w, _, m, u = columns()
     short, grad = w.astype("float16"), columns(dtype="float16")[1]
