@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 SESSION ?= quick
+# The same definitions for CMake, and one more.
+DEFINE = SKBUILD_CMAKE_DEFINE="$(1)$${SKBUILD_CMAKE_DEFINE:+;$$SKBUILD_CMAKE_DEFINE}"
 SOURCES := $(wildcard CMakeLists.txt setup.py pyproject.toml csrc/*.* csrc/*/*.*)
 
 .PHONY: train test matrix benchmark lint clean
@@ -23,11 +25,13 @@ benchmark: $(VENV)/installed
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
-	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard csrc/*.cc csrc/*/*.cc csrc/*/*.h benchmarks/*.cc)
+	$(VENV)/bin/clang-format --dry-run --Werror \
+	  $(wildcard csrc/*.cc csrc/*.h csrc/*/*.cc csrc/*/*.cu csrc/*/*.h benchmarks/*.cc)
 
 $(VENV)/installed: $(SOURCES)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --editable '.[mxnet,examples,test,benchmarks,lint]'
+	$(call DEFINE,MXADAMAX_CUDA_ON_HOST=ON) \
+	  $(VENV)/bin/pip install --quiet --editable '.[mxnet,examples,test,benchmarks,lint]'
 	touch $@
 
 clean:

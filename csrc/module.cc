@@ -13,6 +13,7 @@
 #include "cpu/update.h"
 #include "engine/batch.h"
 #include "engine/mxnet.h"
+#include "engine/on_device.h"
 #include "engine/row_sparse.h"
 #include "engine/scalar.h"
 
@@ -155,7 +156,8 @@ bool is_fixed(py::handle state) {
   return true;
 }
 
-// What was found out about the states of the batch before, by position. A state counts as the same
+// What was found out about the states of the batch before, by position, and what was prepared on
+// devices. A state counts as the same
 // if it is the same tuple, which is held, so that no other object takes its place in memory.
 class StateMemo {
  public:
@@ -168,6 +170,7 @@ class StateMemo {
     if (!is_fixed(state)) return;
     entries_[i] = {py::reinterpret_borrow<py::object>(state), std::move(found)};
   }
+  const std::shared_ptr<engine::DeviceBatches>& device_batches() const { return device_batches_; }
 
  private:
   struct Entry {
@@ -175,12 +178,39 @@ class StateMemo {
     std::shared_ptr<const engine::State> state;
   };
   std::vector<Entry> entries_;
+  std::shared_ptr<engine::DeviceBatches> device_batches_ =
+      std::make_shared<engine::DeviceBatches>();
 };
 
-cpu::Stored low_bit_type(const std::string& name) {
-  if (name == "float16") return cpu::Stored::float16;
-  if (name == "bfloat16") return cpu::Stored::bfloat16;
-  if (name == "int8") return cpu::Stored::int8;
+// What updates arrays in host memory, in tests; null for the processor's own kernels.
+const DeviceKernels* kernels_for_host_memory = nullptr;
+
+const DeviceKernels& functions_of(const py::object& kernels) {
+  const py::object capsule = kernels.attr("functions");
+  const void* const found = PyCapsule_GetPointer(capsule.ptr(), device_kernels_name);
+  if (found != nullptr) return *static_cast<const DeviceKernels*>(found);
+  PyErr_SetString(PyExc_ImportError,
+                  "the module of kernels for GPUs is of another build than the rest");
+  throw py::error_already_set();
+}
+
+// The kernels that update what lies where this weight does; null for the processor's own.
+const DeviceKernels* device_kernels_for(Handle weight) {
+  const engine::Place place = engine::place_of(weight);
+  if (!engine::is_gpu(place)) return kernels_for_host_memory;
+  try {
+    return &functions_of(py::module_::import("mxadamax.cuda").attr("kernels")());
+  } catch (const py::error_already_set& error) {
+    if (!error.matches(PyExc_ImportError)) throw;
+    throw ParameterError(0, "weight is on gpu(" + std::to_string(place.device_id) + "), and " +
+                                py::str(error.value()).cast<std::string>());
+  }
+}
+
+Stored low_bit_type(const std::string& name) {
+  if (name == "float16") return Stored::float16;
+  if (name == "bfloat16") return Stored::bfloat16;
+  if (name == "int8") return Stored::int8;
   throw std::invalid_argument("type '" + name + "' must be float16, bfloat16 or int8");
 }
 
@@ -201,7 +231,12 @@ engine::Batch make_batch(const std::string& rule_name, const py::object& weight_
   std::vector<Handle> handles;
   memo.fit(weights.size());
   for (std::size_t i = 0; i < weights.size(); ++i) {
-    batch.add(array_of(weights[i], i, "weight"), array_of(grads[i], i, "gradient"));
+    const Handle weight = array_of(weights[i], i, "weight");
+    if (i == 0) {
+      const DeviceKernels* const kernels = device_kernels_for(weight);
+      if (kernels != nullptr) batch.use(*kernels, memo.device_batches());
+    }
+    batch.add(weight, array_of(grads[i], i, "gradient"));
     const std::shared_ptr<const engine::State>* known = memo.find(i, states[i]);
     if (known != nullptr && batch.reuse_state(*known)) continue;
     handles.clear();
@@ -218,7 +253,7 @@ std::vector<double> table_of(const cpu::RuleKernels& rule, std::size_t tensors,
                              const py::dict& given, Convert&& convert) {
   const auto columns = static_cast<std::size_t>(rule.scalars);
   std::vector<double> table(tensors * columns);
-  const std::size_t required = columns - cpu::pass_scalar_count;
+  const std::size_t required = columns - pass_scalar_count;
   std::size_t known = 0;
   for (std::size_t k = 0; k < columns; ++k) {
     const std::string name = rule.scalar_names[k];
@@ -260,8 +295,8 @@ std::vector<double> table_of(const cpu::RuleKernels& rule, std::size_t tensors,
 }
 
 bool is_pass_scalar(const std::string& name) {
-  return std::find(std::begin(cpu::pass_scalars), std::end(cpu::pass_scalars), name) !=
-         std::end(cpu::pass_scalars);
+  return std::find(std::begin(pass_scalars), std::end(pass_scalars), name) !=
+         std::end(pass_scalars);
 }
 
 void push(engine::Batch& batch, const std::vector<py::dict>& tables,
@@ -387,10 +422,10 @@ void update_numpy(const std::string& rule_name, const std::vector<py::array>& we
     };
     cpu::Tensor tensor{};
     if (py::isinstance<py::array_t<float>>(weights[i])) {
-      tensor.compute = cpu::Compute::float32;
+      tensor.compute = Compute::float32;
     } else if (py::isinstance<py::array_t<double>>(weights[i])) {
-      tensor.compute = cpu::Compute::float64;
-      tensor.grad_type = tensor.weight_type = tensor.state_type = cpu::Stored::float64;
+      tensor.compute = Compute::float64;
+      tensor.grad_type = tensor.weight_type = tensor.state_type = Stored::float64;
     } else {
       throw ParameterError(i, "weight must be float32 or float64");
     }
@@ -495,6 +530,14 @@ PYBIND11_MODULE(_native, m) {
       },
       py::arg("arrays"), py::arg("message"),
       "Make the next wait on any of these NDArrays raise MXNetError with this message.");
+  m.def(
+      "update_host_memory_by",
+      [](const py::object& kernels) {
+        kernels_for_host_memory = kernels.is_none() ? nullptr : &functions_of(kernels);
+      },
+      py::arg("kernels"),
+      "For tests: update arrays in host memory by the kernels of this module, which is "
+      "_cuda_on_host, on the way that arrays on a GPU take; None for the processor's own.");
   m.def("as_mxnet_reads", &engine::as_mxnet_reads<double>, py::arg("value"),
         "The double that an MXNet operator computes with when given this number.");
   m.def(

@@ -1,17 +1,16 @@
 // Conversion between float and the 16-bit types that arrays may be stored in.
 //
-// Compiled once per instruction set, inside kernels.cc, hence internal linkage. Rounds to nearest,
-// ties to even; subnormal numbers, infinities and NaN go through, also where the processor is told
-// to flush subnormal numbers. States may be rounded at random instead, so that the mean of many
+// Compiled once per instruction set, inside kernels.cc, hence internal linkage. numbers16.h says
+// what is converted to what. States may be rounded at random instead, so that the mean of many
 // roundings is the number itself: steps that are too small to change a rounded state do so now and
-// then. The loops have no branches, so that the compiler vectorises them;
-// F16C is what the compiler does not find by itself.
+// then. The loops have no branches, so that the compiler vectorises them; F16C is what the compiler
+// does not find by itself.
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
 #include "kernel.h"
+#include "numbers16.h"
 
 #if defined(__F16C__)
 #include <immintrin.h>
@@ -20,48 +19,12 @@
 namespace mxadamax::cpu {
 namespace {
 
-inline std::uint32_t bits_of(float x) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-
 // Integers with a sign are what most instruction sets compare.
 inline std::int32_t signed_bits_of(float x) { return static_cast<std::int32_t>(bits_of(x)); }
 
-inline float from_bits(std::uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
-
 struct Float16 {
-  static constexpr std::uint32_t rebias = 112u << 23;
-
-  static float decode(std::uint16_t h) {
-    const std::uint32_t sign = (h & 0x8000u) << 16;
-    const std::uint32_t magnitude = (h & 0x7fffu) << 13;
-    const bool special = (h & 0x7c00u) == 0x7c00u;
-    const bool nan = (h & 0x7fffu) > 0x7c00u;
-    const std::uint32_t normal =
-        (magnitude + rebias + (special ? rebias : 0u)) | (nan ? 0x00400000u : 0u);
-    // Converted as an integer: no subnormal float comes up.
-    const std::uint32_t subnormal =
-        bits_of(static_cast<float>(static_cast<std::int32_t>(h & 0x3ffu)) * 0x1p-24f);
-    return from_bits(sign | ((h & 0x7c00u) == 0 ? subnormal : normal));
-  }
-
-  static std::uint16_t encode(float x) {
-    const std::uint32_t sign = bits_of(x) >> 16 & 0x8000u;
-    const std::uint32_t magnitude = bits_of(x) & 0x7fffffffu;
-    const std::uint32_t normal = (magnitude - rebias + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
-    // The processor rounds: next to one half, the unit in the last place is the smallest float16.
-    const std::uint32_t subnormal = bits_of(from_bits(magnitude) + 0.5f) - bits_of(0.5f);
-    const std::uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
-    const std::uint32_t nan = 0x7e00u | (magnitude >> 13 & 0x3ffu);
-    const std::uint32_t special = magnitude > 0x7f800000u ? nan : 0x7c00u;
-    return static_cast<std::uint16_t>(sign | (magnitude >= 0x47800000u ? special : finite));
-  }
+  static float decode(std::uint16_t h) { return decode_float16(h); }
+  static std::uint16_t encode(float x) { return encode_float16(x); }
 
   // Rounds up with a probability of what would be cut off, from 16 random bits. Finite numbers stay
   // finite.
@@ -101,14 +64,8 @@ struct Float16 {
 };
 
 struct Bfloat16 {
-  static float decode(std::uint16_t h) { return from_bits(static_cast<std::uint32_t>(h) << 16); }
-
-  static std::uint16_t encode(float x) {
-    const std::uint32_t bits = bits_of(x);
-    const std::uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-    const std::uint32_t nan = bits >> 16 | 0x40u;
-    return static_cast<std::uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
-  }
+  static float decode(std::uint16_t h) { return decode_bfloat16(h); }
+  static std::uint16_t encode(float x) { return encode_bfloat16(x); }
 
   static std::int32_t encode_at_random(float x, std::int32_t random) {
     const std::int32_t sign = signed_bits_of(x) >> 16 & 0x8000;

@@ -3,19 +3,9 @@
 
 #include <cstdint>
 
-#include "rules/rule.h"
+#include "layout.h"
 
 namespace mxadamax::cpu {
-
-// What a kernel computes in, and what numbers of an array are stored as: the same two types, and
-// others that are converted to and from float32.
-enum class Compute { float32 = 0, float64 = 1 };
-constexpr int compute_types = 2;
-enum class Stored { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3, int8 = 4 };
-constexpr std::int64_t stored_size(Stored type) {
-  return type == Stored::float64 ? 8 : type == Stored::float32 ? 4 : type == Stored::int8 ? 1 : 2;
-}
-constexpr int max_states = 4;
 
 // Updates `count` consecutive elements of one tensor.
 //
@@ -77,7 +67,7 @@ struct RuleKernels {
   int states;
   const StateKind* kinds;
   bool keeps_in_few_bits;
-  // Those of every rule first, then the rule's own, then those that no kernel sees.
+  // As ScalarNames says.
   const char* const* scalar_names;
   int scalars;
   Kernel kernels[compute_types];
@@ -90,13 +80,7 @@ struct RuleKernels {
   }
 };
 
-// Which of the scalars of every rule multiplies the gradient.
-constexpr int rescale_grad_scalar = 0;
-
-// The last scalars of every rule: the share of the new weight in its average, and for rounding at
-// random which update of the parameter this is, and a number for the parameter.
-constexpr const char* pass_scalars[] = {"average_share", "update", "stream"};
-constexpr int pass_scalar_count = 3;
+// What the pass itself takes of a row.
 struct PassScalars {
   double average_share, update, stream;
 };

@@ -3,10 +3,7 @@
 //
 // Everything but that function has internal linkage, so that code made for one instruction set is
 // never picked by the linker for another.
-#include <array>
 #include <cstring>
-#include <iterator>
-#include <string_view>
 #include <type_traits>
 
 #include "average.h"
@@ -83,26 +80,6 @@ constexpr SharedKernels shared_kernels = {{codec<Float16>, codec<Bfloat16>},
                                           {sum_of_squares<float>, sum_of_squares<double>},
                                           {sum_of_zeros<float>, sum_of_zeros<double>},
                                           {average<float>, average<double>}};
-
-static_assert(std::string_view(preparation_scalars[rescale_grad_scalar]) == "rescale_grad");
-
-// The names of all scalars of a rule, in the order of a row.
-template <class R>
-struct ScalarNames {
-  static constexpr int own = std::size(R::scalars);
-  static constexpr int common = std::size(preparation_scalars);
-  static_assert(sizeof(typename R::template Scalars<float>) == own * sizeof(float) &&
-                    sizeof(Preparation<float>) == common * sizeof(float),
-                "one name for each scalar");
-
-  static constexpr std::array<const char*, common + own + pass_scalar_count> names = [] {
-    std::array<const char*, common + own + pass_scalar_count> list{};
-    for (int k = 0; k < common; ++k) list[k] = preparation_scalars[k];
-    for (int k = 0; k < own; ++k) list[common + k] = R::scalars[k];
-    for (int k = 0; k < pass_scalar_count; ++k) list[common + own + k] = pass_scalars[k];
-    return list;
-  }();
-};
 
 template <class R>
 constexpr RuleKernels describe() {

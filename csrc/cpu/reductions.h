@@ -5,16 +5,17 @@
 
 #include <cstdint>
 
+#include "layout.h"
+
 namespace mxadamax::cpu {
 namespace {
 
 // The sum of term(number), in double precision: squares of float32 numbers neither overflow nor
-// vanish there. Number i goes to sum i % lanes, and these are added in pairs, which fixes the
-// result whatever the width of the processor's vectors.
+// vanish there. In lanes, as layout.h says.
 template <class T, class Term>
 inline __attribute__((always_inline)) double sum_of(const void* numbers, std::int64_t count,
                                                     Term term) {
-  constexpr int lanes = 16;
+  constexpr int lanes = sum_lanes;
   const T* const x = static_cast<const T*>(numbers);
   double sums[lanes] = {};
   std::int64_t i = 0;

@@ -15,7 +15,7 @@ constexpr std::int64_t chunks_for_one_thread = 8;
 // How many tensors ahead memory is asked for.
 constexpr std::size_t tensors_ahead = 8;
 // Elements that are converted at a time: seven arrays of them stay in the nearest cache.
-constexpr std::int64_t block = 512;
+constexpr std::int64_t block = converted_block;
 // Where states are used in place: then the memory is what takes time, and the less is done without
 // it, the better.
 constexpr std::int64_t block_in_place = 256;

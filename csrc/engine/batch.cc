@@ -32,11 +32,11 @@ bool is_supported(int dtype) {
          dtype == bfloat16_dtype;
 }
 
-cpu::Stored stored(int dtype) {
-  return dtype == float64_dtype    ? cpu::Stored::float64
-         : dtype == float16_dtype  ? cpu::Stored::float16
-         : dtype == bfloat16_dtype ? cpu::Stored::bfloat16
-                                   : cpu::Stored::float32;
+Stored stored(int dtype) {
+  return dtype == float64_dtype    ? Stored::float64
+         : dtype == float16_dtype  ? Stored::float16
+         : dtype == bfloat16_dtype ? Stored::bfloat16
+                                   : Stored::float32;
 }
 
 std::string dtype_name(int dtype) {
@@ -60,8 +60,7 @@ enum Role : std::size_t {
 const char* role_name(std::size_t role) {
   static const char* const names[] = {"weight",  "gradient", "master weight", "average", "scales",
                                       "state 0", "state 1",  "state 2",       "state 3"};
-  static_assert(sizeof names / sizeof *names == state_role + cpu::max_states,
-                "one name for each array");
+  static_assert(sizeof names / sizeof *names == state_role + max_states, "one name for each array");
   return names[role];
 }
 
@@ -110,32 +109,8 @@ void check_dense(std::size_t position, const char* what, Handle array) {
                                      ", expected a dense array (storage type 'default')");
 }
 
-// Refuses an array that is not in host memory. Returns the device's number.
-int check_device(std::size_t position, const char* what, Handle array) {
-  int device = 0;
-  int id = 0;
-  check(api().MXNDArrayGetContext(array, &device, &id));
-  if (device == gpu_device) {
-    throw ParameterError(position, std::string(what) + " is on gpu(" + std::to_string(id) +
-                                       "), expected an array in host memory (mx.cpu())");
-  }
-  return device == cpu_device ? id : 0;
-}
-
-// Refuses an array that is not of this shape and type. `like` introduces what is expected.
-void check_like(std::size_t position, const char* what, Handle array, const Shape& shape, int dtype,
-                const char* like, const char* shape_like = "weight has ") {
-  check_device(position, what, array);
-  const Shape found(array);
-  if (!(found == shape)) {
-    throw ParameterError(position, std::string(what) + " has shape " + found.text() + ", " +
-                                       shape_like + shape.text());
-  }
-  const int found_dtype = dtype_of(array);
-  if (found_dtype != dtype) {
-    throw ParameterError(position, std::string(what) + " has dtype " + dtype_name(found_dtype) +
-                                       ", " + like + dtype_name(dtype));
-  }
+std::string place_name(const Place& place) {
+  return is_gpu(place) ? "gpu(" + std::to_string(place.device_id) + ")" : "host memory";
 }
 
 // Turns autograd off on this thread for as long as it lives: what the update does to weights is no
@@ -217,7 +192,7 @@ void* address_of(Handle array) {
 
 // A gradient that is zero.
 const std::vector<double>& zeros() {
-  static const std::vector<double> elements(cpu::Chunks::length);
+  static const std::vector<double> elements(Chunks::length);
   return elements;
 }
 
@@ -272,11 +247,13 @@ void run_in_engine(const char* rule, Body&& body) {
 
 // Pushes a task that the engine runs once through `run` and then deletes.
 template <class Task>
-void push_task(std::unique_ptr<const Task> task, int device_id, std::vector<Handle>& read,
+void push_task(std::unique_ptr<const Task> task, const Place& place, std::vector<Handle>& read,
                std::vector<Handle>& written, const char* name) {
-  const std::int32_t context[2] = {cpu_device, device_id};
+  const std::int32_t context[2] = {place.device_type, place.device_id};
   const int status = api().MXEnginePushSyncND(
-      [](void*, void* task) { static_cast<const Task*>(task)->run(); },
+      [](void* context, void* task) {
+        static_cast<const Task*>(task)->run(*static_cast<const RunContext*>(context));
+      },
       const_cast<Task*>(task.get()), [](void* task) { delete static_cast<const Task*>(task); },
       context, read.data(), static_cast<int>(read.size()), written.data(),
       static_cast<int>(written.size()), nullptr, 0, name);
@@ -286,6 +263,15 @@ void push_task(std::unique_ptr<const Task> task, int device_id, std::vector<Hand
 }
 
 }  // namespace
+
+Place place_of(Handle array) {
+  Place place{};
+  check(api().MXNDArrayGetContext(array, &place.device_type, &place.device_id));
+  if (is_gpu(place)) return place;
+  return {cpu_device, place.device_type == cpu_device ? place.device_id : 0};
+}
+
+bool is_gpu(const Place& place) { return place.device_type == gpu_device; }
 
 Shape::Shape(Handle array) {
   const std::int64_t* data = nullptr;
@@ -325,32 +311,67 @@ struct Operation {
   };
   mutable Finish finish;
 
-  void run() const {
+  void run(const RunContext& context) const {
     const Finish now = std::move(finish);
-    run_in_engine(batch.rule_.rule, [this] {
-      std::vector<double> clipped;
-      const double* row = table().data();
-      std::vector<cpu::Tensor> tensors;
-      tensors.reserve(batch.size());
-      for (const Batch::Parameter& parameter : batch.parameters_) {
-        add_tensors(parameter, row, tensors);
-        row += batch.rule_.scalars;
+    run_in_engine(batch.rule_.rule, [&] {
+      if (batch.device_kernels_ != nullptr) {
+        update_on_device(context);
+      } else {
+        update_on_host();
       }
-      if (options.clip_global_norm || options.skip_nonfinite) {
-        const double norm =
-            std::abs(table()[cpu::rescale_grad_scalar]) * cpu::gradient_norm(batch.rule_, tensors);
-        options.report->gradient_norm = norm;
-        // A sum of squares of float64 numbers may overflow.
-        if (options.skip_nonfinite && !std::isfinite(norm) &&
-            !cpu::gradients_finite(batch.rule_, tensors)) {
-          ++options.report->skipped;
-          return;
-        }
-        if (options.clip_global_norm) clipped = clip(tensors, norm);
-      }
-      cpu::update(batch.rule_, tensors);
     });
   }
+
+  void update_on_host() const {
+    std::vector<double> clipped;
+    const double* row = table().data();
+    std::vector<cpu::Tensor> tensors;
+    tensors.reserve(batch.size());
+    for (const Batch::Parameter& parameter : batch.parameters_) {
+      add_tensors(parameter, row, tensors);
+      row += batch.rule_.scalars;
+    }
+    if (has_option()) {
+      const double norm =
+          std::abs(table()[rescale_grad_scalar]) * cpu::gradient_norm(batch.rule_, tensors);
+      options.report->gradient_norm = norm;
+      // A sum of squares of float64 numbers may overflow.
+      if (options.skip_nonfinite && !std::isfinite(norm) &&
+          !cpu::gradients_finite(batch.rule_, tensors)) {
+        ++options.report->skipped;
+        return;
+      }
+      if (options.clip_global_norm) clipped = clip(tensors, norm);
+    }
+    cpu::update(batch.rule_, tensors);
+  }
+
+  // Waits for the device: MXNet 1 takes an operation that has returned for one that is done, and
+  // the next step's table depends on what this one has found.
+  void update_on_device(const RunContext& context) const {
+    std::vector<DeviceTensor> tensors;
+    tensors.reserve(batch.size());
+    for (const Batch::Parameter& parameter : batch.parameters_) {
+      tensors.push_back(device_tensor(parameter));
+    }
+    DeviceStep step{};
+    step.scalars = table().data();
+    step.scalar_count = static_cast<std::int64_t>(table().size());
+    step.clip_global_norm =
+        options.clip_global_norm.value_or(std::numeric_limits<double>::quiet_NaN());
+    step.skip_nonfinite = options.skip_nonfinite;
+    if (is_gpu(batch.place_) && context.stream != nullptr) {
+      step.stream = *static_cast<void* const*>(context.stream);
+    }
+    const DeviceReport found =
+        batch.device_batches_->update(*batch.device_kernels_, batch.rule_.rule, tensors,
+                                      is_gpu(batch.place_) ? batch.place_.device_id : 0, step);
+    if (!has_option()) return;
+    options.report->gradient_norm = found.norm;
+    if (found.skipped) ++options.report->skipped;
+  }
+
+  bool has_option() const { return options.clip_global_norm || options.skip_nonfinite; }
 
   const std::vector<double>& table() const {
     if (!options.skip_nonfinite) return tables[0];
@@ -367,7 +388,7 @@ struct Operation {
     const double factor = *options.clip_global_norm / norm;
     for (std::size_t first = 0; first < clipped.size();
          first += static_cast<std::size_t>(batch.rule_.scalars)) {
-      clipped[first + cpu::rescale_grad_scalar] *= factor;
+      clipped[first + rescale_grad_scalar] *= factor;
     }
     for (cpu::Tensor& tensor : tensors) {
       tensor.scalars = clipped.data() + (tensor.scalars - scalars.data());
@@ -375,18 +396,43 @@ struct Operation {
     return clipped;
   }
 
+  DeviceTensor device_tensor(const Batch::Parameter& p) const {
+    DeviceTensor tensor{};
+    tensor.type = stored(p.dtype);
+    tensor.size = p.size;
+    if (p.size == 0) return tensor;
+    const cpu::Tensor found = tensor_of(p);
+    tensor.grad = gradient_address(p);
+    tensor.weight = found.weight;
+    std::copy(found.states, found.states + max_states, tensor.states);
+    tensor.copy = found.copy;
+    tensor.average = found.average;
+    return tensor;
+  }
+
   void add_tensors(const Batch::Parameter& p, const double* row,
                    std::vector<cpu::Tensor>& tensors) const {
     if (p.size == 0) return;
-    cpu::Tensor tensor{};
-    tensor.compute = p.dtype == float64_dtype ? cpu::Compute::float64 : cpu::Compute::float32;
-    tensor.size = p.size;
+    cpu::Tensor tensor = tensor_of(p);
     tensor.scalars = row;
+    if (p.grad_in_rows) {
+      add_rows(tensor, rows_of(p.grad.get()), p.shape.dims[0], batch.lazy_, tensors);
+    } else {
+      tensor.grad = gradient_address(p);
+      tensors.push_back(tensor);
+    }
+  }
+
+  // A parameter's arrays but for the gradient.
+  cpu::Tensor tensor_of(const Batch::Parameter& p) const {
+    cpu::Tensor tensor{};
+    tensor.compute = p.dtype == float64_dtype ? Compute::float64 : Compute::float32;
+    tensor.size = p.size;
     tensor.grad_type = stored(p.dtype);
     auto array = p.state->arrays.begin();
     if (p.has_master) {
       tensor.weight = address_of((array++)->get());
-      tensor.weight_type = tensor.state_type = cpu::Stored::float32;
+      tensor.weight_type = tensor.state_type = Stored::float32;
       tensor.copy = weight_address(p);
       tensor.copy_type = stored(p.dtype);
     } else {
@@ -399,17 +445,15 @@ struct Operation {
       tensor.at_random = true;
     }
     for (int k = 0; k < batch.rule_.states; ++k) tensor.states[k] = address_of((array++)->get());
-    if (format.low_bit == cpu::Stored::int8) {
+    if (format.low_bit == Stored::int8) {
       tensor.scales = static_cast<float*>(address_of((array++)->get()));
     }
     if (format.average) tensor.average = address_of((array++)->get());
-    if (p.grad_in_rows) {
-      add_rows(tensor, rows_of(p.grad.get()), p.shape.dims[0], batch.lazy_, tensors);
-    } else {
-      tensor.grad =
-          p.is_matrix ? checked_address_of(p.grad.get(), p.size) : address_of(p.grad.get());
-      tensors.push_back(tensor);
-    }
+    return tensor;
+  }
+
+  static const void* gradient_address(const Batch::Parameter& p) {
+    return p.is_matrix ? checked_address_of(p.grad.get(), p.size) : address_of(p.grad.get());
   }
 
   static void* weight_address(const Batch::Parameter& p) {
@@ -425,12 +469,51 @@ struct Operation {
   }
 };
 
+// Refuses an array that is somewhere else than the first weight.
+void Batch::check_place(std::size_t position, const char* what, Handle array) const {
+  const Place place = place_of(array);
+  if (is_gpu(place) == is_gpu(place_) && (!is_gpu(place) || place.device_id == place_.device_id)) {
+    return;
+  }
+  const std::string expected =
+      is_gpu(place_) ? place_name(place_) : "an array in host memory (mx.cpu())";
+  throw ParameterError(position, std::string(what) + " is " + (is_gpu(place) ? "on " : "in ") +
+                                     place_name(place) + ", expected " + expected +
+                                     ", as the first weight of this step is there");
+}
+
+// Refuses an array that is not of this shape and type. `like` introduces what is expected.
+void Batch::check_like(std::size_t position, const char* what, Handle array, const Shape& shape,
+                       int dtype, const char* like, const char* shape_like) const {
+  check_place(position, what, array);
+  const Shape found(array);
+  if (!(found == shape)) {
+    throw ParameterError(position, std::string(what) + " has shape " + found.text() + ", " +
+                                       shape_like + shape.text());
+  }
+  const int found_dtype = dtype_of(array);
+  if (found_dtype != dtype) {
+    throw ParameterError(position, std::string(what) + " has dtype " + dtype_name(found_dtype) +
+                                       ", " + like + dtype_name(dtype));
+  }
+}
+
 void Batch::add(Handle weight, Handle grad) {
   const std::size_t position = size();
   const bool weight_in_rows = check_rows(position, role_name(weight_role), weight);
   const bool grad_in_rows = check_rows(position, role_name(gradient_role), grad);
-  const int device_id = check_device(position, role_name(weight_role), weight);
-  if (position == 0) device_id_ = device_id;
+  if (position == 0) place_ = place_of(weight);
+  check_place(position, role_name(weight_role), weight);
+  if (device_kernels_ != nullptr) {
+    if (weight_in_rows || grad_in_rows) {
+      throw ParameterError(position,
+                           std::string(role_name(weight_in_rows ? weight_role : gradient_role)) +
+                               " is row_sparse, expected a dense array on a GPU");
+    }
+    if (format_.low_bit) {
+      throw ParameterError(position, "weight is on a GPU, expected host memory with state_dtype");
+    }
+  }
   const int dtype = dtype_of(weight);
   if (!is_supported(dtype)) {
     throw ParameterError(position, "weight has dtype " + dtype_name(dtype) +
@@ -443,14 +526,14 @@ void Batch::add(Handle weight, Handle grad) {
                          "weight has dtype float64, expected float32, float16 or bfloat16 with "
                          "state_dtype");
   }
-  if (format_.low_bit == cpu::Stored::int8 && grad_in_rows) {
+  if (format_.low_bit == Stored::int8 && grad_in_rows) {
     throw ParameterError(position,
                          "gradient is row_sparse, expected a dense array with state_dtype='int8'");
   }
   const std::int64_t elements = shape.size();
   // oneDNN's layouts exist for these types and for layers whose weights are matrices or larger.
-  const bool is_matrix =
-      (dtype == float32_dtype || dtype == bfloat16_dtype) && shape.ndim >= 2 && elements > 0;
+  const bool is_matrix = !is_gpu(place_) && (dtype == float32_dtype || dtype == bfloat16_dtype) &&
+                         shape.ndim >= 2 && elements > 0;
   const bool has_master = format_.multi_precision && is_short(dtype);
   parameters_.push_back({shape, elements, dtype, has_master, is_matrix, weight_in_rows,
                          grad_in_rows, Array::share(weight), Array::share(grad), nullptr});
@@ -476,14 +559,14 @@ std::vector<Batch::Expected> Batch::expected_state() const {
     const std::size_t role = state_role + static_cast<std::size_t>(k);
     if (!format_.low_bit) {
       list.push_back({role, p.has_master ? computed : p.dtype, p.shape, like});
-    } else if (format_.low_bit == cpu::Stored::int8) {
+    } else if (format_.low_bit == Stored::int8) {
       list.push_back({role, k == 0 ? int8_dtype : uint8_dtype, p.shape, other});
     } else {
-      const bool half = format_.low_bit == cpu::Stored::float16;
+      const bool half = format_.low_bit == Stored::float16;
       list.push_back({role, half ? float16_dtype : bfloat16_dtype, p.shape, other});
     }
   }
-  if (format_.low_bit == cpu::Stored::int8) {
+  if (format_.low_bit == Stored::int8) {
     const std::int64_t blocks = (p.size + cpu::scaled_block - 1) / cpu::scaled_block;
     list.push_back({scales_role, float32_dtype, Shape(blocks, cpu::scales_of_block), other, other});
   }
@@ -560,7 +643,7 @@ void Batch::check_memory() const {
     for (int state = 0; state < rule_.states; ++state) {
       enter(arrays[k++], i, state_role + static_cast<std::size_t>(state));
     }
-    if (format_.low_bit == cpu::Stored::int8) enter(arrays[k++], i, scales_role);
+    if (format_.low_bit == Stored::int8) enter(arrays[k++], i, scales_role);
     if (format_.average) enter(arrays[k++], i, average_role);
   }
 }
@@ -585,12 +668,12 @@ void Batch::push(std::vector<std::vector<double>> tables, StepOptions options) &
     for (const Array& array : parameter.state->arrays) written.push_back(array.get());
   }
   restore_layouts();
-  const int device_id = device_id_;
+  const Place place = place_;
   const char* const name = rule_.rule;
   const auto report = options.report;
   push_task(std::unique_ptr<const Operation>(
                 new Operation{std::move(*this), std::move(tables), std::move(options), {report}}),
-            device_id, read, written, name);
+            place, read, written, name);
 }
 
 namespace {
@@ -598,7 +681,7 @@ namespace {
 struct Failure {
   std::vector<Array> arrays;
   std::string message;
-  void run() const { throw std::runtime_error(message); }
+  void run(const RunContext&) const { throw std::runtime_error(message); }
 };
 
 }  // namespace
@@ -617,7 +700,8 @@ void push_failure(const std::vector<Handle>& arrays, const std::string& message)
     written.push_back(task->arrays.back().get());
   }
   if (written.empty()) return;
-  push_task(std::unique_ptr<const Failure>(std::move(task)), 0, read, written, "mxadamax failure");
+  push_task(std::unique_ptr<const Failure>(std::move(task)), Place{cpu_device, 0}, read, written,
+            "mxadamax failure");
 }
 
 }  // namespace mxadamax::engine

@@ -10,10 +10,11 @@
 #include <string>
 #include <vector>
 
-#include "cpu/chunks.h"
+#include "chunks.h"
 #include "cpu/instruction_set.h"
 #include "cpu/update.h"
 #include "mxnet.h"
+#include "on_device.h"
 
 namespace mxadamax::engine {
 
@@ -25,6 +26,15 @@ struct ParameterError : std::runtime_error {
   std::size_t position;
   std::size_t other;
 };
+
+// Where the arrays of a step are: the number of a kind of device, as MXNet counts them, and of the
+// device. All kinds of host memory are one.
+struct Place {
+  int device_type;
+  int device_id;
+};
+Place place_of(Handle array);
+bool is_gpu(const Place& place);
 
 struct Shape {
   static constexpr int most_dims = 32;
@@ -47,7 +57,7 @@ struct StateFormat {
   bool average = false;
   // What the rule's states are stored as; nothing for what is computed in, or like a 16-bit weight
   // without a copy.
-  std::optional<cpu::Stored> low_bit = std::nullopt;
+  std::optional<Stored> low_bit = std::nullopt;
 
   bool operator==(const StateFormat& other) const {
     return multi_precision == other.multi_precision && average == other.average &&
@@ -95,12 +105,16 @@ class Batch {
 
   const StateFormat& format() const { return format_; }
 
+  // Makes the arrays be updated by the kernels of a device, before the first of them is added.
+  void use(const DeviceKernels& kernels, std::shared_ptr<DeviceBatches> batches) {
+    device_kernels_ = &kernels;
+    device_batches_ = std::move(batches);
+  }
+
   // Whether the parameter added last has a master weight.
   bool has_master() const { return parameters_.back().has_master; }
   // How many arrays keep the rule's states: in 8 bits, their scales are one more.
-  int arrays_of_rule() const {
-    return rule_.states + (format_.low_bit == cpu::Stored::int8 ? 1 : 0);
-  }
+  int arrays_of_rule() const { return rule_.states + (format_.low_bit == Stored::int8 ? 1 : 0); }
 
   // Checks a weight with its gradient, dense or row_sparse, and takes hold of both. A state must
   // follow.
@@ -145,8 +159,15 @@ class Batch {
   bool lazy_;
   StateFormat format_;
   std::vector<Parameter> parameters_;
-  int device_id_ = 0;
+  // The first weight's.
+  Place place_{};
+  // Null where the processor updates.
+  const DeviceKernels* device_kernels_ = nullptr;
+  std::shared_ptr<DeviceBatches> device_batches_;
 
+  void check_place(std::size_t position, const char* what, Handle array) const;
+  void check_like(std::size_t position, const char* what, Handle array, const Shape& shape,
+                  int dtype, const char* like, const char* shape_like = "weight has ") const;
   std::vector<Expected> expected_state() const;
   void restore_layouts() const;
 };

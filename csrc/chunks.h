@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace mxadamax::cpu {
+namespace mxadamax {
 
 // Lays all tensors one after another and cuts the whole at fixed distances, so that a thousand
 // small tensors share a chunk and one large tensor spans thousands. The cut depends on the sizes
@@ -50,4 +50,4 @@ class Chunks {
   std::vector<std::int64_t> starts_;
 };
 
-}  // namespace mxadamax::cpu
+}  // namespace mxadamax

@@ -1,0 +1,334 @@
+#include "batch.h"
+
+#include <algorithm>
+#include <array>
+
+#include "memory.h"
+
+namespace mxadamax::cuda {
+namespace {
+
+KernelTable kernels_of(Variant variant) {
+  switch (variant) {
+    case Variant::float64:
+      return kernels_float64();
+    case Variant::float16:
+      return kernels_float16();
+    case Variant::bfloat16:
+      return kernels_bfloat16();
+    case Variant::float16_master:
+      return kernels_float16_master();
+    case Variant::bfloat16_master:
+      return kernels_bfloat16_master();
+    default:
+      return kernels_float32();
+  }
+}
+
+const RuleKernels& rule_of(int rule, Variant variant) { return kernels_of(variant).rules[rule]; }
+
+// One array of a tensor.
+struct Array {
+  const char* role;
+  const void* address;
+  Stored type;
+  bool is_written;
+};
+
+std::vector<Array> arrays_of(const Tensor& tensor, int states) {
+  const Variant v = tensor.variant;
+  std::vector<Array> arrays{{"gradient", tensor.grad, grad_type(v), false}};
+  if (has_master(v)) {
+    arrays.push_back({"weight", tensor.copy, grad_type(v), true});
+    arrays.push_back({"master", tensor.weight, weight_type(v), true});
+  } else {
+    arrays.push_back({"weight", tensor.weight, weight_type(v), true});
+  }
+  for (int k = 0; k < states; ++k) {
+    arrays.push_back({"state", tensor.states[k], weight_type(v), true});
+  }
+  if (tensor.average != nullptr) {
+    arrays.push_back({"average", tensor.average, computed_type(v), true});
+  }
+  return arrays;
+}
+
+void check_place(std::size_t position, const Array& array, int device) {
+  const auto address = reinterpret_cast<std::uintptr_t>(array.address);
+  if (address % static_cast<std::uintptr_t>(stored_size(array.type)) != 0) {
+    throw TensorError(position, std::string(array.role) + " begins at address " +
+                                    std::to_string(address) + ", expected a multiple of " +
+                                    std::to_string(stored_size(array.type)));
+  }
+  const std::string expected = std::string(", expected memory of device ") + std::to_string(device);
+  cudaPointerAttributes found{};
+  if (cudaPointerGetAttributes(&found, array.address) != cudaSuccess) {
+    cudaGetLastError();
+    throw TensorError(position,
+                      std::string(array.role) + " is memory that CUDA does not know" + expected);
+  }
+  if (found.type != cudaMemoryTypeDevice && found.type != cudaMemoryTypeManaged) {
+    throw TensorError(position, std::string(array.role) + " is memory of the host" + expected);
+  }
+  if (found.type == cudaMemoryTypeDevice && found.device != device) {
+    throw TensorError(position, std::string(array.role) + " is memory of device " +
+                                    std::to_string(found.device) + expected);
+  }
+}
+
+}  // namespace
+
+int rule_named(const std::string& name) {
+  const KernelTable table = kernels_float32();
+  for (int k = 0; k < table.count; ++k) {
+    if (table.rules[k].rule == name) return k;
+  }
+  throw std::invalid_argument("there is no rule '" + name + "'");
+}
+
+Variant variant_of(Stored type, bool master) {
+  if (type == Stored::float16) return master ? Variant::float16_master : Variant::float16;
+  if (type == Stored::bfloat16) return master ? Variant::bfloat16_master : Variant::bfloat16;
+  if (type == Stored::float32 && !master) return Variant::float32;
+  if (type == Stored::float64 && !master) return Variant::float64;
+  throw std::invalid_argument(master ? "a weight that has not 16 bits has no master"
+                                     : "8 bits are no type of weights");
+}
+
+// What depends on addresses and sizes alone goes to the device once, scalars where they have
+// changed.
+struct Batch::Tables {
+  Tables(int rule, const std::vector<Tensor>& tensors, int device) : rule(rule), tensors(tensors) {
+    check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
+          "number of processors");
+  }
+
+  void upload_layout(cudaStream_t stream);
+  void upload_rows(const std::vector<double>& scalars, cudaStream_t stream);
+  void prepare_sums(cudaStream_t stream);
+
+  template <class Table>
+  DeviceMemory uploaded(const Table& table, cudaStream_t stream) {
+    const std::size_t bytes = table.size() * sizeof table[0];
+    DeviceMemory memory(bytes);
+    staging.copy(memory.as<void>(), table.data(), bytes, stream);
+    return memory;
+  }
+
+  // The tensors of one variant.
+  struct Group {
+    const UpdateKernel* kernel;
+    unsigned blocks;
+    std::int64_t part_count;
+    DeviceMemory parts;
+  };
+
+  const int rule;
+  const std::vector<Tensor>& tensors;
+  int processors = 0;
+  bool has_layout = false;
+  Event done;
+  Staging staging;
+  std::vector<Group> groups;
+  DeviceMemory entries, device_rows, control;
+  // The rows that the device has.
+  std::vector<unsigned char> rows;
+  std::int64_t row_size = 0;
+  // Made when a step first asks for it.
+  bool has_sums = false;
+  SumTable sums{};
+  DeviceMemory sum_parts, chunks, lane_sums, chunk_sums;
+};
+
+Batch::Batch(int rule, std::vector<Tensor> tensors, int device)
+    : rule_(rule), device_(device), tensors_(std::move(tensors)) {
+  const OnDevice current(device_);
+  check_memory();
+  tables_ = std::make_unique<Tables>(rule_, tensors_, device_);
+}
+
+Batch::~Batch() {
+  int before = 0;
+  cudaGetDevice(&before);
+  cudaSetDevice(device_);
+  try {
+    tables_->done.wait();
+  } catch (const std::exception&) {
+    // What has failed on the device is told to whoever asks it next.
+  }
+  tables_.reset();
+  cudaSetDevice(before);
+}
+
+void Batch::check_memory() const {
+  struct Range {
+    std::uintptr_t begin, end;
+    std::size_t position;
+    Array array;
+  };
+  std::vector<Range> ranges;
+  const int states = rule_of(rule_, Variant::float32).states;
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    if (tensors_[i].size == 0) continue;
+    for (const Array& array : arrays_of(tensors_[i], states)) {
+      check_place(i, array, device_);
+      const auto begin = reinterpret_cast<std::uintptr_t>(array.address);
+      ranges.push_back(
+          {begin, begin + static_cast<std::uintptr_t>(tensors_[i].size * stored_size(array.type)),
+           i, array});
+    }
+  }
+  std::sort(ranges.begin(), ranges.end(),
+            [](const Range& a, const Range& b) { return a.begin < b.begin; });
+  // The ranges that reach furthest among those before: of all, and of those that are written.
+  const Range* any = nullptr;
+  const Range* written = nullptr;
+  for (const Range& range : ranges) {
+    const Range* const other = range.array.is_written ? any : written;
+    if (other != nullptr && other->end > range.begin) {
+      throw TensorError(range.position, std::string(range.array.role) + " shares memory with the " +
+                                            other->array.role + " of tensor " +
+                                            std::to_string(other->position) +
+                                            ", expected an array of its own");
+    }
+    if (any == nullptr || range.end > any->end) any = &range;
+    if (range.array.is_written && (written == nullptr || range.end > written->end)) {
+      written = &range;
+    }
+  }
+}
+
+void Batch::Tables::upload_layout(cudaStream_t stream) {
+  const int states = rule_of(rule, Variant::float32).states;
+  std::vector<TensorEntry> found(tensors.size());
+  std::vector<Part> parts[variants];
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const Tensor& tensor = tensors[i];
+    TensorEntry& entry = found[i];
+    entry = {
+        tensor.grad, tensor.weight, {}, tensor.copy, tensor.average, 0, grad_type(tensor.variant)};
+    std::copy(tensor.states, tensor.states + states, entry.states);
+    std::vector<Alignment> alignments;
+    for (const Array& array : arrays_of(tensor, states)) {
+      alignments.push_back(
+          {reinterpret_cast<std::uintptr_t>(array.address), stored_size(array.type)});
+    }
+    entry.head = vector_head(alignments.data(), static_cast<int>(alignments.size()),
+                             elements_at_once(stored_size(entry.grad_type)));
+    add_parts(static_cast<std::int32_t>(i), tensor.size,
+              parts[static_cast<std::size_t>(tensor.variant)]);
+  }
+
+  std::vector<Group> made;
+  std::int64_t widest = 0;
+  for (int v = 0; v < variants; ++v) {
+    if (parts[v].empty()) continue;
+    Group group;
+    group.kernel = &rule_of(rule, static_cast<Variant>(v)).kernel;
+    group.part_count = static_cast<std::int64_t>(parts[v].size());
+    group.blocks = blocks_for(group.part_count, processors, group.kernel->blocks_per_processor());
+    group.parts = uploaded(parts[v], stream);
+    widest = std::max(widest, group.kernel->row_size);
+    made.push_back(std::move(group));
+  }
+  constexpr std::int64_t row_alignment = 16;
+  row_size = (widest + row_alignment - 1) / row_alignment * row_alignment;
+  entries = uploaded(found, stream);
+  device_rows = DeviceMemory(static_cast<std::size_t>(row_size) * tensors.size());
+  control = uploaded(std::array<Control, 1>{}, stream);
+  groups = std::move(made);
+  has_layout = true;
+}
+
+void Batch::Tables::upload_rows(const std::vector<double>& scalars, cudaStream_t stream) {
+  std::vector<unsigned char> found(static_cast<std::size_t>(row_size) * tensors.size());
+  const double* from = scalars.data();
+  unsigned char* to = found.data();
+  for (const Tensor& tensor : tensors) {
+    const RuleKernels& kernels = rule_of(rule, tensor.variant);
+    if (tensor.size > 0) kernels.kernel.write_row(from, to);
+    from += kernels.scalars;
+    to += row_size;
+  }
+  if (found == rows) return;
+  rows.clear();
+  staging.copy(device_rows.as<void>(), found.data(), found.size(), stream);
+  rows = std::move(found);
+}
+
+void Batch::Tables::prepare_sums(cudaStream_t stream) {
+  std::vector<std::int64_t> sizes;
+  std::vector<bool> converted;
+  for (const Tensor& tensor : tensors) {
+    sizes.push_back(tensor.size);
+    converted.push_back(is_converted(grad_type(tensor.variant)));
+  }
+  const Sums found = sums_of(sizes, converted);
+  sum_parts = uploaded(found.parts, stream);
+  chunks = uploaded(found.chunks, stream);
+  const auto chunk_count = static_cast<std::int64_t>(found.chunks.size()) - 1;
+  lane_sums = DeviceMemory(static_cast<std::size_t>(found.segments * sum_lanes) * sizeof(double));
+  chunk_sums = DeviceMemory(static_cast<std::size_t>(chunk_count) * sizeof(double));
+  sums.parts = sum_parts.as<SumPart>();
+  sums.part_count = static_cast<std::int64_t>(found.parts.size());
+  sums.threads = found.threads;
+  sums.chunks = chunks.as<std::int64_t>();
+  sums.chunk_count = chunk_count;
+  sums.tensors = entries.as<TensorEntry>();
+  sums.lane_sums = lane_sums.as<double>();
+  sums.chunk_sums = chunk_sums.as<double>();
+  sums.control = control.as<Control>();
+  has_sums = true;
+}
+
+void Batch::update(const std::vector<double>& scalars, const StepOptions& options,
+                   cudaStream_t stream) {
+  if (tensors_.empty()) return;
+  const auto columns = static_cast<std::size_t>(rule_of(rule_, Variant::float32).scalars);
+  if (scalars.size() != tensors_.size() * columns) {
+    throw std::invalid_argument("got " + std::to_string(scalars.size()) + " scalars, expected " +
+                                std::to_string(columns) + " for each of " +
+                                std::to_string(tensors_.size()) + " tensors");
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const OnDevice current(device_);
+  Tables& tables = *tables_;
+  tables.done.hold_back(stream);
+  if (!tables.has_layout) tables.upload_layout(stream);
+  tables.upload_rows(scalars, stream);
+  const bool has_bound = options.clip_global_norm == options.clip_global_norm;
+  const bool has_options = has_bound || options.skip_nonfinite;
+  if (has_options) {
+    if (!tables.has_sums) tables.prepare_sums(stream);
+    SumTable sums = tables.sums;
+    sums.rescale_grad = scalars[rescale_grad_scalar];
+    sums.clip_global_norm = options.clip_global_norm;
+    sums.skip_nonfinite = options.skip_nonfinite;
+    start_sums(sums, tables.processors, stream);
+  }
+  for (const Tables::Group& group : tables.groups) {
+    const UpdateTable table{group.parts.as<Part>(),
+                            group.part_count,
+                            tables.entries.as<TensorEntry>(),
+                            tables.device_rows.as<unsigned char>(),
+                            tables.row_size,
+                            has_options ? tables.control.as<Control>() : nullptr};
+    group.kernel->start(table, group.blocks, stream);
+  }
+  tables.done.record(stream);
+}
+
+Control Batch::report() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  Control control{};
+  control.norm = std::numeric_limits<double>::quiet_NaN();
+  const OnDevice current(device_);
+  tables_->done.wait();
+  if (!tables_->has_sums) return control;
+  check(
+      cudaMemcpy(&control, tables_->control.as<Control>(), sizeof control, cudaMemcpyDeviceToHost),
+      "copy from the device");
+  return control;
+}
+
+}  // namespace mxadamax::cuda

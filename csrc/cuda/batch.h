@@ -1,0 +1,78 @@
+// Many tensors that are updated together, step after step: their tables in the device's memory.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace mxadamax::cuda {
+
+// The place of a rule in rules/all.h.
+int rule_named(const std::string& name);
+
+// Of a weight of this type.
+Variant variant_of(Stored type, bool master);
+
+// The memory of one parameter. With a master, `weight` is that, and `copy` the weight itself.
+struct Tensor {
+  Variant variant;
+  std::int64_t size;
+  const void* grad;
+  void* weight;
+  void* states[max_states];
+  void* copy;
+  void* average;
+};
+
+// What is wrong with one tensor of a batch.
+struct TensorError : std::runtime_error {
+  TensorError(std::size_t position, const std::string& message)
+      : std::runtime_error("tensor " + std::to_string(position) + ": " + message) {}
+};
+
+// What a whole step asks of all gradients together.
+struct StepOptions {
+  // NaN for any norm.
+  double clip_global_norm = std::numeric_limits<double>::quiet_NaN();
+  bool skip_nonfinite = false;
+};
+
+class Batch {
+ public:
+  // Refuses memory that is not the device's, is not aligned to its elements, or is shared by two
+  // arrays of which one is written.
+  Batch(int rule, std::vector<Tensor> tensors, int device);
+  // Waits until the device has done what is under way.
+  ~Batch();
+
+  int device() const { return device_; }
+  std::size_t size() const { return tensors_.size(); }
+
+  // Updates every tensor once, on a stream; returns at once, but for what the first call prepares.
+  // `scalars` holds a row for each tensor, a double for each of the rule's scalars. One launch for
+  // each variant among the tensors. Whatever the stream, a step begins when the step before is
+  // done.
+  void update(const std::vector<double>& scalars, const StepOptions& options, cudaStream_t stream);
+
+  // Waits for the last step. What the last one with options has found, and how many were skipped.
+  Control report() const;
+
+ private:
+  struct Tables;
+  void check_memory() const;
+
+  const int rule_;
+  const int device_;
+  const std::vector<Tensor> tensors_;
+  mutable std::mutex mutex_;
+  // All that has to be made and freed with the device as the current one.
+  std::unique_ptr<Tables> tables_;
+};
+
+}  // namespace mxadamax::cuda

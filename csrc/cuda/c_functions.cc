@@ -1,0 +1,81 @@
+#include "c_functions.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+
+#include "batch.h"
+
+namespace mxadamax::cuda {
+namespace {
+
+// Calls body(), and puts into `error` what it throws. Returns whether it has not.
+template <class Body>
+bool succeeds(DeviceError* error, Body&& body) noexcept {
+  const auto tell = [&](const char* message) {
+    const std::size_t length = std::min(std::strlen(message), sizeof error->message - 1);
+    std::memcpy(error->message, message, length);
+    error->message[length] = 0;
+  };
+  try {
+    body();
+    return true;
+  } catch (const std::exception& found) {
+    tell(found.what());
+  } catch (...) {
+    tell("unknown failure");
+  }
+  return false;
+}
+
+Tensor tensor_of(const DeviceTensor& from) {
+  Tensor tensor{};
+  tensor.variant = variant_of(from.type, from.copy != nullptr);
+  tensor.size = from.size;
+  tensor.grad = from.grad;
+  tensor.weight = from.weight;
+  std::copy(from.states, from.states + max_states, tensor.states);
+  tensor.copy = from.copy;
+  tensor.average = from.average;
+  return tensor;
+}
+
+void* make(const char* rule, const DeviceTensor* tensors, std::int64_t count, int device,
+           DeviceError* error) {
+  std::unique_ptr<Batch> batch;
+  succeeds(error, [&] {
+    std::vector<Tensor> list;
+    list.reserve(static_cast<std::size_t>(count));
+    for (std::int64_t i = 0; i < count; ++i) list.push_back(tensor_of(tensors[i]));
+    batch = std::make_unique<Batch>(rule_named(rule), std::move(list), device);
+  });
+  return batch.release();
+}
+
+bool update(void* batch, const DeviceStep* step, DeviceReport* report, DeviceError* error) {
+  const auto stream = static_cast<cudaStream_t>(step->stream);
+  const bool done = succeeds(error, [&] {
+    Batch& found = *static_cast<Batch*>(batch);
+    StepOptions options;
+    options.clip_global_norm = step->clip_global_norm;
+    options.skip_nonfinite = step->skip_nonfinite;
+    const std::vector<double> scalars(step->scalars, step->scalars + step->scalar_count);
+    found.update(scalars, options, stream);
+    const Control control = found.report();
+    *report = {control.norm, control.skip != 0};
+  });
+  // Nothing may still write to arrays of which the caller believes that they are left alone.
+  if (!done) cudaStreamSynchronize(stream);
+  return done;
+}
+
+void free(void* batch) { delete static_cast<Batch*>(batch); }
+
+}  // namespace
+
+const DeviceKernels& c_functions() {
+  static constexpr DeviceKernels functions{make, update, free};
+  return functions;
+}
+
+}  // namespace mxadamax::cuda

@@ -1,0 +1,123 @@
+# The kernels for GPUs: a module of their own, _cuda, which the rest neither needs nor notices; and the
+# same kernels compiled for the host, _cuda_on_host, for tests on machines without a GPU.
+
+# What arrays hold; the kernels are compiled once for each.
+set(CUDA_VARIANTS float32 float64 float16 bfloat16 float16_master bfloat16_master)
+
+# A module from csrc/cuda. `sums` and `update` are the sources of the kernels, the rest are options to
+# compile them with.
+function(add_cuda_module name sums update)
+  pybind11_add_module(${name} NO_EXTRAS csrc/cuda/module.cc csrc/cuda/batch.cc csrc/cuda/c_functions.cc)
+  add_library(${name}_sums OBJECT ${sums})
+  set(libraries ${name}_sums)
+  foreach(variant ${CUDA_VARIANTS})
+    add_library(${name}_${variant} OBJECT ${update})
+    target_compile_definitions(${name}_${variant} PRIVATE
+      MXADAMAX_VARIANT=${variant} MXADAMAX_KERNELS=kernels_${variant})
+    list(APPEND libraries ${name}_${variant})
+  endforeach()
+  foreach(library ${libraries})
+    target_include_directories(${library} PRIVATE csrc)
+    target_compile_options(${library} PRIVATE ${ARGN})
+  endforeach()
+  target_include_directories(${name} PRIVATE csrc)
+  target_compile_definitions(${name} PRIVATE MXADAMAX_MODULE=${name})
+  target_link_libraries(${name} PRIVATE ${libraries})
+  install(TARGETS ${name} DESTINATION mxadamax)
+endfunction()
+
+if(MXADAMAX_CUDA_ON_HOST)
+  foreach(source sums update)
+    file(CONFIGURE OUTPUT on_host/${source}.cc CONTENT "#include \"cuda/${source}.cu\"\n")
+  endforeach()
+  # The pragmas are nvcc's. No test has arrays of more elements than 32 bits count: an index that is
+  # cut to those is found here.
+  add_cuda_module(_cuda_on_host
+    ${CMAKE_CURRENT_BINARY_DIR}/on_host/sums.cc ${CMAKE_CURRENT_BINARY_DIR}/on_host/update.cc
+    -O2 -ffp-contract=off -Wno-unknown-pragmas -Werror=conversion -Wno-sign-conversion)
+  foreach(target _cuda_on_host _cuda_on_host_sums)
+    target_compile_definitions(${target} PRIVATE MXADAMAX_CUDA_ON_HOST)
+  endforeach()
+  foreach(variant ${CUDA_VARIANTS})
+    target_compile_definitions(_cuda_on_host_${variant} PRIVATE MXADAMAX_CUDA_ON_HOST)
+  endforeach()
+  target_compile_definitions(_cuda_on_host PRIVATE
+    MXADAMAX_CUDA_ARCHITECTURES="host" MXADAMAX_CUDA_COMPILER="${CMAKE_CXX_COMPILER_VERSION}")
+endif()
+
+if(NOT MXADAMAX_CUDA)
+  return()
+endif()
+if(MXADAMAX_CUDA STREQUAL "AUTO")
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(NOT CMAKE_CUDA_COMPILER)
+    message(STATUS "mxadamax: no CUDA compiler that works, so no kernels for GPUs")
+    return()
+  endif()
+endif()
+
+set(CMAKE_CUDA_STANDARD 17)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
+# Said below, as nvcc says it.
+set(CMAKE_CUDA_ARCHITECTURES OFF)
+enable_language(CUDA)
+find_package(CUDAToolkit)
+set(missing "")
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 11.2)
+  set(missing "CUDA 11.2 or later, found ${CMAKE_CUDA_COMPILER_VERSION}")
+elseif(NOT TARGET CUDA::cudart_static)
+  set(missing "the static runtime of CUDA, which was not found")
+endif()
+if(missing)
+  if(MXADAMAX_CUDA STREQUAL "AUTO")
+    message(STATUS "mxadamax: no kernels for GPUs, which need ${missing}")
+    return()
+  endif()
+  message(FATAL_ERROR "mxadamax: kernels for GPUs need ${missing}")
+endif()
+
+# GPUs run machine code made for their own generation, or for an older one of it; from PTX the driver
+# makes what is missing, once.
+set(oldest 75)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 13.0)
+  set(oldest 70)
+endif()
+if(MXADAMAX_CUDA_ARCHITECTURES STREQUAL "default")
+  # Quickly built, and runs on all.
+  set(architectures "80, PTX ${oldest}")
+  set(generated "SHELL:-gencode arch=compute_${oldest},code=[sm_80,compute_${oldest}]")
+else()
+  set(list ${MXADAMAX_CUDA_ARCHITECTURES})
+  if(list STREQUAL "all")
+    set(list ${oldest} 80 86)
+    if(oldest LESS 75)
+      list(INSERT list 1 75)
+    endif()
+    if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 11.8)
+      list(APPEND list 89 90)
+    endif()
+  endif()
+  set(generated "")
+  foreach(architecture ${list})
+    list(APPEND generated
+      "SHELL:-gencode arch=compute_${architecture},code=sm_${architecture}")
+  endforeach()
+  list(GET list -1 newest)
+  list(APPEND generated "SHELL:-gencode arch=compute_${newest},code=compute_${newest}")
+  string(REPLACE ";" ", " architectures "${list}, PTX ${newest}")
+endif()
+message(STATUS "mxadamax: kernels for GPUs with CUDA ${CMAKE_CUDA_COMPILER_VERSION}: ${architectures}")
+
+set(warnings "")
+if(MXADAMAX_WERROR)
+  set(warnings "-Werror=all-warnings")
+endif()
+add_cuda_module(_cuda csrc/cuda/sums.cu csrc/cuda/update.cu
+  ${generated} -fmad=false -prec-div=true -prec-sqrt=true -ftz=false ${warnings}
+  "SHELL:-Xptxas -warn-spills" -Xcompiler=-Wall,-Wextra,-Wno-unknown-pragmas)
+target_compile_definitions(_cuda PRIVATE
+  MXADAMAX_CUDA_ARCHITECTURES="${architectures}"
+  MXADAMAX_CUDA_COMPILER="${CMAKE_CUDA_COMPILER_VERSION}")
+target_link_libraries(_cuda PRIVATE CUDA::cudart_static)

@@ -1,0 +1,129 @@
+// What the kernels look like to those who start them, and the tables in the device's memory.
+#pragma once
+
+#include <cstdint>
+
+#include "geometry.h"
+#include "layout.h"
+#include "runtime.h"
+
+namespace mxadamax::cuda {
+
+// What the arrays of a tensor are stored as. With a master, that is what the rule updates, with
+// states like it, and the weight is a rounded copy.
+enum class Variant { float32, float64, float16, bfloat16, float16_master, bfloat16_master };
+constexpr int variants = 6;
+
+constexpr Stored grad_type(Variant variant) {
+  switch (variant) {
+    case Variant::float64:
+      return Stored::float64;
+    case Variant::float16:
+    case Variant::float16_master:
+      return Stored::float16;
+    case Variant::bfloat16:
+    case Variant::bfloat16_master:
+      return Stored::bfloat16;
+    default:
+      return Stored::float32;
+  }
+}
+constexpr bool has_master(Variant variant) {
+  return variant == Variant::float16_master || variant == Variant::bfloat16_master;
+}
+// Of what the rule updates, and of its states.
+constexpr Stored weight_type(Variant variant) {
+  return has_master(variant) ? Stored::float32 : grad_type(variant);
+}
+constexpr Stored computed_type(Variant variant) {
+  return variant == Variant::float64 ? Stored::float64 : Stored::float32;
+}
+MXADAMAX_RULE constexpr bool is_converted(Stored type) { return stored_size(type) == 2; }
+
+// One tensor, as the kernels find it.
+struct TensorEntry {
+  const void* grad;
+  void* weight;
+  void* states[max_states];
+  // Where the new weight is written once more, rounded.
+  void* copy;
+  // Null for none.
+  void* average;
+  std::int32_t head;
+  Stored grad_type;
+};
+
+// What is decided about a step on the device, from all gradients together.
+struct Control {
+  double norm;
+  // What the gradients are multiplied by to have the norm that is allowed.
+  double factor;
+  std::int64_t skipped;
+  std::int32_t skip;
+  // Set by whoever finds a gradient that is not finite; cleared once it has been heeded.
+  std::int32_t nonfinite;
+};
+
+struct UpdateTable {
+  const Part* parts;
+  std::int64_t part_count;
+  const TensorEntry* tensors;
+  // As UpdateKernel::write_row has written them, a row for each tensor.
+  const unsigned char* rows;
+  std::int64_t row_size;
+  // Null where all gradients count as they are.
+  const Control* control;
+};
+
+// One rule's kernel for one variant.
+struct UpdateKernel {
+  std::int64_t row_size;
+  // From a double for each of the rule's scalars.
+  void (*write_row)(const double* scalars, void* row);
+  int (*blocks_per_processor)();
+  void (*start)(const UpdateTable& table, unsigned blocks, cudaStream_t stream);
+};
+
+struct RuleKernels {
+  const char* rule;
+  int states;
+  const char* const* scalar_names;
+  int scalars;
+  UpdateKernel kernel;
+};
+
+struct KernelTable {
+  const RuleKernels* rules;
+  int count;
+};
+
+// All rules, in the order of rules/all.h.
+KernelTable kernels_float32();
+KernelTable kernels_float64();
+KernelTable kernels_float16();
+KernelTable kernels_bfloat16();
+KernelTable kernels_float16_master();
+KernelTable kernels_bfloat16_master();
+
+struct SumTable {
+  const SumPart* parts;
+  std::int64_t part_count;
+  int threads;
+  const std::int64_t* chunks;
+  std::int64_t chunk_count;
+  const TensorEntry* tensors;
+  // A number for each lane of each segment, and for each chunk.
+  double* lane_sums;
+  double* chunk_sums;
+  Control* control;
+  // The first tensor's.
+  double rescale_grad;
+  // NaN for none.
+  double clip_global_norm;
+  bool skip_nonfinite;
+};
+
+// Fills the control block: three kernels, each of which needs what the one before has written.
+void start_sums(const SumTable& table, int processors, cudaStream_t stream);
+
+}  // namespace mxadamax::cuda

@@ -1,0 +1,58 @@
+#include "on_device.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace mxadamax::engine {
+namespace {
+
+// Of weights that were updated one by one and have moved since, batches are left over. Beyond so
+// many all are prepared anew.
+constexpr std::size_t most_batches = 4096;
+
+bool same(const DeviceTensor& a, const DeviceTensor& b) {
+  return a.type == b.type && a.size == b.size && a.grad == b.grad && a.weight == b.weight &&
+         std::equal(a.states, a.states + max_states, b.states) && a.copy == b.copy &&
+         a.average == b.average;
+}
+
+}  // namespace
+
+std::shared_ptr<void> DeviceBatches::batch_of(const DeviceKernels& kernels, const char* rule,
+                                              const std::vector<DeviceTensor>& tensors,
+                                              int device) {
+  const auto first = std::find_if(tensors.begin(), tensors.end(),
+                                  [](const DeviceTensor& tensor) { return tensor.size > 0; });
+  const void* const key = first == tensors.end() ? nullptr : first->weight;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto known = entries_.find(key);
+  if (known != entries_.end()) {
+    const Entry& entry = known->second;
+    if (entry.kernels == &kernels && entry.rule == rule && entry.device == device &&
+        std::equal(tensors.begin(), tensors.end(), entry.tensors.begin(), entry.tensors.end(),
+                   same)) {
+      return entry.batch;
+    }
+    entries_.erase(known);
+  }
+  if (entries_.size() >= most_batches) entries_.clear();
+  DeviceError error;
+  void* const made =
+      kernels.make(rule, tensors.data(), static_cast<std::int64_t>(tensors.size()), device, &error);
+  if (made == nullptr) throw std::runtime_error(error.message);
+  std::shared_ptr<void> batch(made, kernels.free);
+  entries_[key] = {&kernels, rule, device, tensors, batch};
+  return batch;
+}
+
+DeviceReport DeviceBatches::update(const DeviceKernels& kernels, const char* rule,
+                                   const std::vector<DeviceTensor>& tensors, int device,
+                                   const DeviceStep& step) {
+  const std::shared_ptr<void> batch = batch_of(kernels, rule, tensors, device);
+  DeviceReport report{};
+  DeviceError error;
+  if (!kernels.update(batch.get(), &step, &report, &error)) throw std::runtime_error(error.message);
+  return report;
+}
+
+}  // namespace mxadamax::engine

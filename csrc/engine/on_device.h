@@ -1,0 +1,44 @@
+// Updates on a device, by kernels that are in another module.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "device_kernels.h"
+
+namespace mxadamax::engine {
+
+// What the engine hands to an operation. Both releases of MXNet begin it so, and the stream of a
+// GPU, which is mshadow's, begins with CUDA's.
+struct RunContext {
+  std::int32_t device_type, device_id;
+  void* stream;
+};
+
+// The batches that an optimizer's steps have prepared on devices, to be used again while no array
+// has moved. Operations of several threads may use it at a time.
+class DeviceBatches {
+ public:
+  // Updates tensors once and waits for it.
+  DeviceReport update(const DeviceKernels& kernels, const char* rule,
+                      const std::vector<DeviceTensor>& tensors, int device, const DeviceStep& step);
+
+ private:
+  struct Entry {
+    const DeviceKernels* kernels;
+    const char* rule;
+    int device;
+    std::vector<DeviceTensor> tensors;
+    std::shared_ptr<void> batch;
+  };
+  std::shared_ptr<void> batch_of(const DeviceKernels& kernels, const char* rule,
+                                 const std::vector<DeviceTensor>& tensors, int device);
+
+  std::mutex mutex_;
+  // By the first weight that has elements.
+  std::unordered_map<const void*, Entry> entries_;
+};
+
+}  // namespace mxadamax::engine

@@ -1,0 +1,57 @@
+// What arrays and scalars look like to the kernels of every kind of processor.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <iterator>
+#include <string_view>
+
+#include "rules/rule.h"
+
+namespace mxadamax {
+
+// What a kernel computes in, and what numbers of an array are stored as: the same two types, and
+// others that are converted to and from float32.
+enum class Compute { float32 = 0, float64 = 1 };
+constexpr int compute_types = 2;
+enum class Stored { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3, int8 = 4 };
+MXADAMAX_RULE constexpr std::int64_t stored_size(Stored type) {
+  return type == Stored::float64 ? 8 : type == Stored::float32 ? 4 : type == Stored::int8 ? 1 : 2;
+}
+constexpr int max_states = 4;
+
+// Which of the scalars of every rule multiplies the gradient.
+constexpr int rescale_grad_scalar = 0;
+static_assert(std::string_view(preparation_scalars[rescale_grad_scalar]) == "rescale_grad");
+
+// The last scalars of every rule: the share of the new weight in its average, and for rounding at
+// random which update of the parameter this is, and a number for the parameter.
+constexpr const char* pass_scalars[] = {"average_share", "update", "stream"};
+constexpr int pass_scalar_count = 3;
+
+// The names of all scalars of a rule, in the order of a row: those of every rule first, then the
+// rule's own, then those that no kernel sees.
+template <class R>
+struct ScalarNames {
+  static constexpr int own = std::size(R::scalars);
+  static constexpr int common = std::size(preparation_scalars);
+  static_assert(sizeof(typename R::template Scalars<float>) == own * sizeof(float) &&
+                    sizeof(Preparation<float>) == common * sizeof(float),
+                "one name for each scalar");
+
+  static constexpr std::array<const char*, common + own + pass_scalar_count> names = [] {
+    std::array<const char*, common + own + pass_scalar_count> list{};
+    for (int k = 0; k < common; ++k) list[k] = preparation_scalars[k];
+    for (int k = 0; k < own; ++k) list[common + k] = R::scalars[k];
+    for (int k = 0; k < pass_scalar_count; ++k) list[common + own + k] = pass_scalars[k];
+    return list;
+  }();
+};
+
+// Gradients are summed in this many lanes: number i goes to sum i % lanes, and these are added in
+// pairs, which fixes the result whatever runs side by side. Of numbers that are converted, so many
+// are summed at a time.
+constexpr int sum_lanes = 16;
+constexpr std::int64_t converted_block = 512;
+
+}  // namespace mxadamax
