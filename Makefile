@@ -1,10 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
 # Everything a fresh machine needs beyond Python, pip, a C++17 compiler and make lands in $(VENV).
 PYTHON ?= python3
 VENV ?= .venv
 SESSION ?= quick
 SOURCES := $(wildcard CMakeLists.txt setup.py pyproject.toml csrc/*.* csrc/*/*.*)
 
-.PHONY: train test matrix benchmark lint clean
+.PHONY: train test matrix benchmark lint tidy clean
 
 train: $(VENV)/installed
 	$(VENV)/bin/python examples/train_mnist.py --optimizer adamax adamax_ext
@@ -20,10 +21,20 @@ matrix: $(VENV)/installed
 benchmark: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/benchmark.py
 
-lint: $(VENV)/installed
+lint: $(VENV)/installed tidy
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard csrc/*.cc csrc/*/*.cc csrc/*/*.h benchmarks/*.cc)
+	$(VENV)/bin/mypy
+
+# clang brings no omp.h along: the compiler's is found after all of clang's own headers.
+tidy: $(VENV)/installed
+	$(VENV)/bin/cmake -S . -B build/tidy -DCMAKE_EXPORT_COMPILE_COMMANDS=ON \
+	  -DPython_EXECUTABLE=$(abspath $(VENV)/bin/python) \
+	  -Dpybind11_DIR="$$($(VENV)/bin/pybind11-config --cmakedir)" > /dev/null
+	printf '%s\n' $(wildcard csrc/*.cc csrc/cpu/*.cc csrc/engine/*.cc) | \
+	  xargs --max-procs="$$(nproc)" --max-args=1 $(VENV)/bin/clang-tidy -p build/tidy --quiet \
+	  --extra-arg=-idirafter"$$($(CXX) -print-file-name=include)"
 
 $(VENV)/installed: $(SOURCES)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)

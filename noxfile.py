@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tests on every Python and every MXNet that is supported, with an installed wheel.
 
 ``nox --list`` shows the combinations. A Python that is not found is skipped, and nox says so.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is installed with what, and what importing asks for and does to NumPy."""
 
 import importlib.metadata
