@@ -15,7 +15,7 @@ test: $(VENV)/installed
 
 # With every Python and every MXNet, as noxfile.py says.
 matrix: $(VENV)/installed
-	$(VENV)/bin/pip install --quiet nox
+	$(VENV)/bin/pip install --quiet build nox
 	$(VENV)/bin/nox --session "$(SESSION)"
 
 benchmark: $(VENV)/installed

@@ -79,7 +79,15 @@ def build(commit: str, into: Path) -> List[Path]:
         (sdist,) = raw.glob("*.tar.gz")
         normalize(sdist, time)
         # From the sdist, which so shows that it has all that is needed.
-        wheel_of = ("pip", "wheel", "--no-deps", "--wheel-dir", str(raw), str(sdist))
+        wheel_of = (
+            "pip",
+            "wheel",
+            "--no-cache-dir",
+            "--no-deps",
+            "--wheel-dir",
+            str(raw),
+            str(sdist),
+        )
         run(*wheel_of, folder=work, time=time)
         (wheel,) = raw.glob("*.whl")
         left_out = [option for name in NOT_BUNDLED for option in ("--exclude", name)]
