@@ -21,11 +21,12 @@ matrix: $(VENV)/installed
 benchmark: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/benchmark.py
 
-lint: $(VENV)/installed tidy
+lint: $(VENV)/installed
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard csrc/*.cc csrc/*/*.cc csrc/*/*.h benchmarks/*.cc)
 	$(VENV)/bin/mypy
+	$(MAKE) --no-print-directory tidy
 
 # clang-tidy brings no omp.h along: the compiler's is found, after all of clang's own headers. In that an
 # attribute has arguments, which clang does not know.

@@ -83,7 +83,7 @@ def wheel(session: nox.Session) -> str:
 def run_tests(session: nox.Session, mxnet: str, extras: str, *tests: str) -> None:
     """Install the wheel with an MXNet and run the tests of the sdist."""
     session.install(f"{wheel(session)}[{EXTRAS[mxnet]},{extras}]")
-    (unpacked,) = sdist(session).parent.glob("*/")
+    (unpacked,) = filter(Path.is_dir, sdist(session).parent.iterdir())
     session.chdir(session.create_tmp())
     session.run(
         *("pytest", "-c", str(unpacked / "pyproject.toml"), "-p", "no:cacheprovider"),
