@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tests on every Python and every MXNet that is supported, with an installed wheel.
 
 ``nox --list`` shows the combinations. A Python that is not found is skipped, and nox says so.
@@ -9,6 +10,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Dict
 
@@ -19,14 +21,10 @@ PYTHONS = ["3.8", "3.9", "3.10", "3.11", "3.12"]
 EXTRAS = {"2.0.0b1": "mxnet", "1.9.1": "mxnet1"}
 """The extra in pyproject.toml that brings an MXNet along."""
 
-SOURCES = [
-    *("CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml", "setup.py"),
-    *("csrc", "mxadamax"),
-]
-"""What a wheel is built from."""
-
 QUICK = [
     "test_install.py",
+    "test_release.py",
+    "test_stubs.py",
     "test_bad_input.py",
     "test_scalars.py",
     "test_half_precision.py",
@@ -58,25 +56,30 @@ for _folder in sorted(_pyenv.glob("versions/*/bin")):
 _wheels: Dict[str, str] = {}
 
 
+def sdist(session: nox.Session) -> Path:
+    """Build the sdist, once: wheels are made from it, and the tests that it has are run."""
+    built = ROOT / nox.options.envdir / "sdist"
+    if not _wheels:
+        shutil.rmtree(built, ignore_errors=True)
+        session.run(
+            *(sys.executable, "-m", "build", "--sdist", "--outdir", str(built), str(ROOT)),
+            external=True,
+        )
+        shutil.unpack_archive(next(built.glob("*.tar.gz")), built)
+    return next(built.glob("*.tar.gz"))
+
+
 def wheel(session: nox.Session) -> str:
     """Build the wheel for the Python of a session, once."""
     python = str(session.python)
     if python not in _wheels:
-        # From a copy: setuptools would put what an earlier build left behind into the wheel.
-        source, built = Path(session.create_tmp(), "source"), Path(session.create_tmp(), "wheel")
-        for folder in (source, built):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-        for path in (ROOT / name for name in SOURCES):
-            if path.is_dir():
-                shutil.copytree(path, source / path.name, ignore=shutil.ignore_patterns("*.so"))
-            else:
-                shutil.copy(path, source)
+        built = Path(session.create_tmp(), "wheel")
+        shutil.rmtree(built, ignore_errors=True)
         # The kernels for GPUs depend neither on the Python nor on the MXNet, and take longest to
         # compile.
         defined = os.environ.get("SKBUILD_CMAKE_DEFINE")
         session.run(
-            *("pip", "wheel", "--no-deps", "--wheel-dir", str(built), str(source)),
+            *("pip", "wheel", "--no-deps", "--wheel-dir", str(built), str(sdist(session))),
             env={"SKBUILD_CMAKE_DEFINE": ";".join(filter(None, [defined, "MXADAMAX_CUDA=OFF"]))},
         )
         (_wheels[python],) = map(str, built.glob("*.whl"))
@@ -84,13 +87,14 @@ def wheel(session: nox.Session) -> str:
 
 
 def run_tests(session: nox.Session, mxnet: str, extras: str, *tests: str) -> None:
-    """Install the wheel with an MXNet and run tests where the sources are not found."""
+    """Install the wheel with an MXNet and run the tests of the sdist."""
     session.install(f"{wheel(session)}[{EXTRAS[mxnet]},{extras}]")
+    (unpacked,) = filter(Path.is_dir, sdist(session).parent.iterdir())
     session.chdir(session.create_tmp())
     session.run(
-        *("pytest", "-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider"),
+        *("pytest", "-c", str(unpacked / "pyproject.toml"), "-p", "no:cacheprovider"),
         *("--numprocesses", "auto", "--dist", "worksteal"),
-        *(str(ROOT / "tests" / test) for test in tests),
+        *(str(unpacked / "tests" / test) for test in tests),
         # One that leads to the sources would hide the wheel.
         env={"PYTHONPATH": ""},
     )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Time this package's optimizers against MXNet's built-in ones, PyTorch's, and the memory itself.
 
 All contenders of a case run in turn, one call each per round, so that whatever else the machine

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The least that an update can cost: its reads and its writes, and next to nothing else.
 // benchmark.py compiles this file on first use.
 #include <algorithm>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Cuts many tensors of any sizes into chunks of equal work.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The Python surface of the native code.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -316,6 +317,7 @@ void push(engine::Batch& batch, const std::vector<py::dict>& tables,
     return engine::as_mxnet_reads<double>(value);
   };
   std::vector<std::vector<double>> rows;
+  rows.reserve(tables.size());
   for (const py::dict& scalars : tables) {
     rows.push_back(table_of(batch.rule(), batch.size(), scalars, convert));
   }
@@ -466,6 +468,7 @@ PYBIND11_MODULE(_native, m) {
   // Raised with (position of the parameter, message, position of another parameter).
   static const py::handle parameter_error =
       py::exception<ParameterError>(m, "ParameterError", PyExc_ValueError).release();
+  // NOLINTNEXTLINE(performance-unnecessary-value-param): pybind11 wants just this type.
   py::register_exception_translator([](std::exception_ptr pointer) {
     try {
       if (pointer) std::rethrow_exception(pointer);

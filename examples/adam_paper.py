@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Repeat figures 1 and 2 of the Adam paper, and say which of its claims show.
 
     python examples/adam_paper.py             # three minutes on two cores

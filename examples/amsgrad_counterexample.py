@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adam ends at the worst point of a convex problem, AMSGrad goes to the best.
 
     python examples/amsgrad_counterexample.py

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Forecast with GluonTS's DeepAR, trained with this package's Adam in the place of MXNet's.
 
 GluonTS makes its optimizer itself, as ``mx.optimizer.Adam``; for the time of a training that name

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The paths of all optimizers of this package over two functions of two variables.
 
     python examples/landscapes.py

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train on real handwritten digits with one optimizer, or compare several from the same start.
 
     python examples/train_mnist.py

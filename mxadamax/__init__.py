@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Optimizers for Apache MXNet with native kernels: one engine operation per step.
 
 Importing this package registers its optimizers with MXNet: ``gluon.Trainer(params, 'adamax_ext')``.

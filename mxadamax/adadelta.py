@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AdaDelta."""
 
 from types import SimpleNamespace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adam and AMSGrad."""
 
 import math
@@ -166,4 +167,4 @@ class AMSGrad(Adam):
                 f"{self.registered_name}: amsgrad must be True, got {amsgrad!r}; "
                 "adam_ext is the one without"
             )
-        super().__init__(*args, amsgrad=True, **kwargs)
+        super().__init__(*args, amsgrad=True, **kwargs)  # type: ignore[misc]  # Not in args too.

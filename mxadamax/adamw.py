@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AdamW."""
 
 from typing import Any, List, Sequence

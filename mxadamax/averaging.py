@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluation with the average of the weights over the steps."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints: states written whole or not at all, checked before loading, and converted."""
 
 import contextlib

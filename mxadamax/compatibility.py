@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All that this package knows about the differences between MXNet 1.9 and 2.0."""
 
 import inspect
@@ -53,7 +54,7 @@ def seed_all(seed: int) -> None:
             random.seed(seed)
 
 
-class StepOptimizer(Optimizer):
+class StepOptimizer(Optimizer):  # type: ignore[misc]  # MXNet has no types.
     """MXNet's base class as MXNet 2 has it: lists of parameters, `step` and `fused_step`.
 
     In MXNet 1, `update` gets a parameter or a list of them, and there is no other method.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """States of MXNet's built-ins as those of this package's optimizers, and back."""
 
 import inspect

@@ -1,9 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
 """The native code, bound to the MXNet library that this process has loaded."""
 
 import ctypes
 import functools
 import sys
-from types import ModuleType
+from types import FrameType, ModuleType
+from typing import Optional
 
 from mxnet.base import _LIB
 from mxnet.ndarray import sparse, zeros
@@ -53,7 +55,7 @@ def inside_kvstore_update() -> bool:
 
     MXNet calls that through C and drops whatever Python raises there.
     """
-    frame = sys._getframe()
+    frame: Optional[FrameType] = sys._getframe()
     while frame is not None:
         code = frame.f_code
         if code.co_name == "updater_handle" and "kvstore" in code.co_filename:

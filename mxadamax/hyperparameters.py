@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ranges that hyperparameters must lie in, and the messages where they do not."""
 
 import math
@@ -56,7 +57,8 @@ class Range(NamedTuple):
         """
         if value is None and self.optional:
             return
-        if isinstance(value, numbers.Real):
+        is_number = isinstance(value, numbers.Real)
+        if is_number:
             inside = self.low < value < self.high
             at_low = self.includes_low and value == self.low
             at_high = self.includes_high and value == self.high

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What steps leave behind that nothing waited for."""
 
 from typing import Dict, List, Mapping, Optional, Sequence, Union

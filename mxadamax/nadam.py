@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nadam."""
 
 from types import SimpleNamespace
@@ -118,7 +119,8 @@ class Nadam(MomentOptimizer):
         }
 
     def _momentum(self, t: int) -> float:
-        return self.beta1 * (1.0 - 0.5 * pow(0.96, t * self.schedule_decay))
+        momentum: float = self.beta1 * (1.0 - 0.5 * pow(0.96, t * self.schedule_decay))
+        return momentum
 
     def _products_up_to(self, updates: Sequence[int]) -> List[float]:
         """The product of all momenta so far, for each of these parameters."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nesterov's accelerated gradient."""
 
 from types import SimpleNamespace

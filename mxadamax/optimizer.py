@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What all optimizers of this package share: one native operation for a whole step."""
 
 import inspect
@@ -158,10 +159,13 @@ class FusedOptimizer(StepOptimizer):
     """
 
     registered_name: ClassVar[str]
-    rule: ClassVar[str]
+    rule: str
     ranges: ClassVar[Mapping[str, Range]] = {}
     # Whether clip_gradient bounds the sum of gradient and weight decay, instead of the gradient.
     clips_decay: ClassVar[bool] = False
+
+    # MXNet's own, which has no types.
+    num_update: int
 
     _common_ranges: ClassVar[Mapping[str, Range]] = {
         "rescale_grad": FINITE,
@@ -568,7 +572,7 @@ class FusedOptimizer(StepOptimizer):
         """What `clip_global_norm` multiplies gradients by, None to skip; for `step`, by waiting."""
         arrays = [grad.tostype("default").astype(numpy.float64).asnumpy() for grad in grads]
         squares = sum(float(numpy.square(array).sum()) for array in arrays)
-        norm = abs(self.rescale_grad) * math.sqrt(squares)
+        norm: float = abs(self.rescale_grad) * math.sqrt(squares)
         skipped = self.skip_nonfinite and not all(numpy.isfinite(array).all() for array in arrays)
         self._ledger(weights[0]).note(indices, weights[0], norm, skipped)
         if skipped:

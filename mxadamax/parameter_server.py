@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What this package does in a process that MXNet has made a parameter server."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stochastic gradient descent, with momentum or Nesterov's acceleration."""
 
 from types import SimpleNamespace

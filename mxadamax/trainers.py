@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What this package asks of Gluon's Trainer beyond its interface."""
 
 from typing import Any, List

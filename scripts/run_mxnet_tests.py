@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run MXNet's own optimizer tests with this package's classes in place of the fused built-ins.
 
     git clone --depth 1 --branch 2.0.0.beta1 https://github.com/apache/mxnet

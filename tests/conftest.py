@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MXNet with NumPy's shapes: arrays of size 0 and of no dimensions exist, as in Gluon 2.
 
 Where there is no MXNet, only tests that need none are collected: those of the kernels for GPUs.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of optimizers: a new one is a row here, and most tests hold it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The optimizers in extended precision, written from the papers, apart from the code under test.
 
 They compute with `Rounded`, which carries along how far a computation in a shorter type may be from

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A training that goes on where it was killed.
 
 ``python resumable_training.py FOLDER STEPS`` trains to that step, writing a checkpoint to the folder

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The example on the figures of the Adam paper: what it trains, searches for and concludes."""
 
 import importlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The example where Adam ends at the worst point: it does, and AMSGrad goes to the best."""
 
 import importlib.util

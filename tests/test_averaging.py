@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Averages of the weights over the steps, and evaluation with them."""
 
 from __future__ import annotations

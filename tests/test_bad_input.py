@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bad input: a Python error that names the parameter, before anything is written."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The benchmark runs, measures every contender, and measures the models it names."""
 
 from __future__ import annotations

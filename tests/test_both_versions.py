@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What comes out does not depend on the version of MXNet: these bits came out under both."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Saving, loading and converting states: the same bits afterwards, or a refusal that changes nothing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All types, kinds of gradients and options with one another, against the formulas.
 
 Each step is compared on its own: from what the arrays hold before it, the formulas of arXiv

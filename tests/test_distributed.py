@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parameter servers: the same weights as in one process, and failures that end the run.
 
 Every run starts with `examples/distributed/launch.py`, on loopback. One of the runs can be repeated

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clipping by the norm of all gradients together, inside the step."""
 
 import math

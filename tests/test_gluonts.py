@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The example with GluonTS, a library that makes its optimizer itself: the same losses as before."""
 
 import importlib.util

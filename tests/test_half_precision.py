@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """16-bit weights: conversion of every number, and updates with and without master weights."""
 
 import mxadamax

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Horovod: two processes that average their gradients end with the weights of one process."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is installed with what, and what importing asks for and does to NumPy."""
 
 import importlib.metadata
@@ -93,7 +94,9 @@ def test_the_wheel_holds_the_package_and_nothing_else():
     native = {path for path in inside if re.fullmatch(r"mxadamax/_native\.[\w-]+\.so", path)}
     assert len(native) == 1
     assert inside - native == {
-        str(path.relative_to(ROOT)) for path in (ROOT / "mxadamax").rglob("*.py")
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "mxadamax").rglob("*")
+        if path.suffix in (".py", ".pyi", ".typed")
     }
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The compiled kernels, without MXNet: every length, every misalignment, every instruction set.
 
 What they are compared with is the plainest of them on small pieces; that it computes what it should

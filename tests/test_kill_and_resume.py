@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A training that is killed again and again ends with the bits of one that is not.
 
 ``MXADAMAX_KILLS=50 pytest tests/test_kill_and_resume.py`` kills as many times; by default a few.

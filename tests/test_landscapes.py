@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The example on functions of two variables: every optimizer goes downhill, and to the minimum."""
 
 import importlib.util

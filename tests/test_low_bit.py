@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """States in 16 or 8 bits, rounded at random: the codecs, and the optimizers that keep them so."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernels compute, against the papers' formulas: step by step, within rounding errors.
 
 The kernels are given the scalars that the optimizers compute; the oracle works from the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every optimizer against MXNet's built-ins, bit for bit where it is promised."""
 
 import mxadamax

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Any shapes, types, hyperparameters and aggregation: equal to the built-in, or refused."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scalars reach the kernels as MXNet's own operators receive them."""
 
 import random

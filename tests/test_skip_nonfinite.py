@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Steps with NaN or infinity in a gradient: as if they had never been, also to those queued behind."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Row-sparse gradients: only the rows that they hold, or the result of the dense gradient."""
 
 import mxadamax

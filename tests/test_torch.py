@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PyTorch's results, where its definitions meet MXNet's: how near, and under which options.
 
 PyTorch itself is compared with where it is installed. Its formulas as documented, in double

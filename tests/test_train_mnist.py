@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The example on real data: `adamax` and `adamax_ext` train alike to the last bit."""
 
 import importlib.util

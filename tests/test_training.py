@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Behaviour in real use: Trainer, kvstores, engines, checkpoints, evaluation in between."""
 
 import copy

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The average of a weight over the steps.
 //
 // Compiled once per instruction set, inside kernels.cc, hence internal linkage.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Conversion between float and the 16-bit types that arrays may be stored in.
 //
 // Compiled once per instruction set, inside kernels.cc, hence internal linkage. numbers16.h says

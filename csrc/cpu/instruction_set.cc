@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "instruction_set.h"
 
 #if defined(MXADAMAX_X86_64)

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Two states of a rule in 8 bits each.
 //
 // Steps are a plain state divided by another (itself or its root, which is what comes in here). In

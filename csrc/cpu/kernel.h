@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the compiled kernels of one instruction set look like from outside.
 #pragma once
 

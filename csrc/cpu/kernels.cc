@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The loops over the rules. This file is compiled once per instruction set, with
 // MXADAMAX_KERNELS naming the function that hands out the result.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Random bits that depend on nothing but a key and the position of an element, so that any thread
 // can make them for any part of an array.
 //

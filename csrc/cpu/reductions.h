@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What is found out about a gradient before a step: sums of squares, and whether all is finite.
 //
 // Compiled once per instruction set, inside kernels.cc, hence internal linkage.

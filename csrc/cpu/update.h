@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One update of many tensors by one rule.
 #pragma once
 

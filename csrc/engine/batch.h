@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The arrays of one update: checked, held, and pushed to MXNet's engine as one operation.
 #pragma once
 

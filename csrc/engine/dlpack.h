@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // An array as DLPack shows it: the one view of an NDArray that MXNet gives without waiting.
 #pragma once
 

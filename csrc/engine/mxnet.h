@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The part of MXNet's C API that is used here, and an owner for its arrays.
 //
 // Nothing is linked against libmxnet: the addresses come from the library that Python has loaded,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What lies in a row_sparse array of MXNet's, without the copies and the waits of its C API.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The value that an MXNet operator computes with when Python gives it a number.
 //
 // MXNet's front end writes scalars as text (Python's repr) and its operators read them back with a

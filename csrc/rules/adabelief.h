@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // AdaBelief (Zhuang et al., arXiv 2010.07468, algorithm 2).
 #pragma once
 

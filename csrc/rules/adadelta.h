@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // AdaDelta (Zeiler, arXiv 1212.5701, algorithm 1).
 #pragma once
 

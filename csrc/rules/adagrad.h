@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // AdaGrad (Duchi, Hazan & Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
 // Optimization", JMLR 12, 2011).
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Adam (Kingma & Ba, arXiv 1412.6980, section 2, algorithm 1) and AMSGrad (Reddi, Kale & Kumar,
 // arXiv 1904.09237, algorithm 2).
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // AdaMax (Kingma & Ba, arXiv 1412.6980, section 7.1, algorithm 2).
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The list of rules. A new one is a header in this folder and a name here.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Nadam, Adam with Nesterov momentum (Dozat, "Incorporating Nesterov Momentum into Adam", ICLR
 // workshop 2016).
 #pragma once

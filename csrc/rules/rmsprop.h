@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // RMSProp: plain (Tieleman & Hinton, lecture 6.5 of "Neural Networks for Machine Learning", 2012)
 // and centered, with momentum (Graves, arXiv 1308.0850, equations 38 to 45).
 #pragma once

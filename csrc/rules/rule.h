@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What every rule stands on: what is done to a gradient and a weight before a rule's own
 // mathematics begins, and the few functions that rules are written in.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Stochastic gradient descent, plain and with momentum (Polyak, "Some methods of speeding up the
 // convergence of iteration methods", 1964).
 #pragma once

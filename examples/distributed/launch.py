@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run a distributed training on this machine: a scheduler, workers and servers, on loopback.
 
     python examples/distributed/launch.py --workers 2 --servers 2 -- python train.py

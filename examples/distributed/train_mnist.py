@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train on MNIST's digits with several workers; the optimizer runs natively on parameter servers.
 
     cd examples/distributed

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Native part of mxadamax: optimizer kernels, and their way into MXNet's engine.
+
+csrc/module.cc defines it; tests/test_stubs.py holds this file against what has been compiled.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy
+import numpy.typing as npt
+from mxnet.ndarray import NDArray
+
+_State = Any  # None, an NDArray, or a tuple or list of states
+_Scalars = dict[str, float | list[float]]  # for all parameters, or one for each
+_Float = npt.NDArray[numpy.float32] | npt.NDArray[numpy.float64]
+_Key = tuple[int, int]
+_Short = Literal["float16", "bfloat16"]
+
+instruction_set: str
+"""The one that kernels run in."""
+instruction_sets: tuple[str, ...]
+"""Those that this processor has, from the lowest."""
+mxnet_functions: tuple[str, ...]
+"""What `bind` asks for."""
+rules: dict[str, Rule]
+scaled_block: int
+"""How many 8-bit numbers share their ranges."""
+scales_of_block: int
+"""How many ranges they share."""
+
+class ParameterError(ValueError):
+    """What is wrong with a parameter.
+
+    `args` are its position, the message, and the position of the parameter that ``{other}`` in the
+    message stands for.
+    """
+
+    args: tuple[int, str, int]
+
+class Rule:
+    """What is known about a rule."""
+
+    @property
+    def states(self) -> int:
+        """How many arrays of state it has."""
+    @property
+    def keeps_in_few_bits(self) -> bool:
+        """Whether its states can be kept in 16 bits, rounded at random."""
+    @property
+    def keeps_in_int8(self) -> bool:
+        """Whether they can be kept in 8 bits."""
+
+class StateMemo:
+    """What a batch leaves behind to make the next one cheaper."""
+
+    def __init__(self) -> None: ...
+
+class StepReport:
+    """What a step leaves behind, to be read after a wait."""
+
+    def __init__(self) -> None: ...
+    @property
+    def gradient_norm(self) -> float:
+        """The norm of all gradients in the last step."""
+    @property
+    def finished(self) -> int:
+        """How many steps have run."""
+    @property
+    def skipped(self) -> int:
+        """How many of them have been left out."""
+
+class Batch:
+    """The arrays of one update, checked and held."""
+
+    def __init__(
+        self,
+        rule: str,
+        weights: Sequence[NDArray],
+        grads: Sequence[NDArray],
+        states: Sequence[_State],
+        memo: StateMemo,
+        lazy: bool,
+        multi_precision: bool,
+        average: bool,
+        state_dtype: _Short | Literal["int8"] | None,
+    ) -> None:
+        """Check all arrays and hold them; ParameterError names what is wrong.
+
+        With `lazy`, rows that a row_sparse gradient does not hold are left alone. The others say
+        what states are made of.
+        """
+    def push(
+        self,
+        tables: Sequence[_Scalars],
+        clip_global_norm: float | None,
+        skip_nonfinite: bool,
+        report: StepReport | None,
+        skipped_before: int,
+    ) -> None:
+        """Hand the update to MXNet's engine, once.
+
+        Each table has all scalars of the rule. The first counts if `skipped_before` steps of the
+        report have been skipped, the next if one more, and so on.
+        """
+
+# Towards MXNet.
+def bind(address_of: Callable[[str], int]) -> None:
+    """Take the addresses of MXNet's functions; once, before any Batch."""
+
+def share_memory(a: NDArray, b: NDArray) -> bool:
+    """Whether two NDArrays are views of the same memory."""
+
+def find_row_indices(array: NDArray, indices: Sequence[int]) -> bool:
+    """Find out where MXNet keeps row numbers, from a row_sparse array of which they are known."""
+
+def push_failure(arrays: Sequence[NDArray], message: str) -> None:
+    """Make the next wait on any of these NDArrays raise MXNetError with this message."""
+
+def as_mxnet_reads(value: float) -> float:
+    """The double that an MXNet operator computes with when given this number."""
+
+def as_mxnet_reads_float32(value: float) -> float:
+    """The same for operators that take a single-precision number."""
+
+# On NumPy's arrays, without MXNet.
+def decode(
+    array: npt.NDArray[numpy.uint16], type: _Short, instruction_set: str
+) -> npt.NDArray[numpy.float32]:
+    """What the bits of 16-bit numbers stand for."""
+
+def encode(
+    array: npt.NDArray[numpy.float32], type: _Short, instruction_set: str
+) -> npt.NDArray[numpy.uint16]:
+    """The bits of the 16-bit numbers that are nearest."""
+
+def encode_at_random(
+    array: npt.NDArray[numpy.float32],
+    type: _Short,
+    divisor: bool,
+    key: _Key,
+    instruction_set: str,
+) -> npt.NDArray[numpy.uint16]:
+    """The same, rounded at random; of divisors nothing but 0 becomes 0."""
+
+def encode_int8(
+    plain: npt.NDArray[numpy.float32],
+    divisor: npt.NDArray[numpy.float32],
+    key: _Key,
+    instruction_set: str,
+) -> tuple[npt.NDArray[numpy.int8], npt.NDArray[numpy.uint8], npt.NDArray[numpy.float32]]:
+    """Ratios, divisors and scales that stand for two states in 8 bits each."""
+
+def decode_int8(
+    ratios: npt.NDArray[numpy.int8],
+    divisors: npt.NDArray[numpy.uint8],
+    scales: npt.NDArray[numpy.float32],
+    instruction_set: str,
+) -> tuple[npt.NDArray[numpy.float32], npt.NDArray[numpy.float32]]:
+    """The two states that they stand for."""
+
+def update_numpy(
+    rule: str,
+    weights: Sequence[_Float],
+    grads: Sequence[_Float],
+    states: Sequence[Sequence[_Float]],
+    scalars: _Scalars,
+    instruction_set: str = "",
+    threads: int = 0,
+) -> None:
+    """Update arrays in place, in the calling thread; scalars are taken as they are."""
