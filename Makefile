@@ -18,16 +18,16 @@ matrix: $(VENV)/installed
 	$(VENV)/bin/nox --session "$(SESSION)"
 
 benchmark: $(VENV)/installed
-	$(VENV)/bin/python benchmarks/benchmark.py
+	$(VENV)/bin/mxadamax bench
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
-	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard csrc/*.cc csrc/*/*.cc csrc/*/*.h benchmarks/*.cc)
+	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard csrc/*.cc csrc/*/*.cc csrc/*/*.h)
 
 $(VENV)/installed: $(SOURCES)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --editable '.[mxnet,examples,test,benchmarks,lint]'
+	$(VENV)/bin/pip install --quiet --editable '.[mxnet,examples,test,plot,lint]'
 	touch $@
 
 clean:

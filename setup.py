@@ -2,4 +2,7 @@
 
 from setuptools import setup
 
-setup(packages=["mxadamax"], cmake_source_dir=".")
+setup(
+    packages=["mxadamax", "mxadamax.commands", "mxadamax.commands.bench"],
+    cmake_source_dir=".",
+)

@@ -1,0 +1,1 @@
+"""The commands of ``mxadamax``: one module for each, with `add_arguments` and `run`."""

@@ -1,0 +1,471 @@
+"""MXNet's way to the kernels for GPUs, on a machine without one.
+
+Arrays in host memory take it to the kernels that are compiled for the host, or MXNet is made to say
+that its arrays are on a GPU. What a real stream and a real device do, this cannot show.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+import types
+from typing import ClassVar
+
+from mxadamax import _native, cuda
+from mxadamax.compatibility import C_FUNCTIONS, gluon_arrays
+from mxadamax.engine import native
+from mxadamax.optimizer import BFLOAT16
+
+import mxnet as mx
+import numpy as np
+import pytest
+from cuda_cases import VARIANTS
+from family import FAMILY
+from mxnet.base import _LIB
+from support import Run, assert_same_bits, gradients, nd
+from test_skip_nonfinite import BAD, SHAPES, STEPS, copies, counted_outcomes, flat, push, spoiled
+from test_sparse import row_sparse
+from test_training import Training, mlp
+
+on_host = pytest.importorskip(
+    "mxadamax._cuda_on_host", reason="built without the CMake option MXADAMAX_CUDA_ON_HOST"
+)
+
+members = pytest.mark.parametrize("member", FAMILY, ids=str)
+OPTIONS = {"learning_rate": 0.0123, "wd": 0.013, "clip_gradient": 3.0, "rescale_grad": 1 / 3}
+
+
+class Functions(ctypes.Structure):
+    """csrc/device_kernels.h"""
+
+    make_type = ctypes.CFUNCTYPE(
+        *(ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int),
+        ctypes.c_void_p,
+    )
+    update_type = ctypes.CFUNCTYPE(
+        ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p
+    )
+    free_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    _fields_ = (("make", make_type), ("update", update_type), ("free", free_type))
+
+
+class Step(ctypes.Structure):
+    _fields_ = (
+        ("scalars", ctypes.c_void_p),
+        ("scalar_count", ctypes.c_int64),
+        ("clip_global_norm", ctypes.c_double),
+        ("skip_nonfinite", ctypes.c_bool),
+        ("stream", ctypes.c_void_p),
+    )
+
+
+CAPSULE = b"mxadamax.DeviceKernels.1"
+
+
+def functions_of(capsule):
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    return Functions.from_address(pointer(capsule, CAPSULE))
+
+
+def capsule_of(functions, name=CAPSULE):
+    new = ctypes.pythonapi.PyCapsule_New
+    new.restype = ctypes.py_object
+    new.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    return new(ctypes.addressof(functions), name, None)
+
+
+class Kernels:
+    """The kernels on the host, with notes of what is asked of them, and failures on demand."""
+
+    # Batches may be freed at any time, by functions that must still be there.
+    kept: ClassVar[list[Kernels]] = []
+
+    def __init__(self):
+        self.kept.append(self)
+        self.real = functions_of(on_host.functions)
+        self.made, self.streams, self.alive = [], [], 0
+        self.fails = None
+        self.table = Functions(
+            Functions.make_type(self.make),
+            Functions.update_type(self.update),
+            Functions.free_type(self.free),
+        )
+        self.functions = capsule_of(self.table)
+
+    def refuse(self, error):
+        message = b"told to fail"
+        ctypes.memmove(error, message + b"\0", len(message) + 1)
+
+    def make(self, rule, tensors, count, device, error):
+        if self.fails == "make":
+            self.refuse(error)
+            return None
+        self.made.append((rule.decode(), count, device))
+        self.alive += 1
+        # There is but one device on the host.
+        return self.real.make(rule, tensors, count, 0, error)
+
+    def update(self, batch, step, report, error):
+        self.streams.append(Step.from_address(step).stream)
+        if self.fails == "update":
+            self.refuse(error)
+            return False
+        return self.real.update(batch, step, report, error)
+
+    def free(self, batch):
+        self.alive -= 1
+        self.real.free(batch)
+
+
+@pytest.fixture
+def kernels():
+    """Arrays in host memory go to these kernels."""
+    found = Kernels()
+    _native.update_host_memory_by(found)
+    yield found
+    _native.update_host_memory_by(None)
+    mx.nd.waitall()
+
+
+class Routes:
+    """The same run twice: by the processor's kernels, and on the way to a GPU."""
+
+    def __init__(self, make, kernels):
+        self.kernels = kernels
+        _native.update_host_memory_by(None)
+        self.by_processor = make()
+        self.by_device = make()
+
+    def each(self):
+        """Each run, with its way switched on."""
+        _native.update_host_memory_by(None)
+        yield self.by_processor
+        updates = len(self.kernels.streams)
+        _native.update_host_memory_by(self.kernels)
+        yield self.by_device
+        mx.nd.waitall()
+        assert len(self.kernels.streams) > updates
+
+
+def read(array):
+    if array.dtype == np.dtype([("bfloat16", np.uint16)]):
+        return array.view(np.uint16).astype(np.uint32)
+    return array if array.itemsize > 2 else array.astype(np.float32)
+
+
+def compare(routes, where=""):
+    mx.nd.waitall()
+    for k, (found, wanted) in enumerate(zip(*map(copies, (routes.by_device, routes.by_processor)))):
+        a, b = (read(x.astype("float32").asnumpy()) for x in (found, wanted))
+        assert_same_bits(a, b, f"{where}, array {k}")
+
+
+def make_run(member, dtype, **options):
+    """A run of arrays of all shapes, and a dtype or several."""
+    dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
+    rng = np.random.RandomState(3)
+    run = Run(member.create(**{**OPTIONS, **member.options}, **options), [])
+    for k, shape in enumerate(SHAPES):
+        kind = BFLOAT16 if dtypes[k % len(dtypes)] == "bfloat16" else dtypes[k % len(dtypes)]
+        run.weights.append(nd(np.asarray(rng.standard_normal(shape), "float32")).astype(kind))
+    run.indices = list(range(len(run.weights)))
+    return run
+
+
+def step(run, grads):
+    arrays = [nd(grad).astype(w.dtype) for grad, w in zip(grads, run.weights)]
+    run.updater(list(run.indices), arrays, list(run.weights))
+
+
+@members
+@pytest.mark.parametrize(("dtype", "multi_precision"), VARIANTS)
+def test_bits(member, dtype, multi_precision, kernels):
+    options = {"multi_precision": multi_precision, "ema_decay": 0.9, "clip_global_norm": 40.0}
+    routes = Routes(lambda: make_run(member, dtype, **options), kernels)
+    norms = []
+    for t, grads in enumerate(gradients(SHAPES, "float32", 6)):
+        grads = [grad * np.float32((1, 1e-4)[t % 2]) for grad in grads]
+        for run in routes.each():
+            step(run, grads)
+        norms.append([r.optimizer.gradient_norm for r in (routes.by_device, routes.by_processor)])
+    compare(routes)
+    assert all(a == b for a, b in norms)
+    assert [a > 40 for a, _ in norms] == [True, False] * 3
+
+
+@members
+def test_all_dtypes_in_one_step(member, kernels):
+    dtypes = ("float32", "float64", "float16", "bfloat16")
+    routes = Routes(lambda: make_run(member, dtypes, multi_precision=True), kernels)
+    for grads in gradients(SHAPES, "float32", 4):
+        for run in routes.each():
+            step(run, grads)
+    compare(routes)
+
+
+@members
+@pytest.mark.parametrize("waits", [False, True], ids=["pending", "waited"])
+@pytest.mark.parametrize("bound", [None, 40.0])
+def test_skipped_steps(member, waits, bound, kernels):
+    """Overflow in some steps, handed over before Python knows of any."""
+
+    # Nadam's schedule of that kind must know of each step whether it counts.
+    others = dict.fromkeys({"schedule_per_parameter"} & member.ours.keys(), False)
+
+    def make():
+        return make_run(member, "float32", skip_nonfinite=True, clip_global_norm=bound, **others)
+
+    routes = Routes(make, kernels)
+    for run in routes.each():
+        with counted_outcomes() as counts:
+            for t, grads in enumerate(gradients(SHAPES, "float32", STEPS)):
+                grads = spoiled(grads, *BAD[t]) if t in BAD else grads
+                push(run, grads, gate=t == 0 and not waits)
+                if waits:
+                    mx.nd.waitall()
+        assert counts == ([1] * STEPS if waits else list(range(1, STEPS + 1)))
+        assert run.optimizer.skipped_steps == len(BAD)
+    compare(routes)
+    assert len(kernels.streams) == STEPS
+
+
+def test_training(kernels):
+    """With layouts of oneDNN's between the steps."""
+
+    def make():
+        return Training(mlp, "adamax_ext", {"learning_rate": 0.01, "ema_decay": 0.9})
+
+    def train(training):
+        for _ in range(20):
+            training.step()
+            training.predict(gluon_arrays.zeros((1, *training.shape)))
+        mx.nd.waitall()
+
+    trainings = [make(), make()]
+    _native.update_host_memory_by(None)
+    train(trainings[0])
+    _native.update_host_memory_by(kernels)
+    train(trainings[1])
+    for a, b in zip(*(t.weights().values() for t in trainings)):
+        assert_same_bits(a, b)
+    for updaters in zip(*(t.trainer._updaters for t in trainings)):
+        states = [[a for i in sorted(u.states) for a in flat(u.states[i])] for u in updaters]
+        for a, b in zip(*states):
+            assert_same_bits(a.asnumpy(), b.asnumpy())
+    # MXNet 1 takes turns with two gradients where a step was left out; here nothing moves.
+    assert len(kernels.streams) == 20
+    assert len(kernels.made) == 1
+
+
+def test_several_trainers(kernels):
+    """Two for the halves of one net, whose steps take turns."""
+    nets = []
+    for chosen in (None, kernels):
+        _native.update_host_memory_by(chosen)
+        training = Training(mlp, "sgd_ext")
+        parameters = list(training.params.values())
+        halves = [
+            mx.gluon.Trainer(parameters[:3], "adam_ext"),
+            mx.gluon.Trainer(parameters[3:], "nag_ext"),
+        ]
+        for _ in range(5):
+            training.backward()
+            for half in halves:
+                half.step(16)
+        mx.nd.waitall()
+        nets.append(training)
+    for a, b in zip(*(net.weights().values() for net in nets)):
+        assert_same_bits(a, b)
+    assert sorted(rule for rule, _, _ in kernels.made) == ["adam", "nag"]
+
+
+def test_batches_are_made_again_where_an_array_has_moved(kernels):
+    run = make_run(FAMILY[0], "float32")
+    (grads,) = gradients(SHAPES, "float32", 1)
+    arrays = [nd(grad) for grad in grads]
+    for _ in range(3):
+        run.updater(list(run.indices), arrays, list(run.weights))
+    mx.nd.waitall()
+    assert kernels.made == [("adamax", len(SHAPES), 0)]
+    # A gradient, and then a state.
+    kept = arrays[3]
+    arrays[3] = nd(grads[3])
+    run.updater(list(run.indices), arrays, list(run.weights))
+    mx.nd.waitall()
+    assert len(kernels.made) == 2
+    assert kernels.alive == 1
+    m, u = run.updater.states[3]
+    run.updater.states[3] = (m, u.copy())
+    run.updater(list(run.indices), arrays, list(run.weights))
+    mx.nd.waitall()
+    assert len(kernels.made) == 3
+    del kept
+    run.optimizer._memo = _native.StateMemo()
+    # The engine lets go of an operation a little after that is done.
+    until = time.monotonic() + 30
+    while kernels.alive and time.monotonic() < until:
+        time.sleep(0.01)
+    assert kernels.alive == 0
+
+
+@pytest.mark.parametrize("where", ["make", "update"])
+def test_what_fails_on_the_device_is_an_error_of_mxnet(where, kernels):
+    run = make_run(FAMILY[0], "float32")
+    (grads,) = gradients(SHAPES, "float32", 1)
+    before = [weight.asnumpy() for weight in run.weights]
+    kernels.fails = where
+    step(run, grads)
+    with pytest.raises(mx.MXNetError, match="mxadamax, rule adamax: told to fail"):
+        mx.nd.waitall()
+    for weight, expected in zip(run.weights, before):
+        assert_same_bits(weight.asnumpy(), expected)
+    kernels.fails = None
+    step(run, grads)
+    mx.nd.waitall()
+
+
+def test_what_is_for_the_processor_only(kernels):
+    optimizer = mx.optimizer.create("adamax_ext")
+    weight = mx.nd.ones((4, 3))
+    state = optimizer.create_state(0, weight)
+    grad = row_sparse(np.ones((4, 3), "float32"), [2], (4, 3))
+    with pytest.raises(ValueError, match="parameter 0: gradient is row_sparse, expected a dense"):
+        optimizer.update_multi_precision([0], [weight], [grad], [state])
+    for state_dtype in ("float16", "int8"):
+        few = mx.optimizer.create("adamax_ext", state_dtype=state_dtype)
+        state = few.create_state(0, weight)
+        message = "parameter 0: weight is on a GPU, expected host memory with state_dtype"
+        with pytest.raises(ValueError, match=message):
+            few.update_multi_precision([0], [weight], [mx.nd.ones((4, 3))], [state])
+    assert kernels.streams == []
+    assert weight.asnumpy().tolist() == np.ones((4, 3)).tolist()
+
+
+def test_kernels_of_another_build(monkeypatch):
+    other = types.SimpleNamespace(functions=capsule_of(Functions(), b"mxadamax.DeviceKernels.0"))
+    with pytest.raises(ImportError, match="of another build than the rest"):
+        _native.update_host_memory_by(other)
+
+
+# Arrays that MXNet says to be on a GPU. It cannot make them here, so it is made to say so.
+
+
+class Stream(ctypes.Structure):
+    """mshadow's, which begins with CUDA's."""
+
+    _fields_ = (("stream", ctypes.c_void_p), ("others", ctypes.c_void_p * 8))
+
+
+class RunContext(ctypes.Structure):
+    _fields_ = (
+        *(("device_type", ctypes.c_int), ("device_id", ctypes.c_int)),
+        *(("stream", ctypes.POINTER(Stream)), ("aux_stream", ctypes.c_void_p)),
+    )
+
+
+@pytest.fixture
+def places():
+    """Where MXNet says that arrays are, by their handles: on GPU 3 unless they are entered here.
+
+    Its engine runs what it is given for a GPU at once, and notes for which.
+    """
+    where, stream = {}, Stream(0xABC)
+
+    def context(handle, device, number):
+        device[0], number[0] = where.get(handle, (2, 3))
+        return 0
+
+    def push(run, parameter, delete, context, *_):
+        where["pushed to"] = tuple(context[:2])
+        mx.nd.waitall()
+        run_context = RunContext(*context[:2], ctypes.pointer(stream))
+        run(ctypes.addressof(run_context), parameter)
+        delete(parameter)
+        return 0
+
+    integers, address = ctypes.POINTER(ctypes.c_int), ctypes.c_void_p
+    task = ctypes.CFUNCTYPE(None, address, address)
+    arrays = (address, ctypes.c_int, address, ctypes.c_int)
+    replacements = {
+        "MXNDArrayGetContext": ctypes.CFUNCTYPE(ctypes.c_int, address, integers, integers)(context),
+        "MXEnginePushSyncND": ctypes.CFUNCTYPE(
+            *(ctypes.c_int, task, address, ctypes.CFUNCTYPE(None, address), integers, *arrays),
+            *(address, ctypes.c_int, ctypes.c_char_p),
+        )(push),
+    }
+    native()
+
+    def address_of(name):
+        function = replacements.get(name) or getattr(_LIB, C_FUNCTIONS.get(name, name))
+        return ctypes.cast(function, address).value
+
+    _native.bind(address_of)
+    yield where
+    native.cache_clear()
+    native()
+
+
+def small():
+    optimizer = mx.optimizer.create("adamax_ext")
+    weights = [mx.nd.ones((3,)) for _ in range(2)]
+    grads = [mx.nd.ones((3,)) for _ in range(2)]
+    states = [optimizer.create_state(i, w) for i, w in enumerate(weights)]
+    return optimizer, weights, grads, states
+
+
+def test_arrays_on_a_gpu(places, monkeypatch):
+    """Are updated on the stream of the engine's, and on that device."""
+    found = Kernels()
+    monkeypatch.setattr(cuda, "kernels", lambda: found)
+    optimizer, weights, grads, states = small()
+    for _ in range(3):
+        optimizer.update_multi_precision([0, 1], weights, grads, states)
+        assert places.pop("pushed to") == (2, 3)
+    assert found.made == [("adamax", 2, 3)]
+    assert found.streams == [0xABC] * 3
+    native.cache_clear()
+    native()
+    expected, *arrays = small()
+    for _ in range(3):
+        expected.update_multi_precision([0, 1], *arrays)
+    for array, wanted in zip(weights, arrays[0]):
+        assert_same_bits(array.asnumpy(), wanted.asnumpy())
+
+
+def test_a_gpu_without_kernels(places, monkeypatch):
+    optimizer, weights, grads, states = small()
+    monkeypatch.setitem(__import__("sys").modules, "mxadamax._cuda", None)
+    cuda.kernels.cache_clear()
+    message = r"parameter 0: weight is on gpu\(3\), and mxadamax was built without kernels for GPUs"
+    with pytest.raises(ValueError, match=message):
+        optimizer.update_multi_precision([0, 1], weights, grads, states)
+    cuda.kernels.cache_clear()
+    assert optimizer._index_update_count == {}
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ((2, 1), r"is on gpu\(1\), expected gpu\(3\), as the first weight"),
+        ((1, 0), r"is in host memory, expected gpu\(3\), as the first weight"),
+        ((3, 0), r"is in host memory, expected gpu\(3\), as the first weight"),
+    ],
+)
+@pytest.mark.parametrize("what", ["weight", "gradient", "state 1"])
+def test_several_devices_in_one_step(what, place, message, places, monkeypatch):
+    optimizer, weights, grads, states = small()
+    monkeypatch.setattr(cuda, "kernels", Kernels)
+    array = {"weight": weights[1], "gradient": grads[1], "state 1": states[1][1]}[what]
+    places[array.handle.value] = place
+    with pytest.raises(ValueError, match=rf"parameter 1: {what} {message}"):
+        optimizer.update_multi_precision([0, 1], weights, grads, states)
+
+
+def test_a_gpu_in_a_step_of_the_processor(places):
+    optimizer, weights, grads, states = small()
+    for array in (weights[0], grads[0], *states[0]):
+        places[array.handle.value] = (1, 0)
+    message = r"parameter 1: weight is on gpu\(3\), expected an array in host memory \(mx.cpu\(\)\)"
+    with pytest.raises(ValueError, match=message):
+        optimizer.update_multi_precision([0, 1], weights, grads, states)
