@@ -485,11 +485,10 @@ class FusedOptimizer(StepOptimizer):
         indices : sequence of int or str
             The parameters.
         weights, grads : sequence of NDArray
-            Float32, float64, float16 or bfloat16 arrays, of any shape, also of size 0, all in host
-            memory or all on one GPU. Each gradient has its weight's shape and dtype. In host memory
-            both can be row_sparse, a weight only if it holds all of its rows; its state is dense.
-            Of csr arrays dense copies are made, which takes time. Of 16-bit arrays all is computed
-            in float32, and rounded once.
+            Float32, float64, float16 or bfloat16 arrays in host memory, of any shape, also of size
+            0. Each gradient has its weight's shape and dtype. Both can be row_sparse, a weight only
+            if it holds all of its rows; its state is dense. Of csr arrays dense copies are made,
+            which takes time. Of 16-bit arrays all is computed in float32, and rounded once.
         states : sequence
             What `create_state_multi_precision` made for each.
 

@@ -1,33 +1,19 @@
-"""MXNet with NumPy's shapes: arrays of size 0 and of no dimensions exist, as in Gluon 2.
+"""MXNet with NumPy's shapes: arrays of size 0 and of no dimensions exist, as in Gluon 2."""
 
-Where there is no MXNet, only tests that need none are collected: those of the kernels for GPUs.
-"""
+import mxadamax  # noqa: F401
 
-from pathlib import Path
-
+import mxnet as mx
 import pytest
-from without_mxnet import HAS_MXNET, prepare
+from hypothesis import settings
 
-if HAS_MXNET:
-    import mxadamax  # noqa: F401
+# Whether a change lands must not depend on chance. Other examples every time, to search for more:
+# pytest --hypothesis-profile=search
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("search", derandomize=False)
+settings.load_profile("repeatable")
 
-    import mxnet as mx
-    from hypothesis import settings
 
-    # Whether a change lands must not depend on chance. Other examples every time, to search for
-    # more: pytest --hypothesis-profile=search
-    settings.register_profile("repeatable", derandomize=True)
-    settings.register_profile("search", derandomize=False)
-    settings.load_profile("repeatable")
-
-    @pytest.fixture(autouse=True)
-    def numpy_shapes():
-        with mx.util.np_shape(True):
-            yield
-
-else:
-    prepare()
-    _need_none = {"test_cuda.py", "test_cuda_code.py", "test_cuda_describe.py"}
-    collect_ignore = [
-        path.name for path in Path(__file__).parent.glob("test_*.py") if path.name not in _need_none
-    ]
+@pytest.fixture(autouse=True)
+def numpy_shapes():
+    with mx.util.np_shape(True):
+        yield
