@@ -21,13 +21,13 @@ matrix: $(VENV)/installed
 	$(VENV)/bin/nox --session "$(SESSION)"
 
 benchmark: $(VENV)/installed
-	$(VENV)/bin/python benchmarks/benchmark.py
+	$(VENV)/bin/mxadamax bench
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/clang-format --dry-run --Werror \
-	  $(wildcard csrc/*.cc csrc/*.h csrc/*/*.cc csrc/*/*.cu csrc/*/*.h benchmarks/*.cc)
+	  $(wildcard csrc/*.cc csrc/*.h csrc/*/*.cc csrc/*/*.cu csrc/*/*.h)
 	$(VENV)/bin/mypy
 	$(MAKE) --no-print-directory tidy
 
@@ -44,7 +44,7 @@ tidy: $(VENV)/installed
 $(VENV)/installed: $(SOURCES)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(call DEFINE,MXADAMAX_CUDA_ON_HOST=ON) \
-	  $(VENV)/bin/pip install --quiet --editable '.[mxnet,examples,test,benchmarks,lint]'
+	  $(VENV)/bin/pip install --quiet --editable '.[mxnet,examples,test,plot,lint]'
 	touch $@
 
 clean:

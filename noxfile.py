@@ -111,7 +111,7 @@ def quick(session: nox.Session, mxnet: str) -> None:
 @nox.parametrize("mxnet", list(EXTRAS))
 def tests(session: nox.Session, mxnet: str) -> None:
     """The whole suite."""
-    run_tests(session, mxnet, "test,examples,benchmarks", "")
+    run_tests(session, mxnet, "test,examples,plot", "")
 
 
 @nox.session(python=False)

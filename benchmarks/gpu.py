@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Time the kernels for GPUs beside PyTorch's, on a GPU. Needs PyTorch, and no MXNet.
 
     python benchmarks/gpu.py --json gpu.json

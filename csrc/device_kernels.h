@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The kernels of a device as C functions. What calls them is compiled apart from them, in another
 // module, and gets this table in a capsule of Python's: so neither needs the other to be built, and
 // no exception passes from one to the other.

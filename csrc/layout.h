@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What arrays and scalars look like to the kernels of every kind of processor.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What 16-bit numbers stand for, and which of them is nearest to a float.
 //
 // Rounds to nearest, ties to even; subnormal numbers, infinities and NaN go through, also where the

@@ -7,8 +7,12 @@ Importing this package registers its optimizers with MXNet: ``gluon.Trainer(para
 import sys as _sys
 import warnings as _warnings
 
+__version__ = "0.1.0"
+
+from .commands.failed_import import explain_where_the_import_fails as _explain_where_it_fails
 from .parameter_server import end_where_mxnet_would_go_on as _end_where_mxnet_would_go_on
 
+_explain_where_it_fails()
 # Before MXNet, whose import is where a parameter server runs.
 _end_where_mxnet_would_go_on()
 
@@ -71,4 +75,3 @@ __all__ = [
     "load_states",
     "save_states",
 ]
-__version__ = "0.1.0"

@@ -1,32 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``python -m mxadamax``."""
+"""The command line: ``mxadamax``, or ``python -m mxadamax``."""
 
 import argparse
+import importlib
 import sys
 from typing import Optional, Sequence
 
-from .checkpoints import convert
+from . import __version__
 
-
-def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser(
-        "convert",
-        help="turn saved states of a built-in into ours, or back",
-        description=(
-            "Turn a file that Trainer.save_states or mxadamax.save_states has written into one "
-            "with which the corresponding optimizer goes on. The file is unpickled: convert only "
-            "files that you trust."
-        ),
-    )
-    parser.add_argument("old", help="file to read")
-    parser.add_argument("new", help="file to write; it may be the same")
-    parser.add_argument(
-        "--to", required=True, metavar="NAME", help="who goes on, such as adamax_ext or adamax"
-    )
-    parser.add_argument(
-        "--drop-averages", action="store_true", help="leave out the averages of ema_decay"
-    )
-    parser.set_defaults(run=lambda a: print(convert(a.old, a.new, a.to, a.drop_averages)))
+COMMANDS = {
+    "info": "what is installed and used here, and what to do about problems",
+    "verify": "compare every optimizer with the installed MXNet, bit for bit",
+    "bench": "time the optimizers beside MXNet's, PyTorch's, and the memory",
+    "convert": "turn saved states of a built-in into ours, or back",
+}
+"""The modules of `mxadamax.commands`, and what each does."""
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -40,18 +28,28 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     Returns
     -------
     int
-        The exit status: 0, or 1 where the command says on stderr why it could not.
+        The exit status: 0, or 1 where the command says why it could not, or what is wrong.
     """
+    # What `failed_import` has set is for what fails before this.
+    sys.excepthook = sys.__excepthook__
+    argv = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="mxadamax", description="Tools beside the optimizers.")
+    parser.add_argument("--version", action="version", version=f"mxadamax {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _add_convert(commands)
-    given = parser.parse_args(arguments)
+    modules = {}
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary)
+        # The others' imports can take seconds.
+        if argv[:1] == [name]:
+            modules[name] = importlib.import_module(f"{__package__}.commands.{name}")
+            modules[name].add_arguments(command)
+    given = parser.parse_args(argv, argparse.Namespace(argv=argv))
     try:
-        given.run(given)
-    except (OSError, ValueError) as error:
+        status: int = modules[given.command].run(given)
+    except (ImportError, OSError, ValueError) as error:
         print(f"mxadamax {given.command}: {error}", file=sys.stderr)
         return 1
-    return 0
+    return status
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernels for GPUs, for arrays of anyone: CuPy's, PyTorch's, and others that show their memory.
 
 A door beside MXNet, to test and to time the kernels, or to train without MXNet: this module needs

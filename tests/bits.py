@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arrays that should be the same to the last bit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernels for GPUs must do, wherever they run: on a GPU, or compiled for the host.
 
 Nothing here needs MXNet. What the kernels are compared with is the processor's kernels.

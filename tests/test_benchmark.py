@@ -3,31 +3,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Callable
 
+import mxadamax
+from mxadamax import _native
+from mxadamax.__main__ import main
+from mxadamax.commands.bench import cases, measuring
 from mxadamax.compatibility import gluon_arrays
 
 import mxnet as mx
 import pytest
 from support import network_shapes
 
-pytest.importorskip("rich")
-
 TRAINERS = {"adamax_ext", "adamax", "adam", "nothing"}
-
-
-def load() -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "benchmarks" / "benchmark.py"
-    spec = importlib.util.spec_from_file_location("benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(autouse=True)
@@ -36,22 +27,18 @@ def shapes():
         yield
 
 
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    return load()
-
-
-def test_run(benchmark, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, "BUILDS", 1)
-    monkeypatch.setattr(benchmark, "WARM_UP_ROUNDS", 1)
-    report = tmp_path / "report.json"
-    cases = ["small-1000x64", "layers-8x64-b32"]
-    benchmark.main(["--only", *cases, "--repeat", "2", "--json", str(report)])
+def test_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(measuring, "BUILDS", 1)
+    monkeypatch.setattr(measuring, "WARM_UP_ROUNDS", 1)
+    report, names = tmp_path / "report.json", ["small-1000x64", "layers-8x64-b32"]
+    command = ["bench", "--only", *names, "--repeat", "2", "--json", str(report)]
+    assert main(command) == 0
 
     result = json.loads(report.read_text())
-    assert list(result["cases"]) == cases
-    update, training = (result["cases"][case] for case in cases)
-    torch = {"torch adamax", "torch adam"} if benchmark.torch else set()
+    assert list(result["cases"]) == names
+    assert result["parameters"] == {names[0]: 64_000, names[1]: 8 * 65 * 64}
+    update, training = (result["cases"][case] for case in names)
+    torch = {"torch adamax", "torch adam"} if cases.torch else set()
     assert set(update) == TRAINERS | {"floor"} | torch
     assert set(training) == TRAINERS
     for contender in [*update.values(), *training.values()]:
@@ -59,19 +46,19 @@ def test_run(benchmark, tmp_path, capsys, monkeypatch):
         assert 0 < contender["min_ms"] == min(first, second)
         assert contender["median_ms"] == pytest.approx((first + second) / 2)
     assert result["machine"]["omp_threads"] >= 1
-    assert result["machine"]["mxadamax"] == benchmark.mxadamax.__version__
+    assert result["machine"]["mxadamax"] == mxadamax.__version__
 
     output = capsys.readouterr().out
-    for text in [*cases, *update, "64,000 parameters"]:
+    for text in [*names, *update, "64,000 parameters"]:
         assert text in output
 
 
-def test_models(benchmark):
-    resnet, bert = benchmark.resnet50_shapes(), benchmark.bert_base_shapes()
-    assert (len(resnet), benchmark.elements_of(resnet)) == (161, 25_557_032)
-    assert (len(bert), benchmark.elements_of(bert)) == (199, 109_482_240)
-    assert benchmark.CASES["small-1000x64"].elements() == 64_000
-    elements = {name: case.elements() for name, case in benchmark.CASES.items()}
+def test_models():
+    resnet, bert = cases.resnet50_shapes(), cases.bert_base_shapes()
+    assert (len(resnet), cases.elements_of(resnet)) == (161, 25_557_032)
+    assert (len(bert), cases.elements_of(bert)) == (199, 109_482_240)
+    assert cases.CASES["small-1000x64"].elements() == 64_000
+    elements = {name: case.elements() for name, case in cases.CASES.items()}
     assert elements["resnet50"] == 25_557_032
     assert elements["bert-base"] == 109_482_240
     assert elements["mlp-2048-b32"] == 785 * 2048 + 2049 * 2048 + 2049 * 10
@@ -79,11 +66,11 @@ def test_models(benchmark):
     assert elements["cnn-b32"] == 10 * 32 + 289 * 64 + 1601 * 128 + 129 * 10
 
 
-def test_floor_of_16_bits(benchmark):
+def test_floor_of_16_bits():
     grads = [gluon_arrays.zeros(size, dtype="float16") for size in (100, 7)]
     written = [[gluon_arrays.full(grad.size, 8.0) for _ in range(3)] for grad in grads]
     copies = [gluon_arrays.ones(grad.size, dtype="float16") for grad in grads]
-    benchmark.floor_of(grads, written, copies)()
+    cases.floor_of(grads, written, copies)()
     for (weight, *states), copy in zip(written, copies):
         assert (weight.asnumpy() == 12).all()
         assert all((state.asnumpy() == 4).all() for state in states)
@@ -91,43 +78,43 @@ def test_floor_of_16_bits(benchmark):
         assert (copy.asnumpy().view("uint16") == 12).all()
 
 
-def test_half_precision_and_sparse(benchmark, monkeypatch):
-    half = benchmark.Peers("adamax_ext", "adamax", {"multi_precision": True}, None)
-    samples = benchmark.measure(benchmark.family_case([(50,)], half, 1), 1, lambda: None)
+def test_half_precision_and_sparse(monkeypatch):
+    half = cases.Peers("adamax_ext", "adamax", {"multi_precision": True}, None)
+    samples = measuring.measure(cases.family_case([(50,)], half, 1), 1, lambda: None)
     assert set(samples) == {"adamax_ext", "adamax", "floor", "nothing"}
     for optimizer, lazy in (("adam_ext", True), ("adam_ext", False), ("adam", True)):
-        benchmark.sparse_update(optimizer, lazy, 10, steps=2).call()
+        cases.sparse_update(optimizer, lazy, 10, steps=2).call()
 
 
 @pytest.mark.parametrize("name", ["amsgrad", "sgd", "rmsprop-centered", "adabelief"])
-def test_family(benchmark, name):
+def test_family(name):
     """With small arrays: it is the contenders that count."""
-    peers = benchmark.FAMILY[name]
+    peers = cases.FAMILY[name]
     if peers.built_in not in mx.optimizer.Optimizer.opt_registry:
         pytest.skip(f"this MXNet has no {peers.built_in}")
-    case = benchmark.family_case([(3, 4), (5,)], peers, rounds=1)
-    samples = benchmark.measure(case, 1, lambda: None)
-    of_torch = {"torch"} if benchmark.torch and peers.torch else set()
+    case = cases.family_case([(3, 4), (5,)], peers, rounds=1)
+    samples = measuring.measure(case, 1, lambda: None)
+    of_torch = {"torch"} if cases.torch and peers.torch else set()
     assert set(samples) == {peers.ours, peers.built_in, "floor", "nothing"} | of_torch
-    assert f"family-{name}" in benchmark.CASES
+    assert f"family-{name}" in cases.CASES
 
 
-def test_contenders_take_turns(benchmark, monkeypatch):
-    monkeypatch.setattr(benchmark, "BUILDS", 2)
+def test_contenders_take_turns(monkeypatch):
+    monkeypatch.setattr(measuring, "BUILDS", 2)
     events = []
 
     def builder(*names: str) -> Callable[[], dict[str, object]]:
         def contender(name: str) -> object:
             events.append(f"build {name}")
-            return benchmark.Contender(
+            return cases.Contender(
                 lambda: events.append(name), lambda: events.append(f"prepare {name}")
             )
 
         return lambda: {name: contender(name) for name in names}
 
-    case = benchmark.Case([builder("a"), builder("b", "c"), builder("d")], rounds=9, elements=int)
+    case = cases.Case([builder("a"), builder("b", "c"), builder("d")], rounds=9, elements=int)
     advances = []
-    samples = benchmark.measure(case, 3, lambda: advances.append(1))
+    samples = measuring.measure(case, 3, lambda: advances.append(1))
 
     assert {name: len(times) for name, times in samples.items()} == dict.fromkeys("abcd", 3)
     assert len(advances) == 3
@@ -135,43 +122,188 @@ def test_contenders_take_turns(benchmark, monkeypatch):
     def expected(order: str, rounds: int) -> list[str]:
         turns = [text for name in order for text in (f"prepare {name}", name)]
         builds = [f"build {name}" for name in order]
-        return builds + turns * (benchmark.WARM_UP_ROUNDS + rounds)
+        return builds + turns * (measuring.WARM_UP_ROUNDS + rounds)
 
     assert events == expected("abcd", 2) + expected("bcda", 1)
 
 
 @pytest.mark.parametrize("states", range(5))
-def test_floor_touches_all_elements_once(benchmark, monkeypatch, states):
+def test_floor_touches_all_elements_once(monkeypatch, states):
     for threads in (1, 2, 3):
-        monkeypatch.setattr(benchmark, "omp_threads", lambda n=threads: n)
+        monkeypatch.setattr(cases, "omp_threads", lambda n=threads: n)
         sizes = (1001, 1, 3, 64)
         grads = [gluon_arrays.full(size, 2.0) for size in sizes]
         written = [[gluon_arrays.full(size, 8.0) for _ in range(1 + states)] for size in sizes]
-        benchmark.floor_of(grads, written)()
+        cases.floor_of(grads, written)()
         for grad, (weight, *rest) in zip(grads, written):
             assert (grad.asnumpy() == 2).all()
             assert (weight.asnumpy() == 6 + 8 * states).all()
             assert all((state.asnumpy() == 8).all() for state in rest)
 
 
-def test_threads_start_over(benchmark, monkeypatch):
+def test_threads_start_over(monkeypatch):
+    command = ["bench", "--threads", "3", "--only", "resnet50"]
+
     class StartedError(Exception):
         pass
 
     def execve(path: str, arguments: list[str], environment: dict[str, str]) -> None:
         assert path == sys.executable
-        assert arguments[1:] == [benchmark.__file__, "--threads", "3", "--only", "resnet50"]
+        assert arguments[1:] == ["-m", "mxadamax", *command]
         assert environment == {**os.environ, "OMP_NUM_THREADS": "3"}
         raise StartedError
 
     monkeypatch.setattr(os, "execve", execve)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with pytest.raises(StartedError):
-        benchmark.main(["--threads", "3", "--only", "resnet50"])
+        main(command)
 
 
 @pytest.mark.parametrize("arguments", [["--only", "resnet"], ["--repeat", "0"], ["--threads", "x"]])
-def test_bad_arguments(benchmark, arguments, capsys):
+def test_bad_arguments(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
-        benchmark.main(arguments)
+        main(["bench", *arguments])
     assert arguments[0] in capsys.readouterr().err
+
+
+def test_cases_by_the_beginning_of_their_names():
+    assert cases.cases_named("resnet50") == ["resnet50"]
+    family = cases.cases_named("family")
+    assert family == [f"family-{name}" for name in cases.FAMILY]
+    sizes = [cases.CASES[name].elements() for name in cases.cases_named("sizes")]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (1000, 25_000_000)
+    assert cases.cases_named("embedding-1000-rows") == [
+        "embedding-1000-rows",
+        "embedding-1000-rows-50-steps",
+    ]
+    assert cases.cases_named("siz") == []
+
+
+def arrays(*sizes, dtype="float32"):
+    return [gluon_arrays.ones(size, dtype=dtype) for size in sizes]
+
+
+@pytest.mark.parametrize(
+    ("grads", "written", "copies", "message"),
+    [
+        (arrays(3), [arrays(4)], [], "weight differs from the gradient in size"),
+        (arrays(3), [[*arrays(3), *arrays(2)]], [], "state differs from the gradient in size"),
+        (arrays(3, dtype="float64"), [arrays(3)], [], "gradient must be of float32"),
+        (arrays(3), [arrays(3, dtype="float16")], [], "weight must be of float32"),
+        (arrays(3), [arrays(3)], arrays(3, dtype="float16"), "gradient must be of 16 bits"),
+        (arrays(3), [arrays(*[3] * 6)], [], "expected a weight and 0 to 4 states"),
+        (arrays(3), [[]], [], "expected a weight and 0 to 4 states"),
+        (arrays(3, 3), [arrays(3)], [], "differ in length"),
+        ([], [], [], "are empty"),
+        ([None], [arrays(3)], [], "object has no attribute 'size'|expected an NDArray"),
+    ],
+)
+def test_floor_refuses(grads, written, copies, message):
+    with pytest.raises((ValueError, AttributeError), match=message):
+        cases.native().MemoryFloor(grads, written, copies, 1)
+    with pytest.raises(ValueError, match="threads must be at least 1"):
+        cases.native().MemoryFloor(arrays(3), [arrays(3)], [], 0)
+
+
+def test_floor_holds_its_arrays():
+    """What Python lets go of is not freed under the floor."""
+    floor = _native.MemoryFloor(arrays(100_000), [arrays(100_000, 100_000)], [], 2)
+    mx.nd.waitall()
+    others = arrays(*[100_000] * 4)
+    floor()
+    assert all((other.asnumpy() == 1).all() for other in others)
+
+
+# Pictures.
+
+
+def made_up(*names: str) -> dict:
+    contenders = ("adamax_ext", "adamax", "adam", "nothing", "floor", "torch adamax")
+    times = {name: {"median_ms": 1.0 + k} for k, name in enumerate(contenders)}
+    machine = {"cpu": "a processor", "cores": 2, "omp_threads": 1, "instruction_set": "avx2"}
+    return {
+        "machine": {**machine, "mxnet": "2.0.0b1"},
+        "parameters": dict.fromkeys(names, 12_300_000),
+        "cases": {name: times for name in names},
+    }
+
+
+def drawn(result: dict, folder, name: str = "out.png") -> bytes:
+    (folder / "in.json").write_text(json.dumps(result))
+    picture = folder / name
+    assert main(["bench", "--from", str(folder / "in.json"), "--plot", str(picture)]) == 0
+    return picture.read_bytes()
+
+
+def test_pictures(tmp_path):
+    pytest.importorskip("matplotlib")
+    result = made_up("sizes-1000", "sizes-30000", "resnet50", "small-1000x64")
+    both = drawn(result, tmp_path)
+    assert both.startswith(b"\x89PNG")
+    assert drawn(result, tmp_path) == both
+    sizes, models = drawn(made_up("sizes-1000"), tmp_path), drawn(made_up("resnet50"), tmp_path)
+    width = [int.from_bytes(picture[16:20], "big") for picture in (both, sizes, models)]
+    assert width[0] > 1.5 * width[1] == 1.5 * width[2]
+    result["cases"]["resnet50"] = {"adamax_ext": {"median_ms": 9.0}}
+    assert drawn(result, tmp_path) != both
+    assert drawn(result, tmp_path, "out.svg").startswith(b"<?xml")
+
+
+def test_pictures_show_what_was_measured():
+    pytest.importorskip("matplotlib")
+    from mxadamax.commands.bench import plots
+
+    from matplotlib.figure import Figure
+
+    result = made_up("sizes-1000", "sizes-30000", "resnet50")
+    result["cases"]["sizes-30000"]["adamax_ext"]["median_ms"] = 7.5
+    result["cases"]["resnet50"] = {"adamax_ext": {"median_ms": 1234.5}, "floor": {"median_ms": 4}}
+    axes = Figure().subplots(1, 2)
+    plots.draw_sizes(axes[0], result, ["sizes-30000", "sizes-1000"])
+    blue = [line for line in axes[0].lines if line.get_color() == plots.STYLES["adamax_ext"].color]
+    assert [list(line.get_xdata()) for line in blue] == [[1000, 30000]]
+    assert list(blue[0].get_ydata()) == [7.5, 7.5]
+    assert (axes[0].get_xscale(), axes[0].get_yscale()) == ("log", "log")
+    assert "ms" in axes[0].get_ylabel()
+    assert len(axes[0].lines) == len(plots.STYLES)
+    plots.draw_models(axes[1], result, ["resnet50"])
+    assert sorted(bar.get_height() for bar in axes[1].patches) == [4, 1234.5]
+    assert {text.get_text() for text in axes[1].texts} == {"4", "1234"}
+    (label,) = axes[1].get_xticklabels()
+    assert label.get_text() == "ResNet-50:\n12.3 M\nin 161 arrays"
+    assert len({style.color for style in plots.STYLES.values()}) == len(plots.STYLES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--from", "x.json"], "--from needs --plot"),
+        (["--plot", "out.bmp"], "expected a name that ends in .png, .svg or .pdf: out.bmp"),
+        (["--json", "no-such-folder/x.json"], "no folder no-such-folder to write x.json to"),
+        (["--plot", "no-such-folder/x.png"], "no folder no-such-folder to write x.png to"),
+        (["--from", "no-such.json", "--plot", "out.png"], "no-such.json"),
+    ],
+)
+def test_refused_before_anything_is_measured(arguments, message, capsys, monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measuring, "measure", None)
+    assert main(["bench", *arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_need_matplotlib(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["bench", "--only", "resnet50", "--plot", str(tmp_path / "out.png")]) == 1
+    assert "--plot needs matplotlib: pip install 'mxadamax[plot]'" in capsys.readouterr().err
+
+
+def test_nothing_to_draw(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "in.json").write_text(json.dumps(made_up("half-25m")))
+    command = ["--from", str(tmp_path / "in.json"), "--plot", str(tmp_path / "out.png")]
+    assert main(["bench", *command]) == 1
+    assert "nothing to draw" in capsys.readouterr().err

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernels for GPUs on a GPU, with PyTorch's or CuPy's arrays. Needs no MXNet."""
 
 from __future__ import annotations

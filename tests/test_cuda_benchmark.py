@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The benchmark on a GPU, and the script around it, as far as they go without one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The machine code of the kernels for GPUs: how they read and write memory, and what they do not do.
 
 Needs no GPU, but the compiled module, and NVIDIA's cuobjdump and nvdisasm.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is told about kernels for GPUs, driver and GPUs, on any machine."""
 
 from __future__ import annotations

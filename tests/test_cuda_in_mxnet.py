@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MXNet's way to the kernels for GPUs, on a machine without one.
 
 Arrays in host memory take it to the kernels that are compiled for the host, or MXNet is made to say

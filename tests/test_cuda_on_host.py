@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernels for GPUs, compiled for the host: what they compute, and which memory they touch.
 
 This is what is checked where there is no GPU. It cannot show how a GPU rounds or how streams are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The package on a machine without MXNet, of which the kernels for GPUs need nothing."""
 
 from __future__ import annotations

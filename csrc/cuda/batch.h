@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Many tensors that are updated together, step after step: their tables in the device's memory.
 #pragma once
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # The kernels for GPUs: a module of their own, _cuda, which the rest neither needs nor notices; and the
 # same kernels compiled for the host, _cuda_on_host, for tests on machines without a GPU.
 

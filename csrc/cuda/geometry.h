@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How the work on many tensors is cut and laid out for a GPU: plain arithmetic, without CUDA.
 #pragma once
 

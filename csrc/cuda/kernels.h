@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the kernels look like to those who start them, and the tables in the device's memory.
 #pragma once
 

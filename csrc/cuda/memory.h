@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Memory of the device and of the host, and the way from one to the other.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The Python surface of the CUDA kernels: the module _cuda, and _cuda_on_host, which is the same
 // compiled for the host.
 #include <pybind11/pybind11.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How numbers get from the device's memory into what is computed with, and back.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What of CUDA the kernels and their callers use, on the processor: blocks and threads are loops,
 // and all is done when a call returns. For tests of what the kernels compute and which memory they
 // touch on machines without a GPU; what is particular to a GPU (streams, timing, its own

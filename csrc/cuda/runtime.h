@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // CUDA's runtime, or what stands for it where the kernels are compiled for the host.
 #pragma once
 

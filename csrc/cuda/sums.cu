@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What depends on all gradients together: their norm, and whether all are finite.
 //
 // The sum of squares is taken as the processor's kernels take it (cpu/reductions.h, cpu/update.cc):

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The kernels that update weights. This file is compiled once for each variant: MXADAMAX_VARIANT
 // names it, and MXADAMAX_KERNELS the function that hands out its kernels.
 #include <cstring>

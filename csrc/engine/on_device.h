@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Updates on a device, by kernels that are in another module.
 #pragma once
 

@@ -1,80 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time this package's optimizers against MXNet's built-in ones, PyTorch's, and the memory itself.
-
-All contenders of a case run in turn, one call each per round, so that whatever else the machine
-does meets all of them alike. Which memory a contender happens to get can make a difference of a
-half and more, so each case is built several times, each time in another order. Compare medians of
-one run, never of two.
-
-Contenders
-----------
-adamax_ext, adamax, adam
-    Gluon's Trainer with this package's AdaMax and with the built-ins.
-nothing
-    Gluon's Trainer with an optimizer that does nothing: what Trainer itself costs.
-floor
-    A compiled loop that reads and writes what adamax_ext must, in one call and on the very same
-    arrays, and computes next to nothing: what the memory allows.
-torch adamax, torch adam
-    PyTorch's AdaMax (foreach) and Adam (fused), where PyTorch is installed.
-
-The cases named family-... do the same for the other optimizers, each with a floor of its own: for
-as many arrays as it reads and writes. The built-in beside AMSGrad, which MXNet does not have, is
-``adam``. PyTorch's are the fused ones where it has them, else the foreach ones. In half-25m,
-weights and gradients are float16, with float32 master weights. In embedding-1000-rows, a row-sparse
-gradient holds 1000 rows of a million; each contender takes a step untimed before the timed one, so
-that a step of a tenth of a millisecond is not measured by how long ago the last one was. With
-50-steps, fifty are timed together, each of other rows, with one wait after the last. In
-options-25m and options-adam-25m each contender is the optimizer with one more option; those named
-``gluon clip``, of this package and the built-in, call gluon.utils.clip_global_norm before the step.
-"""
+"""What is timed: models, contenders, and what they are compared with."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import ctypes
 import functools
-import gc
 import importlib.util
-import json
 import math
-import os
-import platform
-import shlex
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple, Union
-
-import mxadamax
-from mxadamax import _native
-from mxadamax.compatibility import WHOLE_MODEL, StepOptimizer, gluon_arrays
+from typing import Any, Callable, Dict, NamedTuple, Sequence, Tuple, Union
 
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
-from mxnet.base import _LIB, check_call
 from mxnet.gluon import nn
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+
+from ...compatibility import WHOLE_MODEL, StepOptimizer, gluon_arrays
+from ...engine import native
+from ..machine import omp_threads
 
 # After MXNet, so that both run on the OpenMP library that MXNet has loaded.
 torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
 
 Shape = Tuple[int, ...]
-Samples = Dict[str, List[float]]
-
-BUILDS = 5
-"""How often a case is built: how fast memory is depends on where the system had some left."""
-
-WARM_UP_ROUNDS = 2
-SETTLE_SECONDS = 0.003
-"""Before each call: OpenMP's threads go on spinning for a while after their work is done."""
 
 
 class Contender(NamedTuple):
@@ -278,27 +224,6 @@ def trainer_update(
     return Contender(call, prepare), trainer
 
 
-@functools.lru_cache(maxsize=None)
-def compile_floor() -> ctypes.CDLL:
-    """memory_floor.cc as compiled for this processor by the compiler that CXX names."""
-    source = Path(__file__).with_name("memory_floor.cc")
-    flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder, "memory_floor.so")
-        compiler = shlex.split(os.environ.get("CXX", "g++"))
-        subprocess.run([*compiler, *flags, str(source), "-o", str(library)], check=True)
-        floor = ctypes.CDLL(str(library))
-    floor.memory_floor.restype = floor.memory_floor_16.restype = None
-    return floor
-
-
-def address(array: mx.nd.NDArray) -> int:
-    """Where an array lies."""
-    data = ctypes.c_void_p()
-    check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(data)))
-    return data.value or 0
-
-
 def floor_of(
     grads: Sequence[mx.nd.NDArray],
     written: Sequence[Sequence[mx.nd.NDArray]],
@@ -308,23 +233,9 @@ def floor_of(
 
     With 16-bit gradients it also writes a 16-bit copy of each weight.
     """
-    tensors, states = len(grads), len(written[0]) - 1
     mx.nd.waitall()
-
-    def addresses(arrays: Sequence[mx.nd.NDArray]) -> ctypes.Array[ctypes.c_void_p]:
-        return (ctypes.c_void_p * len(arrays))(*map(address, arrays))
-
-    arguments = [
-        ctypes.c_int64(tensors),
-        ctypes.c_int64(states),
-        (ctypes.c_int64 * tensors)(*(grad.size for grad in grads)),
-        addresses(grads),
-        addresses([array for arrays in written for array in arrays]),
-        *([addresses(copies)] if copies else []),
-        ctypes.c_int64(omp_threads()),
-    ]
-    floor = compile_floor().memory_floor_16 if copies else compile_floor().memory_floor
-    return lambda: floor(*arguments)
+    floor: Callable[[], None] = native().MemoryFloor(grads, written, copies, omp_threads())
+    return floor
 
 
 def update_and_floor(shapes: Sequence[Shape], name: str, **options: Any) -> dict[str, Contender]:
@@ -577,6 +488,9 @@ def training_case(
     return Case(with_trainers(with_trainer), rounds, elements)
 
 
+SIZES = [k * 10**n for n in (3, 4, 5, 6) for k in (1, 3)] + [10**7, 25 * 10**6]
+"""Of single arrays: from what any cache holds to what none does."""
+
 CASES: dict[str, Case] = {
     "resnet50": update_case(resnet50_shapes(), rounds=30),
     "single-25m": update_case([(25_000_000,)], rounds=30),
@@ -597,288 +511,10 @@ CASES: dict[str, Case] = {
         f"family-{name}": family_case(resnet50_shapes(), peers, rounds=15)
         for name, peers in FAMILY.items()
     },
+    **{f"sizes-{size}": update_case([(size,)], rounds=30) for size in SIZES},
 }
 
 
-# ---------------------------------------------------------------- measuring
-
-
-@contextlib.contextmanager
-def collector_off() -> Iterator[None]:
-    """Keep Python's garbage collector from running inside what is timed."""
-    gc.collect()
-    # Makes the collections between rounds cheap.
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()
-
-
-def time_once(contender: Contender) -> float:
-    """One call in milliseconds."""
-    contender.prepare()
-    time.sleep(SETTLE_SECONDS)
-    start = time.perf_counter()
-    contender.call()
-    return (time.perf_counter() - start) * 1e3
-
-
-def release_memory() -> None:
-    """Give back to the system what MXNet and the C library keep of memory no longer used."""
-    gc.collect()
-    mx.nd.waitall()
-    mx.cpu().empty_cache()
-    with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def time_build(builders: Sequence[Builder], rounds: int) -> Iterator[dict[str, float]]:
-    """Build contenders and time them in turn.
-
-    Parameters
-    ----------
-    builders : sequence of callable
-        As in `Case`; contenders are built and run in this order.
-    rounds : int
-        How many times.
-
-    Yields
-    ------
-    dict
-        The milliseconds of each contender in one round.
-    """
-    contenders: dict[str, Contender] = {}
-    for build in builders:
-        contenders.update(build())
-    release_memory()
-    with collector_off():
-        for k in range(WARM_UP_ROUNDS + rounds):
-            times = {name: time_once(contender) for name, contender in contenders.items()}
-            gc.collect()
-            if k >= WARM_UP_ROUNDS:
-                yield times
-
-
-def measure(case: Case, rounds: int, advance: Callable[[], None]) -> Samples:
-    """Time the contenders of a case, over several builds.
-
-    Parameters
-    ----------
-    case : Case
-        What to time.
-    rounds : int
-        How many times.
-    advance : callable
-        Called after each round.
-
-    Returns
-    -------
-    dict
-        For each contender its times in milliseconds.
-    """
-    samples: Samples = {}
-    for build in range(min(BUILDS, rounds)):
-        first = build * len(case.builders) // BUILDS
-        builders = [*case.builders[first:], *case.builders[:first]]
-        for times in time_build(builders, len(range(build, rounds, BUILDS))):
-            for name, milliseconds in times.items():
-                samples.setdefault(name, []).append(milliseconds)
-            advance()
-        release_memory()
-    return samples
-
-
-def run_cases(names: Sequence[str], repeat: int | None, console: Console) -> dict[str, Samples]:
-    """Measure the cases named, and show how far it has got."""
-    samples = {}
-    # A progress bar that refreshes by itself does so on a thread, inside what is timed.
-    with Progress(console=console, auto_refresh=False, transient=True) as progress:
-        for name in names:
-            rounds = repeat or CASES[name].rounds
-            task = progress.add_task(name, total=rounds)
-            progress.refresh()
-
-            def advance(task: Any = task) -> None:
-                progress.advance(task)
-                progress.refresh()
-
-            samples[name] = measure(CASES[name], rounds, advance)
-    return samples
-
-
-# ---------------------------------------------------------------- reporting
-
-
-def omp_threads() -> int:
-    """How many threads OpenMP gives MXNet, this package and the floor."""
-    return int(ctypes.CDLL("libgomp.so.1").omp_get_max_threads())
-
-
-def cpu_model() -> str:
-    """The processor's name."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on besides the code."""
-    return {
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "omp_threads": omp_threads(),
-        "instruction_set": _native.instruction_set,
-        "python": platform.python_version(),
-        "mxnet": mx.__version__,
-        "numpy": np.__version__,
-        "torch": None if torch is None else torch.__version__,
-        "mxadamax": mxadamax.__version__,
-    }
-
-
-def medians_of(samples: Samples) -> dict[str, float]:
-    """The median of each contender."""
-    return {name: statistics.median(times) for name, times in samples.items()}
-
-
-def ratio(medians: dict[str, float], numerator: str, *denominators: str) -> str:
-    """How many times one contender takes the time of others together, for a table."""
-    if not {numerator, *denominators} <= medians.keys():
-        return ""
-    return f"{medians[numerator] / sum(medians[name] for name in denominators):.2f}"
-
-
-def case_table(name: str, samples: Samples) -> Table:
-    """The contenders of one case, the fastest first."""
-    rounds = len(next(iter(samples.values())))
-    title = f"{name}: {CASES[name].elements():,} parameters, {rounds} rounds"
-    table = Table(title=title, title_justify="left")
-    table.add_column("contender")
-    ours = CASES[name].ours
-    for header in ("median ms", "min ms", f"/ {ours}", "/ floor"):
-        table.add_column(header, justify="right")
-    medians = medians_of(samples)
-    for contender in sorted(medians, key=medians.__getitem__):
-        table.add_row(
-            contender,
-            f"{medians[contender]:.3f}",
-            f"{min(samples[contender]):.3f}",
-            ratio(medians, contender, ours),
-            ratio(medians, contender, "floor"),
-            style="bold" if contender == ours else None,
-        )
-    return table
-
-
-def summary_table(samples: dict[str, Samples]) -> Table:
-    """The ratios that count, of all cases."""
-    table = Table(title="Ratios of medians", title_justify="left")
-    table.add_column("case")
-    for header in (
-        "MXNet / ours",
-        "torch / ours",
-        "ours / floor",
-        "ours / (floor + nothing)",
-        "ours / nothing",
-    ):
-        table.add_column(header, justify="right")
-    for name, times in samples.items():
-        medians, case = medians_of(times), CASES[name]
-        table.add_row(
-            name,
-            ratio(medians, case.built_in, case.ours),
-            ratio(medians, case.torch, case.ours),
-            ratio(medians, case.ours, "floor"),
-            ratio(medians, case.ours, "floor", "nothing"),
-            ratio(medians, case.ours, "nothing"),
-        )
-    return table
-
-
-def as_json(samples: dict[str, Samples]) -> dict[str, Any]:
-    """Everything measured, and on what."""
-    return {
-        "machine": machine(),
-        "cases": {
-            name: {
-                contender: {
-                    "median_ms": statistics.median(times),
-                    "min_ms": min(times),
-                    "samples_ms": times,
-                }
-                for contender, times in contenders.items()
-            }
-            for name, contenders in samples.items()
-        },
-    }
-
-
-# ---------------------------------------------------------------- command line
-
-
-def positive(text: str) -> int:
-    """An argument that counts something."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        metavar="NAME",
-        choices=CASES,
-        default=list(CASES),
-        help=f"the cases to run, of {', '.join(CASES)}",
-    )
-    parser.add_argument(
-        "--repeat", type=positive, metavar="N", help="rounds of each case; fewer for large ones"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here")
-    parser.add_argument(
-        "--threads",
-        type=positive,
-        metavar="N",
-        help="OpenMP threads; MXNet decides by default, and leaves half of the processors alone",
-    )
-    return parser.parse_args(argv)
-
-
-def restart_with(threads: int, argv: Sequence[str]) -> None:
-    """Start over with as many OpenMP threads: MXNet reads their number only when it is imported."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    os.execve(sys.executable, [sys.executable, __file__, *argv], environment)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the cases asked for and print what came out."""
-    argv = sys.argv[1:] if argv is None else argv
-    arguments = parse(argv)
-    if arguments.threads and os.environ.get("OMP_NUM_THREADS") != str(arguments.threads):
-        restart_with(arguments.threads, argv)
-    if torch is not None:
-        torch.set_num_threads(omp_threads())
-
-    console = Console()
-    console.print(", ".join(f"{key} {value}" for key, value in machine().items()), soft_wrap=True)
-    samples = run_cases(arguments.only, arguments.repeat, console)
-    for name, times in samples.items():
-        console.print(case_table(name, times))
-    console.print(summary_table(samples))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(as_json(samples), indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+def cases_named(name: str) -> list[str]:
+    """The cases with this name, or with names that begin with it and a hyphen."""
+    return [case for case in CASES if case == name or case.startswith(f"{name}-")]

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``mxadamax bench``: the optimizers against MXNet's, PyTorch's, and the memory itself.
+
+All contenders of a case run in turn, one call each per round, so that whatever else the machine
+does meets all of them alike. Which memory a contender happens to get can make a difference of a
+half and more, so each case is built several times, each time in another order. Compare medians of
+one run, never of two.
+
+Contenders
+----------
+adamax_ext, adamax, adam
+    Gluon's Trainer with this package's AdaMax and with the built-ins.
+nothing
+    Gluon's Trainer with an optimizer that does nothing: what Trainer itself costs.
+floor
+    A compiled loop that reads and writes what adamax_ext must, in one call and on the very same
+    arrays, and computes next to nothing: what the memory allows.
+torch adamax, torch adam
+    PyTorch's AdaMax (foreach) and Adam (fused), where PyTorch is installed.
+
+The cases named family-... do the same for the other optimizers, each with a floor of its own: for
+as many arrays as it reads and writes. The built-in beside AMSGrad, which MXNet does not have, is
+``adam``. PyTorch's are the fused ones where it has them, else the foreach ones. In half-25m,
+weights and gradients are float16, with float32 master weights. In embedding-1000-rows, a row-sparse
+gradient holds 1000 rows of a million; each contender takes a step untimed before the timed one, so
+that a step of a tenth of a millisecond is not measured by how long ago the last one was. With
+50-steps, fifty are timed together, each of other rows, with one wait after the last. In
+options-25m and options-adam-25m each contender is the optimizer with one more option; those named
+``gluon clip``, of this package and the built-in, call gluon.utils.clip_global_norm before the step.
+
+The cases named sizes-... are single arrays of a thousand to 25 million numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Sequence
+
+from rich.console import Console
+
+from ..machine import omp_threads
+from .cases import CASES, cases_named, torch
+from .measuring import run_cases
+from .reporting import as_json, case_table, machine, summary_table
+
+
+def positive(text: str) -> int:
+    """An argument that counts something."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def known_cases(text: str) -> list[str]:
+    """An argument that names cases."""
+    names = cases_named(text)
+    if not names:
+        raise argparse.ArgumentTypeError(f"there is no case {text!r}, only {', '.join(CASES)}")
+    return names
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    parser.description = __doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        type=known_cases,
+        metavar="NAME",
+        default=[list(CASES)],
+        help="the cases to run, or what their names begin with, such as sizes or family; of "
+        + ", ".join(CASES),
+    )
+    parser.add_argument(
+        "--repeat", type=positive, metavar="N", help="rounds of each case; fewer for large ones"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw what was measured, as PNG, SVG or PDF"
+    )
+    parser.add_argument(
+        "--from",
+        type=Path,
+        dest="source",
+        metavar="FILE",
+        help="measure nothing; draw what --json has written",
+    )
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="OpenMP threads; MXNet decides by default, and leaves half of the processors alone",
+    )
+
+
+def restart_with(threads: int, argv: Sequence[str]) -> None:
+    """Start over with as many OpenMP threads: MXNet reads their number only when it is imported."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    os.execve(sys.executable, [sys.executable, "-m", "mxadamax", *argv], environment)
+
+
+def check(given: argparse.Namespace) -> None:
+    """Refuse now what would fail after an hour."""
+    if given.source and not given.plot:
+        raise ValueError("--from needs --plot: it says what to draw")
+    if given.plot and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--plot needs matplotlib: pip install 'mxadamax[plot]'")
+    if given.plot and given.plot.suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"--plot: expected a name that ends in .png, .svg or .pdf: {given.plot}")
+    for file in filter(None, (given.json, given.plot)):
+        if not file.absolute().parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {file.parent} to write {file.name} to")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Run the cases asked for, and print, write and draw what came out."""
+    check(given)
+    if given.source:
+        draw(json.loads(given.source.read_text()), given.plot)
+        return 0
+    if given.threads and os.environ.get("OMP_NUM_THREADS") != str(given.threads):
+        restart_with(given.threads, given.argv)
+    if torch is not None:
+        torch.set_num_threads(omp_threads())
+
+    console = Console()
+    console.print(", ".join(f"{key} {value}" for key, value in machine().items()), soft_wrap=True)
+    names = dict.fromkeys(name for group in given.only for name in group)
+    samples = run_cases(list(names), given.repeat, console)
+    for name, times in samples.items():
+        console.print(case_table(name, times))
+    console.print(summary_table(samples))
+    result = as_json(samples)
+    if given.json:
+        given.json.write_text(json.dumps(result, indent=1) + "\n")
+    if given.plot:
+        draw(result, given.plot)
+    return 0
+
+
+def draw(result: dict[str, object], file: Path) -> None:
+    """Draw, with what only drawing needs."""
+    from .plots import draw
+
+    draw(result, file)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has been measured, as tables and as JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from typing import Any
+
+import mxnet as mx
+import numpy as np
+from rich.table import Table
+
+from ... import __version__, _native
+from ..machine import cpu_model, omp_threads
+from .cases import CASES, torch
+from .measuring import Samples
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on besides the code."""
+    return {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "omp_threads": omp_threads(),
+        "instruction_set": _native.instruction_set,
+        "python": platform.python_version(),
+        "mxnet": mx.__version__,
+        "numpy": np.__version__,
+        "torch": None if torch is None else torch.__version__,
+        "mxadamax": __version__,
+    }
+
+
+def medians_of(samples: Samples) -> dict[str, float]:
+    """The median of each contender."""
+    return {name: statistics.median(times) for name, times in samples.items()}
+
+
+def ratio(medians: dict[str, float], numerator: str, *denominators: str) -> str:
+    """How many times one contender takes the time of others together, for a table."""
+    if not {numerator, *denominators} <= medians.keys():
+        return ""
+    return f"{medians[numerator] / sum(medians[name] for name in denominators):.2f}"
+
+
+def case_table(name: str, samples: Samples) -> Table:
+    """The contenders of one case, the fastest first."""
+    rounds = len(next(iter(samples.values())))
+    title = f"{name}: {CASES[name].elements():,} parameters, {rounds} rounds"
+    table = Table(title=title, title_justify="left")
+    table.add_column("contender")
+    ours = CASES[name].ours
+    for header in ("median ms", "min ms", f"/ {ours}", "/ floor"):
+        table.add_column(header, justify="right")
+    medians = medians_of(samples)
+    for contender in sorted(medians, key=medians.__getitem__):
+        table.add_row(
+            contender,
+            f"{medians[contender]:.3f}",
+            f"{min(samples[contender]):.3f}",
+            ratio(medians, contender, ours),
+            ratio(medians, contender, "floor"),
+            style="bold" if contender == ours else None,
+        )
+    return table
+
+
+def summary_table(samples: dict[str, Samples]) -> Table:
+    """The ratios that count, of all cases."""
+    table = Table(title="Ratios of medians", title_justify="left")
+    table.add_column("case", no_wrap=True)
+    for header in (
+        "MXNet / ours",
+        "torch / ours",
+        "ours / floor",
+        "ours / (floor + nothing)",
+        "ours / nothing",
+    ):
+        table.add_column(header, justify="right")
+    for name, times in samples.items():
+        medians, case = medians_of(times), CASES[name]
+        table.add_row(
+            name,
+            ratio(medians, case.built_in, case.ours),
+            ratio(medians, case.torch, case.ours),
+            ratio(medians, case.ours, "floor"),
+            ratio(medians, case.ours, "floor", "nothing"),
+            ratio(medians, case.ours, "nothing"),
+        )
+    return table
+
+
+def as_json(samples: dict[str, Samples]) -> dict[str, Any]:
+    """Everything measured, and on what."""
+    return {
+        "machine": machine(),
+        "parameters": {name: CASES[name].elements() for name in samples},
+        "cases": {
+            name: {
+                contender: {
+                    "median_ms": statistics.median(times),
+                    "min_ms": min(times),
+                    "samples_ms": times,
+                }
+                for contender, times in contenders.items()
+            }
+            for name, contenders in samples.items()
+        },
+    }

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``mxadamax info``: what is installed and used here, and what to do about problems.
+
+It is asked where something does not work, so it needs neither MXNet, nor NumPy, nor the compiled
+module.
+"""
+
+import argparse
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Dict, List
+
+from .. import __version__
+from .machine import cpu_model, omp_threads
+
+PYTHONS = ((3, 8), (3, 12))
+"""The oldest and the newest on which this is tested."""
+
+MXNETS = ("2.0.0b1", "1.9.1")
+"""The versions of MXNet with which this is tested."""
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+class Report:
+    """What has been found out.
+
+    Parameters
+    ----------
+    facts : dict
+        Names and values, for a table and for JSON.
+    problems : list of str
+        What does not work, each with what to do about it.
+    hints : list of str
+        What works and could be better.
+    """
+
+    def __init__(self) -> None:
+        self.facts: Dict[str, Any] = {}
+        self.problems: List[str] = []
+        self.hints: List[str] = []
+
+    def __str__(self) -> str:
+        return json.dumps(vars(self), indent=1)
+
+
+def native_module() -> ModuleType:
+    """The compiled module, also where the package around it cannot be imported."""
+    loaded = sys.modules.get("mxadamax._native")
+    if loaded is not None:
+        return loaded
+    spec = PathFinder.find_spec("_native", [str(PACKAGE)])
+    if spec is None or spec.loader is None:
+        raise ImportError(
+            f"the compiled module is not in {PACKAGE}: where that are the sources, leave the "
+            "folder or install them with pip install --editable ."
+        )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def look_at_python(report: Report) -> None:
+    """Its version."""
+    version = sys.version_info
+    report.facts["mxadamax"] = f"{__version__}, in {PACKAGE}"
+    report.facts["Python"] = ".".join(map(str, version[:3]))
+    oldest, newest = (".".join(map(str, bound)) for bound in PYTHONS)
+    report.facts["Pythons supported"] = f"{oldest} to {newest}"
+    if not PYTHONS[0] <= version[:2] <= PYTHONS[1]:
+        report.problems.append(
+            f"Python {report.facts['Python']} is not one of those supported: make an environment "
+            f"with Python {oldest} to {newest}"
+        )
+
+
+def look_at_numpy(report: Report) -> None:
+    """Its version, and whether MXNet can use it."""
+    fits = "numpy<1.24" if sys.version_info < (3, 12) else "numpy>=1.26,<2"
+    try:
+        numpy = importlib.import_module("numpy")
+    except ImportError as error:
+        report.facts["NumPy"] = None
+        report.problems.append(f"NumPy cannot be imported ({error}): pip install '{fits}'")
+        return
+    report.facts["NumPy"] = numpy.__version__
+    if int(numpy.__version__.split(".")[0]) >= 2:
+        report.problems.append(
+            f"NumPy {numpy.__version__} is too new for MXNet: pip install '{fits}'"
+        )
+
+
+def flavours() -> List[str]:
+    """The distributions of MXNet that are installed, with their versions."""
+    return sorted(
+        f"{name} {found.version}"
+        for found in importlib.metadata.distributions()
+        for name in [found.metadata["Name"] or ""]
+        if name == "mxnet" or name.startswith("mxnet-cu") or name == "mxnet-native"
+    )
+
+
+def look_at_mxnet(report: Report) -> None:
+    """Its version and flavour, and what it was compiled for."""
+    installed = list(dict.fromkeys(flavours()))
+    report.facts["MXNets supported"] = " and ".join(MXNETS)
+    report.facts["MXNet's packages"] = installed
+    if len(installed) > 1:
+        report.problems.append(
+            f"{' and '.join(installed)} are installed over each other: pip uninstall "
+            f"{' '.join(name.split()[0] for name in installed)}, then install one of them"
+        )
+    if sys.version_info >= (3, 12) and importlib.util.find_spec("distutils") is None:
+        report.problems.append("MXNet needs distutils: pip install setuptools")
+    # What this prints or raises depends on what is wrong.
+    try:
+        mxnet = importlib.import_module("mxnet")
+        version = str(mxnet.__version__)
+        enabled = [name for name, found in mxnet.runtime.Features().items() if found.enabled]
+    except Exception as error:
+        report.facts["MXNet"] = None
+        if importlib.util.find_spec("mxnet") is None:
+            report.problems.append(
+                "MXNet is not installed: pip install 'mxadamax[mxnet]', or the 2.0.0b1 or 1.9.1 "
+                "flavour for this machine"
+            )
+        else:
+            report.problems.append(f"import mxnet fails: {type(error).__name__}: {error}")
+        return
+    report.facts["MXNet"] = version
+    report.facts["MXNet compiled with"] = enabled
+    if version.replace("beta", "b") not in MXNETS:
+        report.problems.append(
+            f"MXNet {version} is not one of those supported: pip install 'mxnet==2.0.0b1' or "
+            "'mxnet==1.9.1'"
+        )
+    elif "mxadamax.engine" in sys.modules:
+        try:
+            sys.modules["mxadamax.engine"].native()
+        except ImportError as error:
+            report.problems.append(str(error))
+
+
+def look_at_processor(report: Report) -> None:
+    """Which kernels run here, and on how many threads."""
+    report.facts["processor"] = cpu_model()
+    cores = len(os.sched_getaffinity(0))
+    report.facts["processors to use"] = cores
+    forced = os.environ.get("MXADAMAX_INSTRUCTION_SET")
+    report.facts["MXADAMAX_INSTRUCTION_SET"] = forced
+    try:
+        native = native_module()
+    except ImportError as error:
+        report.facts["instruction set"] = None
+        report.problems.append(f"the native code cannot be loaded: {error}")
+        return
+    report.facts["instruction set"] = native.instruction_set
+    report.facts["instruction sets available"] = list(native.instruction_sets)
+    best = native.instruction_sets[-1]
+    if native.instruction_set != best:
+        report.hints.append(
+            f"MXADAMAX_INSTRUCTION_SET={forced} is set: without it, {best} would be used"
+        )
+    report.facts["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS")
+    with contextlib.suppress(OSError):
+        threads = omp_threads()
+        report.facts["OpenMP threads"] = threads
+        if threads < cores:
+            report.hints.append(
+                f"{threads} of {cores} processors are used: OMP_NUM_THREADS={cores} uses all, for "
+                "MXNet's operators too. MXNet leaves half of them alone by default, since two may "
+                "share a core"
+            )
+
+
+def look_at_cuda(report: Report) -> None:
+    """What the part for GPUs says of itself."""
+    try:
+        cuda = importlib.import_module("mxadamax.cuda")
+    except Exception:
+        # Of whatever kind, where the package itself cannot be imported.
+        report.facts["CUDA"] = "this build has no part for GPUs"
+    else:
+        report.facts["CUDA"] = cuda.describe()
+
+
+def report_of_this_process() -> Report:
+    """Look at everything, also where some of it does not work."""
+    report = Report()
+    look_at_python(report)
+    look_at_numpy(report)
+    look_at_mxnet(report)
+    look_at_processor(report)
+    look_at_cuda(report)
+    return report
+
+
+def as_text(value: Any) -> str:
+    """A fact, for the table."""
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {as_text(found)}" for name, found in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def print_report(report: Report) -> None:
+    """Print a table of the facts, then problems and hints."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    table = Table(show_header=False)
+    for name, value in report.facts.items():
+        # As text: what is in brackets is no markup.
+        table.add_row(name, Text(as_text(value)))
+    console.print(table)
+    for kind, lines, style in (
+        ("problem", report.problems, "bold red"),
+        ("hint", report.hints, "bold"),
+    ):
+        for line in lines:
+            console.print(Text.assemble((f"{kind}: ", style), line), soft_wrap=True)
+    if not report.problems:
+        console.print("no problems found")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    parser.description = (
+        "Print versions, instruction sets, threads, and what MXNet was compiled with; for each "
+        "problem what to do about it. Exit status 1 where there is one."
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Print what there is to know; 1 where there is a problem."""
+    return tell(report_of_this_process(), given.json)
+
+
+def tell(report: Report, as_json: bool) -> int:
+    """Print a report."""
+    if as_json:
+        print(report)
+    else:
+        print_report(report)
+    return 1 if report.problems else 0

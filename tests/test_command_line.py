@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of ``mxadamax``: what they print, and their exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mxadamax
+from mxadamax.__main__ import COMMANDS, main
+from mxadamax.commands import info
+
+import mxnet as mx
+import numpy as np
+import pytest
+
+ROOT = Path(mxadamax.__file__).resolve().parents[1]
+
+
+def run(*arguments: str, folder: Path | None = None, **environment: str):
+    """Run the command in a process of its own, with modules in `folder` before all others."""
+    paths = [str(folder)] if folder else []
+    return subprocess.run(
+        [sys.executable, *(arguments or ("-m", "mxadamax", "info"))],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([*paths, str(ROOT), *filter(None, sys.path)]),
+            "COLUMNS": "300",
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+# info
+
+
+def test_info(capsys):
+    status = main(["info", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    facts = report["facts"]
+    assert status == (1 if report["problems"] else 0)
+    assert facts["NumPy"] == np.__version__
+    assert facts["MXNet"] == mx.__version__
+    enabled = [name for name, found in mx.runtime.Features().items() if found.enabled]
+    assert facts["MXNet compiled with"] == enabled
+    assert facts["instruction set"] == mxadamax._native.instruction_set
+    assert facts["instruction sets available"] == list(mxadamax._native.instruction_sets)
+    assert facts["OpenMP threads"] >= 1
+    assert mxadamax.__version__ in facts["mxadamax"]
+    assert main(["info"]) == status
+    output = capsys.readouterr().out
+    assert np.__version__ in output
+    assert ("no problems found" in output) == (status == 0)
+
+
+def test_info_of_a_lower_instruction_set():
+    done = run("-m", "mxadamax", "info", "--json", MXADAMAX_INSTRUCTION_SET="baseline")
+    report = json.loads(done.stdout)
+    assert report["facts"]["instruction set"] == "baseline"
+    lower = len(mxadamax._native.instruction_sets) > 1
+    assert any("MXADAMAX_INSTRUCTION_SET=baseline" in hint for hint in report["hints"]) == lower
+
+
+NO_MXNET = "raise ModuleNotFoundError(\"No module named 'mxnet'\", name='mxnet')"
+WHAT_IS_WRONG = {
+    "no MXNet": ({"mxnet": NO_MXNET}, {}, r"mxadamax needs Apache MXNet: install it with pip"),
+    "no NumPy": (
+        {"numpy": "raise ModuleNotFoundError('no numpy', name='numpy')"},
+        {},
+        r"NumPy cannot be imported \(no numpy\): pip install 'numpy",
+    ),
+    "NumPy 2": (
+        {
+            "sitecustomize": "import numpy\nnumpy.__version__ = '2.1.3'",
+            "mxnet": "raise AttributeError('np.PZERO was removed')",
+        },
+        {},
+        r"NumPy 2\.1\.3 is too new for MXNet: pip install 'numpy",
+    ),
+    "a broken MXNet": (
+        {"mxnet": "raise OSError('libcuda.so.1: cannot open shared object file')"},
+        {},
+        r"import mxnet fails: OSError: libcuda\.so\.1",
+    ),
+    "instruction set": (
+        {},
+        {"MXADAMAX_INSTRUCTION_SET": "sse9"},
+        r"MXADAMAX_INSTRUCTION_SET: instruction set 'sse9' is not available here; available: base",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WHAT_IS_WRONG)
+@pytest.mark.parametrize("way", ["module", "script"])
+def test_info_where_the_package_cannot_be_imported(case, way, tmp_path):
+    modules, environment, message = WHAT_IS_WRONG[case]
+    for name, text in modules.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    script = tmp_path / "mxadamax"
+    if way == "script":
+        # As pip writes it.
+        script = tmp_path / "bin" / "mxadamax"
+        script.parent.mkdir()
+        script.write_text(
+            "import sys\nfrom mxadamax.__main__ import main\nif __name__ == '__main__':\n"
+            "    sys.exit(main())\n"
+        )
+    command = ("-m", "mxadamax") if way == "module" else (str(script),)
+    done = run(*command, "info", folder=tmp_path, **environment)
+    assert done.returncode == 1
+    assert re.search(f"problem: .*{message}", done.stdout), done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Python" in done.stdout
+    done = run(*command, "info", "--json", folder=tmp_path, **environment)
+    assert any(re.search(message, problem) for problem in json.loads(done.stdout)["problems"])
+
+
+def test_other_programs_get_the_error_itself(tmp_path):
+    (tmp_path / "mxnet.py").write_text(NO_MXNET)
+    done = run("-c", "import mxadamax", folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("ImportError: mxadamax needs Apache")
+    assert done.stdout == ""
+    (tmp_path / "program.py").write_text("import mxadamax")
+    done = run("-m", "program", folder=tmp_path)
+    assert "ImportError: mxadamax needs Apache MXNet" in done.stderr
+    assert done.stdout == ""
+
+
+def test_info_names_a_missing_native_module(monkeypatch, tmp_path):
+    monkeypatch.delitem(sys.modules, "mxadamax._native")
+    monkeypatch.setattr(info, "PACKAGE", tmp_path)
+    report = info.Report()
+    info.look_at_processor(report)
+    assert report.facts["instruction set"] is None
+    assert f"the compiled module is not in {tmp_path}" in report.problems[0]
+
+
+def test_info_loads_the_native_module_without_the_package(monkeypatch):
+    monkeypatch.delitem(sys.modules, "mxadamax._native")
+    spec = info.PathFinder.find_spec("_native", [str(info.PACKAGE)])
+    assert spec is not None
+    assert Path(spec.origin).parent == info.PACKAGE
+
+
+@pytest.mark.parametrize("version", ["1.7.0", "3.0.0"])
+def test_info_names_an_mxnet_that_is_not_supported(monkeypatch, version):
+    monkeypatch.setattr(mx, "__version__", version)
+    report = info.Report()
+    info.look_at_mxnet(report)
+    assert any(
+        p.startswith(f"MXNet {version} is not one of those supported: pip install")
+        for p in report.problems
+    )
+
+
+def test_info_names_flavours_over_each_other(monkeypatch):
+    monkeypatch.setattr(info, "flavours", lambda: ["mxnet 1.9.1", "mxnet-cu112 2.0.0b1"])
+    report = info.Report()
+    info.look_at_mxnet(report)
+    assert any("pip uninstall mxnet mxnet-cu112, then" in p for p in report.problems)
+
+
+def test_info_names_a_python_that_is_not_supported(monkeypatch):
+    monkeypatch.setattr(info, "PYTHONS", ((3, 0), (3, 1)))
+    report = info.Report()
+    info.look_at_python(report)
+    assert "make an environment with Python 3.0 to 3.1" in report.problems[0]
+
+
+def test_info_says_what_the_part_for_gpus_says(monkeypatch):
+    class Cuda:
+        @staticmethod
+        def describe() -> dict:
+            return {"device": "a GPU", "kernels": ["sm_80"]}
+
+    monkeypatch.setitem(sys.modules, "mxadamax.cuda", Cuda)
+    report = info.Report()
+    info.look_at_cuda(report)
+    assert info.as_text(report.facts["CUDA"]) == "device a GPU, kernels sm_80"
+    monkeypatch.setitem(sys.modules, "mxadamax.cuda", None)
+    info.look_at_cuda(report)
+    assert report.facts["CUDA"] == "this build has no part for GPUs"
+
+
+# convert: what it does is tested in test_checkpoints.py.
+
+
+def test_convert_says_why_it_could_not(tmp_path, capsys):
+    old = str(tmp_path / "old")
+    assert main(["convert", old, str(tmp_path / "new"), "--to", "adamax_ext"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("mxadamax convert: ")
+    assert old in error
+    assert list(tmp_path.iterdir()) == []
+
+
+# All.
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert f"usage: mxadamax {command}" in capsys.readouterr().out
+
+
+def test_help_and_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    output = capsys.readouterr().out
+    assert all(name in output and summary in output for name, summary in COMMANDS.items())
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"mxadamax {mxadamax.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["optimize"]])
+def test_unknown_commands(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "COMMAND" in capsys.readouterr().err
