@@ -55,6 +55,12 @@ class AdaBelief(MomentOptimizer):
 
     Source: J. Zhuang et al., *AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed
     Gradients*, arXiv 2010.07468, algorithm 2.
+
+    Examples
+    --------
+    >>> trainer = gluon.Trainer(net.collect_params(), "adabelief_ext", {"epsilon": 1e-12})
+    >>> trainer.optimizer.epsilon
+    1e-12
     """
 
     rule = "adabelief"

@@ -110,6 +110,16 @@ class Adam(MomentOptimizer):
     Sources: D. P. Kingma, J. Ba, *Adam: A Method for Stochastic Optimization*, arXiv 1412.6980,
     section 2, in the order of operations that ends that section; S. J. Reddi, S. Kale, S. Kumar,
     *On the Convergence of Adam and Beyond*, arXiv 1904.09237, algorithm 2.
+
+    Examples
+    --------
+    >>> trainer = gluon.Trainer(net.collect_params(), "adam_ext", {"learning_rate": 0.01})
+    >>> trainer.optimizer.beta2
+    0.999
+
+    AdamW as its paper and PyTorch have it:
+
+    >>> optimizer = mxadamax.Adam(wd=0.01, decoupled_wd=True)
     """
 
     def __init__(
@@ -158,6 +168,12 @@ class AMSGrad(Adam):
     ------
     ValueError
         Also for ``amsgrad=False``.
+
+    Examples
+    --------
+    >>> trainer = gluon.Trainer(net.collect_params(), "amsgrad_ext")
+    >>> trainer.optimizer.amsgrad
+    True
     """
 
     def __init__(self, *args: Any, amsgrad: bool = True, **kwargs: Any):

@@ -55,6 +55,15 @@ class Adamax(FusedOptimizer):
 
     Source: D. P. Kingma, J. Ba, *Adam: A Method for Stochastic Optimization*, arXiv 1412.6980,
     section 7.1, algorithm 2; `epsilon` as MXNet 2 has it.
+
+    Examples
+    --------
+    The first step has the size of the learning rate, whatever the size of the gradient:
+
+    >>> weight, grad = mx.nd.array([1.0, 1.0]), mx.nd.array([0.1, -10.0])
+    >>> update = mx.optimizer.get_updater(mxadamax.Adamax(learning_rate=0.5))
+    >>> update(0, grad, weight)
+    >>> weight.asnumpy().round(5)
     """
 
     rule = "adamax"

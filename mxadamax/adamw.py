@@ -57,6 +57,16 @@ class AdamW(Adam):
 
     Source: I. Loshchilov, F. Hutter, *Decoupled Weight Decay Regularization*, arXiv 1711.05101,
     algorithm 2.
+
+    Examples
+    --------
+    The first step has the size of the learning rate, and ``learning_rate * wd`` of the weight is
+    taken from it:
+
+    >>> weight, grad = mx.nd.array([1.0, 1.0]), mx.nd.array([0.1, -10.0])
+    >>> optimizer = mxadamax.AdamW(learning_rate=0.5, wd=0.1, correct_bias=True)
+    >>> mx.optimizer.get_updater(optimizer)(0, grad, weight)
+    >>> weight.asnumpy().round(5)
     """
 
     def __init__(

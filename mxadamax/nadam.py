@@ -62,6 +62,12 @@ class Nadam(MomentOptimizer):
 
     Source: T. Dozat, *Incorporating Nesterov Momentum into Adam*, ICLR workshop 2016, with the
     momentum schedule of its section 2. There `m` is a mean with that momentum instead of `beta1`.
+
+    Examples
+    --------
+    >>> trainer = gluon.Trainer(net.collect_params(), "nadam_ext", {"schedule_decay": 0.01})
+    >>> trainer.optimizer.schedule_decay
+    0.01
     """
 
     rule = "nadam"
