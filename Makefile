@@ -4,7 +4,7 @@ VENV ?= .venv
 SESSION ?= quick
 SOURCES := $(wildcard CMakeLists.txt setup.py pyproject.toml csrc/*.* csrc/*/*.*)
 
-.PHONY: train test matrix benchmark lint clean
+.PHONY: train test matrix benchmark docs lint clean
 
 train: $(VENV)/installed
 	$(VENV)/bin/python examples/train_mnist.py --optimizer adamax adamax_ext
@@ -20,6 +20,10 @@ matrix: $(VENV)/installed
 benchmark: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/benchmark.py
 
+# Needs Python 3.11 or later; nothing is fetched.
+docs: $(VENV)/installed
+	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs
+
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
@@ -27,7 +31,7 @@ lint: $(VENV)/installed
 
 $(VENV)/installed: $(SOURCES)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --editable '.[mxnet,examples,test,benchmarks,lint]'
+	$(VENV)/bin/pip install --quiet --editable '.[mxnet,examples,test,benchmarks,docs,lint]'
 	touch $@
 
 clean:

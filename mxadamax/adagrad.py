@@ -56,6 +56,10 @@ class AdaGrad(FusedOptimizer):
     >>> for _ in range(4):
     ...     update(0, grad, weight)
     ...     print(round(float(weight.asscalar()), 3))
+    1.0
+    1.707
+    2.284
+    2.784
     """
 
     rule = "adagrad"

@@ -162,12 +162,28 @@ class Adam(MomentOptimizer):
 
 @register("amsgrad_ext")
 class AMSGrad(Adam):
-    """:class:`Adam` with ``amsgrad=True``; everything else is said there.
+    """:class:`Adam` with ``amsgrad=True``; the formula is said there.
+
+    Parameters
+    ----------
+    amsgrad : bool, default True
+        True.
+    **kwargs
+        What :class:`Adam` takes, with the same defaults.
 
     Raises
     ------
+    TypeError
+        For an argument that does not exist.
     ValueError
-        Also for ``amsgrad=False``.
+        For a hyperparameter out of its range, and for ``amsgrad=False``.
+
+    Notes
+    -----
+    State for each weight: a tuple ``(m, v, largest)`` of three arrays of its shape and dtype.
+
+    Source: S. J. Reddi, S. Kale, S. Kumar, *On the Convergence of Adam and Beyond*,
+    arXiv 1904.09237, algorithm 2; with ``correct_bias=False`` as it is there.
 
     Examples
     --------

@@ -64,6 +64,7 @@ class Adamax(FusedOptimizer):
     >>> update = mx.optimizer.get_updater(mxadamax.Adamax(learning_rate=0.5))
     >>> update(0, grad, weight)
     >>> weight.asnumpy().round(5)
+    array([0.5, 1.5], dtype=float32)
     """
 
     rule = "adamax"

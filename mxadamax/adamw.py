@@ -60,13 +60,9 @@ class AdamW(Adam):
 
     Examples
     --------
-    The first step has the size of the learning rate, and ``learning_rate * wd`` of the weight is
-    taken from it:
-
-    >>> weight, grad = mx.nd.array([1.0, 1.0]), mx.nd.array([0.1, -10.0])
-    >>> optimizer = mxadamax.AdamW(learning_rate=0.5, wd=0.1, correct_bias=True)
-    >>> mx.optimizer.get_updater(optimizer)(0, grad, weight)
-    >>> weight.asnumpy().round(5)
+    >>> trainer = gluon.Trainer(net.collect_params(), "adamw_ext", {"wd": 0.01})
+    >>> trainer.optimizer.wd
+    0.01
     """
 
     def __init__(

@@ -57,6 +57,9 @@ class NAG(MomentumOptimizer):
     >>> for _ in range(3):
     ...     update(0, grad, weight)
     ...     print(weight.asscalar())
+    1.5
+    3.25
+    5.125
     """
 
     rule_with_momentum = "nag"

@@ -89,6 +89,9 @@ class SGD(MomentumOptimizer):
     >>> for _ in range(3):
     ...     update(0, grad, weight)
     ...     print(weight.asscalar())
+    1.0
+    2.5
+    4.25
     """
 
     rule_with_momentum = "sgd_momentum"
