@@ -206,11 +206,11 @@ def convert(old: Path, new: Path, to: str, drop_averages: bool = False) -> str:
 
     Examples
     --------
-    >>> trainer = gluon.Trainer(net.collect_params(), "adamax_ext")
+    >>> trainer = gluon.Trainer(net.collect_params(), "adam_ext")
     >>> train_a_step(trainer)
     >>> mxadamax.save_states(trainer, "0001.states")
-    >>> print(convert("0001.states", "built-in.states", "adamax"))
-    built-in.states: adamax_ext -> adamax, states of 2 parameters, 1 updates
+    >>> print(convert("0001.states", "built-in.states", "adam"))
+    built-in.states: adam_ext -> adam, states of 2 parameters, 1 updates
     """
     states, source, numpy_shapes = _read(old)
     built_in = built_in_name(source)
