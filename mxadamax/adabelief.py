@@ -13,7 +13,7 @@ from .optimizer import register
 class AdaBelief(MomentOptimizer):
     r"""AdaBelief: steps are large where gradients are as expected.
 
-    For each weight, with :math:`t` counting its updates from 1::
+    For each weight, with `t` counting its updates from 1::
 
         grad = clip(grad * rescale_grad + wd * weight, -clip_gradient, clip_gradient)
         m = beta1 * m + (1 - beta1) * grad

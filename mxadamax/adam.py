@@ -56,7 +56,7 @@ class MomentOptimizer(FusedOptimizer):
 class Adam(MomentOptimizer):
     r"""Adam, and with ``amsgrad=True`` AMSGrad.
 
-    For each weight, with :math:`t` counting its updates from 1::
+    For each weight, with `t` counting its updates from 1::
 
         grad = clip(grad * rescale_grad, -clip_gradient, clip_gradient) + wd * weight
         m = beta1 * m + (1 - beta1) * grad

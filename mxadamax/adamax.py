@@ -14,7 +14,7 @@ from .optimizer import FusedOptimizer, Scalars, register
 class Adamax(FusedOptimizer):
     r"""AdaMax, the variant of Adam based on the infinity norm.
 
-    For each weight, with :math:`t` counting its updates from 1::
+    For each weight, with `t` counting its updates from 1::
 
         grad = clip(grad * rescale_grad, -clip_gradient, clip_gradient) + wd * weight
         m = beta1 * m + (1 - beta1) * grad

@@ -10,7 +10,7 @@ from .optimizer import register
 class AdamW(Adam):
     r"""Adam with decoupled weight decay, as MXNet has it.
 
-    For each weight, with :math:`t` counting its updates from 1::
+    For each weight, with `t` counting its updates from 1::
 
         grad = clip(grad * rescale_grad, -clip_gradient, clip_gradient)
         m = beta1 * m + (1 - beta1) * grad

@@ -14,7 +14,7 @@ from .optimizer import Scalars, register
 class Nadam(MomentOptimizer):
     r"""Adam with Nesterov momentum.
 
-    For each weight, with :math:`t` counting its updates from 1::
+    For each weight, with `t` counting its updates from 1::
 
         grad = clip(grad * rescale_grad, -clip_gradient, clip_gradient) + wd * weight
         momentum(t) = beta1 * (1 - 0.5 * 0.96**(t * schedule_decay))

@@ -18,15 +18,17 @@ from typing import NamedTuple
 
 import mxadamax
 from mxadamax.checkpoints import convert
+from mxadamax.compatibility import IS_MXNET_1
 from mxadamax.hyperparameters import Range
 from mxadamax.optimizer import FusedOptimizer, register
 
 import messages
 import mxnet as mx
+import numpy as np
 import pytest
 from family import CLASSES
 from mxnet import gluon
-from support import run_python
+from support import Run, assert_same_bits, gradients, run_python
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -270,6 +272,27 @@ def test_the_bound_of_a_step_of_adamax():
     bound = lr * (1 - 0.9) / (1 - 0.9 / 0.999)
     assert lr * 1.009 < max(sizes) <= bound * (1 + 1e-9)
     assert bound == pytest.approx(1.01 * lr, abs=1e-3)
+
+
+@pytest.mark.skipif(not IS_MXNET_1, reason="compares with MXNet 1.9's AdaMax")
+@pytest.mark.parametrize("wd", [0.0, 0.01])
+def test_the_distance_from_adamax_of_mxnet_1(wd):
+    shapes = [(100,), (7, 5)]
+    options = {"learning_rate": 0.01, "wd": wd, "rescale_grad": 1 / 3}
+    weights = list(next(gradients(shapes, "float32", 1, seed=1)))
+    ours = Run(mx.optimizer.create("adamax_ext", epsilon=0.0, **options), weights)
+    theirs = Run(mx.optimizer.create("adamax", **options), weights)
+    for grads in gradients(shapes, "float32", 50):
+        ours.assign(theirs)
+        before = [weight.asnumpy() for weight in theirs.weights]
+        ours.step(grads)
+        theirs.step(grads)
+        found, expected = ours.arrays(), theirs.arrays()
+        for a, b, c in zip(found[: len(shapes)], expected, before):
+            unit = np.spacing(np.maximum(np.abs(b), np.abs(c)))
+            assert np.max(np.abs(a - b) / unit) <= 2
+        for a, b in zip(found[len(shapes) :], expected[len(shapes) :]):
+            assert_same_bits(a, b)
 
 
 # Docstrings.
