@@ -197,8 +197,12 @@ def check_command(words: Sequence[str]) -> None:
         targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
         assert targets.issuperset(rest), rest
         return
-    if program == "python" and rest[0] == "-m":
-        help_text = help_of(sys.executable, *rest[:2], rest[2])
+    if program == "mxadamax":
+        program, rest = "python", ["-m", *words]
+    if program == "python" and rest[:2] == ["-m", "mxadamax"]:
+        help_text = help_of(sys.executable, *rest[:3])
+    elif (ROOT / program).is_file():
+        help_text = (ROOT / program).read_text()
     elif program == "python":
         help_text = help_of(sys.executable, str(ROOT / rest[0]))
     else:
