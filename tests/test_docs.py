@@ -222,7 +222,7 @@ def help_of(*command: str) -> str:
     """What a command says of itself."""
     done = subprocess.run(
         [*command, "--help"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,
         timeout=120,
@@ -255,6 +255,11 @@ def test_the_guide_has_every_optimizer(name):
         default = f"{value:g}" if isinstance(value, float) else str(value)
         section = text.split(f"## {name}\n")[1].split("\n## ")[0]
         assert f"`{option}={default}`" in section, f"{name}: {option}={default}"
+
+
+def test_the_reference_has_everything():
+    text = (ROOT / "docs" / "api.md").read_text()
+    assert set(mxadamax.__all__) <= set(re.findall(r"^\.\. auto\w+:: (\w+)$", text, re.MULTILINE))
 
 
 def test_the_table_of_options_has_every_option():
