@@ -7,7 +7,7 @@ SESSION ?= quick
 DEFINE = SKBUILD_CMAKE_DEFINE="$(1)$${SKBUILD_CMAKE_DEFINE:+;$$SKBUILD_CMAKE_DEFINE}"
 SOURCES := $(wildcard CMakeLists.txt setup.py pyproject.toml csrc/*.* csrc/*/*.*)
 
-.PHONY: train test matrix benchmark lint tidy clean
+.PHONY: train test matrix benchmark docs lint tidy clean
 
 train: $(VENV)/installed
 	$(VENV)/bin/python examples/train_mnist.py --optimizer adamax adamax_ext
@@ -22,6 +22,10 @@ matrix: $(VENV)/installed
 
 benchmark: $(VENV)/installed
 	$(VENV)/bin/mxadamax bench
+
+# Needs Python 3.11 or later; nothing is fetched.
+docs: $(VENV)/installed
+	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check
@@ -44,7 +48,7 @@ tidy: $(VENV)/installed
 $(VENV)/installed: $(SOURCES)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(call DEFINE,MXADAMAX_CUDA_ON_HOST=ON) \
-	  $(VENV)/bin/pip install --quiet --editable '.[mxnet,examples,test,plot,lint]'
+	  $(VENV)/bin/pip install --quiet --editable '.[mxnet,examples,test,plot,docs,lint]'
 	touch $@
 
 clean:

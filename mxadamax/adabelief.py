@@ -14,7 +14,7 @@ from .optimizer import register
 class AdaBelief(MomentOptimizer):
     r"""AdaBelief: steps are large where gradients are as expected.
 
-    For each weight, with :math:`t` counting its updates from 1::
+    For each weight, with `t` counting its updates from 1::
 
         grad = clip(grad * rescale_grad + wd * weight, -clip_gradient, clip_gradient)
         m = beta1 * m + (1 - beta1) * grad
@@ -56,6 +56,12 @@ class AdaBelief(MomentOptimizer):
 
     Source: J. Zhuang et al., *AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed
     Gradients*, arXiv 2010.07468, algorithm 2.
+
+    Examples
+    --------
+    >>> trainer = gluon.Trainer(net.collect_params(), "adabelief_ext", {"epsilon": 1e-12})
+    >>> trainer.optimizer.epsilon
+    1e-12
     """
 
     rule = "adabelief"

@@ -52,6 +52,12 @@ class AdaDelta(FusedOptimizer):
 
     Source: M. D. Zeiler, *ADADELTA: An Adaptive Learning Rate Method*, arXiv 1212.5701,
     algorithm 1.
+
+    Examples
+    --------
+    >>> trainer = gluon.Trainer(net.collect_params(), "adadelta_ext", {"rho": 0.95})
+    >>> trainer.learning_rate
+    1.0
     """
 
     rule = "adadelta"

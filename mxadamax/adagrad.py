@@ -47,6 +47,20 @@ class AdaGrad(FusedOptimizer):
 
     Source: J. Duchi, E. Hazan, Y. Singer, *Adaptive Subgradient Methods for Online Learning and
     Stochastic Optimization*, Journal of Machine Learning Research 12, 2011.
+
+    Examples
+    --------
+    Steps shrink as squares add up, with a constant gradient by the root of their number:
+
+    >>> weight, grad = mx.nd.zeros((1,)), mx.nd.array([-8.0])
+    >>> update = mx.optimizer.get_updater(mxadamax.AdaGrad(learning_rate=1.0))
+    >>> for _ in range(4):
+    ...     update(0, grad, weight)
+    ...     print(round(float(weight.asscalar()), 3))
+    1.0
+    1.707
+    2.284
+    2.784
     """
 
     rule = "adagrad"

@@ -57,7 +57,7 @@ class MomentOptimizer(FusedOptimizer):
 class Adam(MomentOptimizer):
     r"""Adam, and with ``amsgrad=True`` AMSGrad.
 
-    For each weight, with :math:`t` counting its updates from 1::
+    For each weight, with `t` counting its updates from 1::
 
         grad = clip(grad * rescale_grad, -clip_gradient, clip_gradient) + wd * weight
         m = beta1 * m + (1 - beta1) * grad
@@ -111,6 +111,16 @@ class Adam(MomentOptimizer):
     Sources: D. P. Kingma, J. Ba, *Adam: A Method for Stochastic Optimization*, arXiv 1412.6980,
     section 2, in the order of operations that ends that section; S. J. Reddi, S. Kale, S. Kumar,
     *On the Convergence of Adam and Beyond*, arXiv 1904.09237, algorithm 2.
+
+    Examples
+    --------
+    >>> trainer = gluon.Trainer(net.collect_params(), "adam_ext", {"learning_rate": 0.01})
+    >>> trainer.optimizer.beta2
+    0.999
+
+    AdamW as its paper and PyTorch have it:
+
+    >>> optimizer = mxadamax.Adam(wd=0.01, decoupled_wd=True)
     """
 
     def __init__(
@@ -153,12 +163,34 @@ class Adam(MomentOptimizer):
 
 @register("amsgrad_ext")
 class AMSGrad(Adam):
-    """:class:`Adam` with ``amsgrad=True``; everything else is said there.
+    """:class:`Adam` with ``amsgrad=True``; the formula is said there.
+
+    Parameters
+    ----------
+    amsgrad : bool, default True
+        True.
+    **kwargs
+        What :class:`Adam` takes, with the same defaults.
 
     Raises
     ------
+    TypeError
+        For an argument that does not exist.
     ValueError
-        Also for ``amsgrad=False``.
+        For a hyperparameter out of its range, and for ``amsgrad=False``.
+
+    Notes
+    -----
+    State for each weight: a tuple ``(m, v, largest)`` of three arrays of its shape and dtype.
+
+    Source: S. J. Reddi, S. Kale, S. Kumar, *On the Convergence of Adam and Beyond*,
+    arXiv 1904.09237, algorithm 2; with ``correct_bias=False`` as it is there.
+
+    Examples
+    --------
+    >>> trainer = gluon.Trainer(net.collect_params(), "amsgrad_ext")
+    >>> trainer.optimizer.amsgrad
+    True
     """
 
     def __init__(self, *args: Any, amsgrad: bool = True, **kwargs: Any):

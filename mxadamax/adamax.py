@@ -15,7 +15,7 @@ from .optimizer import FusedOptimizer, Scalars, register
 class Adamax(FusedOptimizer):
     r"""AdaMax, the variant of Adam based on the infinity norm.
 
-    For each weight, with :math:`t` counting its updates from 1::
+    For each weight, with `t` counting its updates from 1::
 
         grad = clip(grad * rescale_grad, -clip_gradient, clip_gradient) + wd * weight
         m = beta1 * m + (1 - beta1) * grad
@@ -56,6 +56,16 @@ class Adamax(FusedOptimizer):
 
     Source: D. P. Kingma, J. Ba, *Adam: A Method for Stochastic Optimization*, arXiv 1412.6980,
     section 7.1, algorithm 2; `epsilon` as MXNet 2 has it.
+
+    Examples
+    --------
+    The first step has the size of the learning rate, whatever the size of the gradient:
+
+    >>> weight, grad = mx.nd.array([1.0, 1.0]), mx.nd.array([0.1, -10.0])
+    >>> update = mx.optimizer.get_updater(mxadamax.Adamax(learning_rate=0.5))
+    >>> update(0, grad, weight)
+    >>> weight.asnumpy().round(5)
+    array([0.5, 1.5], dtype=float32)
     """
 
     rule = "adamax"

@@ -11,7 +11,7 @@ from .optimizer import register
 class AdamW(Adam):
     r"""Adam with decoupled weight decay, as MXNet has it.
 
-    For each weight, with :math:`t` counting its updates from 1::
+    For each weight, with `t` counting its updates from 1::
 
         grad = clip(grad * rescale_grad, -clip_gradient, clip_gradient)
         m = beta1 * m + (1 - beta1) * grad
@@ -58,6 +58,12 @@ class AdamW(Adam):
 
     Source: I. Loshchilov, F. Hutter, *Decoupled Weight Decay Regularization*, arXiv 1711.05101,
     algorithm 2.
+
+    Examples
+    --------
+    >>> trainer = gluon.Trainer(net.collect_params(), "adamw_ext", {"wd": 0.01})
+    >>> trainer.optimizer.wd
+    0.01
     """
 
     def __init__(

@@ -34,6 +34,13 @@ def averaged_weights(trainer: Trainer) -> Iterator[None]:
     ValueError
         Where the optimizer keeps no averages, they are on a parameter server, or the weights have
         been exchanged already. Steps inside are refused as well.
+
+    Examples
+    --------
+    >>> trainer = gluon.Trainer(net.collect_params(), "adamax_ext", {"ema_decay": 0.9})
+    >>> train_a_step(trainer)
+    >>> with mxadamax.averaged_weights(trainer):
+    ...     accuracy = evaluate(net)
     """
     optimizer = trainer.optimizer
     if not isinstance(optimizer, FusedOptimizer) or optimizer.ema_decay is None:

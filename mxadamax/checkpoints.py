@@ -74,6 +74,12 @@ def save_states(trainer: Trainer, file: Path) -> None:
     -----
     A parameter that no step has updated yet has no state. In the file it has the one it would begin
     with, so that a file always has the states of all parameters.
+
+    Examples
+    --------
+    >>> trainer = gluon.Trainer(net.collect_params(), "adamax_ext")
+    >>> train_a_step(trainer)
+    >>> mxadamax.save_states(trainer, "0001.states")
     """
     weights = _weights(trainer)
     states = dict(_initialized_updaters(trainer)[0].states)
@@ -114,6 +120,19 @@ def load_states(trainer: Trainer, file: Path) -> None:
         what was expected. The trainer is unchanged.
     OSError
         Where `file` cannot be read.
+
+    Examples
+    --------
+    A training goes on that MXNet's own AdaMax began:
+
+    >>> built_in = gluon.Trainer(net.collect_params(), "adamax", {"learning_rate": 0.01})
+    >>> train_a_step(built_in)
+    >>> built_in.save_states("0001.states")
+
+    >>> trainer = gluon.Trainer(net.collect_params(), "adamax_ext")
+    >>> mxadamax.load_states(trainer, "0001.states")
+    >>> trainer.learning_rate, trainer.optimizer.num_update
+    (0.01, 1)
     """
     optimizer = trainer.optimizer
     if not isinstance(optimizer, FusedOptimizer):
@@ -185,6 +204,14 @@ def convert(old: Path, new: Path, to: str, drop_averages: bool = False) -> str:
         Where `old` is something else, or `to` cannot go on with it.
     OSError
         Where a file cannot be read or written.
+
+    Examples
+    --------
+    >>> trainer = gluon.Trainer(net.collect_params(), "adam_ext")
+    >>> train_a_step(trainer)
+    >>> mxadamax.save_states(trainer, "0001.states")
+    >>> print(convert("0001.states", "built-in.states", "adam"))
+    built-in.states: adam_ext -> adam, states of 2 parameters, 1 updates
     """
     states, source, numpy_shapes = _read(old)
     built_in = built_in_name(source)

@@ -23,6 +23,15 @@ class Range(NamedTuple):
         Whether None is allowed as well.
     includes_low : bool, default True
         Whether `low` itself is allowed.
+
+    Examples
+    --------
+    >>> print(Range(0.0, 1.0))
+    in [0, 1)
+    >>> Range(0.0, 1.0).check("adamax_ext", "beta1", 1.0)
+    Traceback (most recent call last):
+        ...
+    ValueError: adamax_ext: beta1 must be in [0, 1), got 1.0
     """
 
     low: float

@@ -15,7 +15,7 @@ from .optimizer import Scalars, register
 class Nadam(MomentOptimizer):
     r"""Adam with Nesterov momentum.
 
-    For each weight, with :math:`t` counting its updates from 1::
+    For each weight, with `t` counting its updates from 1::
 
         grad = clip(grad * rescale_grad, -clip_gradient, clip_gradient) + wd * weight
         momentum(t) = beta1 * (1 - 0.5 * 0.96**(t * schedule_decay))
@@ -63,6 +63,12 @@ class Nadam(MomentOptimizer):
 
     Source: T. Dozat, *Incorporating Nesterov Momentum into Adam*, ICLR workshop 2016, with the
     momentum schedule of its section 2. There `m` is a mean with that momentum instead of `beta1`.
+
+    Examples
+    --------
+    >>> trainer = gluon.Trainer(net.collect_params(), "nadam_ext", {"schedule_decay": 0.01})
+    >>> trainer.optimizer.schedule_decay
+    0.01
     """
 
     rule = "nadam"

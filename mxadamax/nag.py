@@ -50,6 +50,17 @@ class NAG(MomentumOptimizer):
     Source: Y. Nesterov, *A method for solving the convex programming problem with convergence rate
     O(1/k^2)*, 1983, in the form of I. Sutskever et al., *On the importance of initialization and
     momentum in deep learning*, ICML 2013, section 2.
+
+    Examples
+    --------
+    >>> weight, grad = mx.nd.zeros((1,)), mx.nd.array([-1.0])
+    >>> update = mx.optimizer.get_updater(mxadamax.NAG(learning_rate=1.0, momentum=0.5))
+    >>> for _ in range(3):
+    ...     update(0, grad, weight)
+    ...     print(weight.asscalar())
+    1.5
+    3.25
+    5.125
     """
 
     rule_with_momentum = "nag"

@@ -156,6 +156,17 @@ class FusedOptimizer(StepOptimizer):
     or infinity spreads over its block. States are then a tuple of an int8 array, an uint8 array,
     and a float32 array with two ranges for each block: 2.125 bytes for each parameter instead of 8.
     For Adamax, Adam, AdamW, Nadam and AdaBelief, and dense gradients.
+
+    Examples
+    --------
+    Every optimizer takes these options besides its own:
+
+    >>> optimizer = mxadamax.Adamax(wd=0.01, decoupled_wd=True, clip_global_norm=1.0)
+    >>> trainer = gluon.Trainer(net.collect_params(), optimizer)
+    >>> mxadamax.SGD(wd=-0.01)
+    Traceback (most recent call last):
+        ...
+    ValueError: sgd_ext: wd must be in [0, inf), got -0.01
     """
 
     registered_name: ClassVar[str]

@@ -69,6 +69,16 @@ class RMSProp(FusedOptimizer):
     Sources: T. Tieleman, G. Hinton, *Neural Networks for Machine Learning*, lecture 6.5, 2012;
     A. Graves, *Generating Sequences With Recurrent Neural Networks*, arXiv 1308.0850, equations 38
     to 45.
+
+    Examples
+    --------
+    The plain one keeps one array for each weight, the centered one three:
+
+    >>> weight = mx.nd.ones((3, 4))
+    >>> mxadamax.RMSProp().create_state(0, weight).shape
+    (3, 4)
+    >>> len(mxadamax.RMSProp(centered=True).create_state(0, weight))
+    3
     """
 
     ranges: ClassVar[Mapping[str, Range]] = {

@@ -82,6 +82,17 @@ class SGD(MomentumOptimizer):
     Source: B. T. Polyak, *Some methods of speeding up the convergence of iteration methods*, 1964,
     with the learning rate inside the change, as in I. Sutskever et al., *On the importance of
     initialization and momentum in deep learning*, ICML 2013.
+
+    Examples
+    --------
+    >>> weight, grad = mx.nd.zeros((1,)), mx.nd.array([-1.0])
+    >>> update = mx.optimizer.get_updater(mxadamax.SGD(learning_rate=1.0, momentum=0.5))
+    >>> for _ in range(3):
+    ...     update(0, grad, weight)
+    ...     print(weight.asscalar())
+    1.0
+    2.5
+    4.25
     """
 
     rule_with_momentum = "sgd_momentum"
