@@ -223,7 +223,7 @@ template <class T>
 void compare_all(const cpu::RuleKernels& rule, const Formula& formula) {
   std::mt19937 source(7);
   std::uniform_real_distribution<T> number(-3, 3), positive(T(0.01), 2);
-  constexpr std::size_t count = 401;
+  constexpr std::size_t count = 67;
   std::vector<T> grads(count), weights(count);
   std::vector<std::vector<T>> states(rule.states, std::vector<T>(count));
   const auto fill = [&] {

@@ -151,7 +151,7 @@ void test_threads(const cpu::RuleKernels& rule, const Kind& kind) {
   for (int step = 0; step < 2; ++step) cpu::update(rule, one.tensors, 1);
   const auto expected = one.bytes();
   CHECK(expected != before, rule.rule << ": an update changed nothing");
-  for (const int threads : {2, 5}) {
+  for (const int threads : {3}) {
     Model several(rule, kind, many_sizes);
     for (int step = 0; step < 2; ++step) cpu::update(rule, several.tensors, threads);
     CHECK(several.bytes() == expected, rule.rule << " with " << threads << " threads");
@@ -190,7 +190,7 @@ void test_gradients(const cpu::RuleKernels& rule, const Kind& kind) {
     CHECK(cpu::gradient_norm(rule, model.tensors, threads) == norm, threads << " threads");
   }
   // All bits set is NaN in every type.
-  const cpu::Tensor& tensor = model.tensors[12];
+  const cpu::Tensor& tensor = model.tensors[11];
   const std::int64_t bytes = cpu::stored_size(tensor.grad_type);
   const void* const last = cpu::moved(tensor.grad, tensor.grad_type, tensor.size - 1);
   std::memset(const_cast<void*>(last), 0xff, static_cast<std::size_t>(bytes));
@@ -253,8 +253,9 @@ void test_update() {
   for (const cpu::InstructionSet& set : cpu::instruction_sets()) {
     for (int k = 0; k < set.table.count; ++k) {
       const cpu::RuleKernels& rule = set.table.rules[k];
+      // Storing is no matter of the rule: all ways with two of them, one with the others.
       for (const Kind& kind : kinds) {
-        if (fits(rule, kind)) test_threads(rule, kind);
+        if (fits(rule, kind) && (k < 2 || &kind == kinds)) test_threads(rule, kind);
       }
       test_against_kernels(rule);
     }
