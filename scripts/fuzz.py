@@ -3,9 +3,9 @@
     python scripts/fuzz.py --seconds 600           other cases each time; says where they begin
     python scripts/fuzz.py --first 1234 --cases 1  one case again
 
-A case is right if it ends in what the plain definition of the optimizer computes, to the last bit, or in
-a documented exception with no array and no count changed. Cases run in a process of their own, whose end
-or silence is a finding too.
+A case is right if it ends in what the plain definition of the optimizer computes, to the last bit,
+or in a documented exception with no array and no count changed. Cases run in a process of their own,
+whose end or silence is a finding too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def of(rng, *choices):
     return choices[rng.randint(len(choices))]
 
 
-class Finding(AssertionError):
+class Finding(AssertionError):  # noqa: N818
     """What must not be."""
 
 
@@ -160,7 +160,6 @@ class Cases:
             return None
 
     def updates(self, rng):
-        np = self.np
         name = of(rng, *self.names)
         options = self.options(rng, name)
         optimizer = self.optimizer(name, options)
@@ -282,7 +281,7 @@ class Cases:
             self.support.assert_same_bits(a, b, f"{where}, array {k}")
 
     def refused(self, rng, model, grads):
-        """Breaks an array of a model; whether the step is refused, which it has to be if it must."""
+        """Breaks an array of a model; whether the step is refused, as it must be."""
         mx = self.mx
         optimizer, weights, states = model
         at = rng.randint(len(weights))
@@ -380,7 +379,7 @@ class Cases:
     # Checkpoints.
 
     def training(self, rng, name, options, shapes):
-        gluon, mx, np = self.mx.gluon, self.mx, self.np
+        gluon, mx = self.mx.gluon, self.mx
         parameters = []
         for k, shape in enumerate(shapes):
             parameter = gluon.Parameter(f"w{k}", shape=shape)
@@ -487,7 +486,8 @@ class Cases:
             value = of(
                 rng, None, 3, "s", (), (None,), ones((3, 4)), (ones((3, 4)), ones((3, 4))),
                 (ones((5,)), ones((5,))), [ones((5,))] * 2, (ones((5,), dtype="float64"),) * 2,
-                {}, ones((0,)), ((ones((5,)), ones((5,))), ones((5,))), ones((5,)).tostype("row_sparse"),
+                {}, ones((0,)), ((ones((5,)), ones((5,))), ones((5,))),
+                ones((5,)).tostype("row_sparse"),
             )  # fmt: skip
             if kind == 6:
                 states[index] = value

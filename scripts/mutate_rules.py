@@ -26,7 +26,8 @@ DRIVER = ("main.cc", "test_codecs.cc", "test_kernels.cc", "test_rules.cc", "test
 
 TOKEN = re.compile(
     r"""(?P<skip>//[^\n]*|"[^"\n]*"|\#[^\n]*|template\s*<[^>]*>|RuleList<[^>]*>|Preparation<T>|
-        Scalars<T>|prepared_gradient<R>|AdamRule<(?:true|false)>|static_assert[^;]*;|T&|T\*|const\ char\*)
+        Scalars<T>|prepared_gradient<R>|AdamRule<(?:true|false)>|static_assert[^;]*;|T&|T\*|
+        const\ char\*)
     |(?P<name>[A-Za-z_][\w.:]*)|(?P<number>\d+)|(?P<operator>==|!=|<=|>=|&&|\|\||[-+*/<>!?=])""",
     re.VERBOSE,
 )
@@ -109,7 +110,7 @@ def run(*command: object, seconds: float = 120) -> subprocess.CompletedProcess:
 
 
 class Driver:
-    """The driver with the kernels of one instruction set, of which these alone are compiled anew."""
+    """The driver with the kernels of one instruction set, compiled anew for each mutant."""
 
     def __init__(self, folder: Path):
         self.folder = folder

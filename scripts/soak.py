@@ -38,7 +38,7 @@ def arrays() -> int:
 
 
 class Oracle:
-    """AdaMax for one tensor in NumPy's float32, in the order of operations of docs/optimizers.md."""
+    """AdaMax for one tensor in NumPy's float32, in the order of docs/optimizers.md."""
 
     def __init__(self, weight: np.ndarray):
         self.weight = weight.copy()
@@ -87,7 +87,7 @@ def main() -> None:
             oracle.step(found[k], step)
         if step % every == 0:
             seen.append((step, *watch()))
-            print("step %d: %d KiB, %d arrays, %d files" % seen[-1], flush=True)
+            print("step {}: {} KiB, {} arrays, {} files".format(*seen[-1]), flush=True)
     seen.append((step, *watch()))
 
     print(f"{step} steps of {len(weights)} tensors in {time.monotonic() - begin:.0f} s")
@@ -102,8 +102,10 @@ def main() -> None:
     settled = [entry for entry in seen if entry[0] >= step // 10]
     first, last = settled[0], settled[-1]
     growth = last[1] - first[1]
-    print(f"from step {first[0]} on: {growth} KiB, {last[2] - first[2]} arrays, "
-          f"{last[3] - first[3]} files; {len(oracles)} tensors compared, {len(differ)} differ")  # fmt: skip
+    print(
+        f"from step {first[0]} on: {growth} KiB, {last[2] - first[2]} arrays, "
+        f"{last[3] - first[3]} files; {len(oracles)} tensors compared, {len(differ)} differ"
+    )
     if differ or growth > 4096 or last[2] > first[2] or last[3] > first[3]:
         sys.exit("soak: something has grown, or differs")
 
