@@ -4,8 +4,8 @@
     python scripts/fuzz.py --first 1234 --cases 1  one case again
 
 A case is right if it ends in what the plain definition of the optimizer computes, to the last bit,
-or in a documented exception with no array and no count changed. Cases run in a process of their own,
-whose end or silence is a finding too.
+or in a documented exception with no array and no count changed. Cases run in another process, of
+which the end or a long silence is a finding too.
 """
 
 from __future__ import annotations
