@@ -276,7 +276,7 @@ class Cases:
                 if not near.all():
                     raise Finding(f"{where}, array {k}: {a[~near][:3]} for {b[~near][:3]}")
                 continue
-            if a.dtype == np.float16:
+            if a.dtype.itemsize < 4:
                 a, b = a.astype("float32"), b.astype("float32")
             self.support.assert_same_bits(a, b, f"{where}, array {k}")
 
