@@ -7,7 +7,7 @@ SESSION ?= quick
 DEFINE = SKBUILD_CMAKE_DEFINE="$(1)$${SKBUILD_CMAKE_DEFINE:+;$$SKBUILD_CMAKE_DEFINE}"
 SOURCES := $(wildcard CMakeLists.txt setup.py pyproject.toml csrc/*.* csrc/*/*.*)
 
-.PHONY: train test matrix benchmark docs lint tidy clean
+.PHONY: train test matrix benchmark docs lint tidy sanitize sanitize-python clean
 
 train: $(VENV)/installed
 	$(VENV)/bin/python examples/train_mnist.py --optimizer adamax adamax_ext
@@ -44,6 +44,29 @@ tidy: $(VENV)/installed
 	printf '%s\n' $(wildcard csrc/*.cc csrc/cpu/*.cc csrc/engine/*.cc) | \
 	  xargs --max-procs="$$(nproc)" --max-args=1 $(VENV)/bin/clang-tidy -p build/tidy --quiet \
 	  --extra-arg=-idirafter"$$($(CXX) -print-file-name=include)" '--extra-arg=-D__malloc__(...)='
+
+# The C++ driver, watched by sanitizers; docs/testing.md says what it tests.
+sanitize: $(VENV)/installed
+	for sanitizers in address,undefined thread; do \
+	  $(VENV)/bin/cmake -B build/sanitize-$$sanitizers -DMXADAMAX_DRIVER=ON -DMXADAMAX_SANITIZE=$$sanitizers && \
+	  $(VENV)/bin/cmake --build build/sanitize-$$sanitizers --parallel && \
+	  build/sanitize-$$sanitizers/tests/native/native_driver || exit 1; \
+	done
+
+# The tests that reach most of the native code, with a module that sanitizers watch, in an environment with
+# MXNet. MXNet and Python leak on purpose.
+SANITIZED := bad_input half_precision sparse skip_nonfinite global_norm kernels low_bit
+sanitize-python: $(VENV)/installed
+	rm -rf build/sanitized
+	$(VENV)/bin/cmake -B build/sanitize-module -DMXADAMAX_SANITIZE=address,undefined -DMXADAMAX_CUDA=OFF \
+	  -DPython_EXECUTABLE=$(abspath $(VENV)/bin/python) -Dpybind11_DIR="$$($(VENV)/bin/pybind11-config --cmakedir)"
+	$(VENV)/bin/cmake --build build/sanitize-module --parallel
+	mkdir -p build/sanitized && cp -r mxadamax build/sanitized/ && rm -f build/sanitized/mxadamax/*.so
+	cp build/sanitize-module/_native*.so build/sanitized/mxadamax/
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0,suppressions=$(CURDIR)/tests/native/asan.supp \
+	  PYTHONPATH=build/sanitized $(VENV)/bin/pytest -p no:cacheprovider -s $(SANITIZED:%=tests/test_%.py) \
+	  --deselect tests/test_kernels.py::test_more_than_2_to_the_31_elements
 
 $(VENV)/installed: $(SOURCES)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)

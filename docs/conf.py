@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How Sphinx builds the documentation: `make docs`. Nothing is fetched from a network."""
 
 import re

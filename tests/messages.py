@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The messages that the package can raise or print, read from its sources."""
 
 from __future__ import annotations

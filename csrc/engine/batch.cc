@@ -130,10 +130,13 @@ class NotRecording {
   int before_ = 0;
 };
 
-// Lets the engine join what this thread pushes into one operation, for as long as it lives.
+// Lets the engine join what this thread pushes into one operation, for as long as it lives. The
+// engine takes memory for as many at once.
 class OneOperation {
  public:
-  OneOperation() { check(api().MXEngineSetBulkSize(std::numeric_limits<int>::max(), &before_)); }
+  explicit OneOperation(std::size_t most) {
+    check(api().MXEngineSetBulkSize(static_cast<int>(most), &before_));
+  }
   ~OneOperation() {
     int ignored = 0;
     api().MXEngineSetBulkSize(before_, &ignored);
@@ -651,7 +654,7 @@ void Batch::check_memory() const {
 
 void Batch::restore_layouts() const {
   const NotRecording not_recording;
-  const OneOperation one_operation;
+  const OneOperation one_operation(size());
   for (const Parameter& parameter : parameters_) {
     if (parameter.is_matrix && !parameter.weight_in_rows) restore_layout(parameter.weight.get());
   }

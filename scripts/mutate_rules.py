@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Change each operator, constant and index in csrc/rules, one at a time, and see the tests fail.
+
+    python scripts/mutate_rules.py                     all rules; prints what no test has noticed
+    python scripts/mutate_rules.py adam.h rule.h       these
+    python scripts/mutate_rules.py --list adam.h       says what would be changed
+
+For each mutant one file is compiled, the kernels of the plainest instruction set, and the driver in
+tests/native compares every rule with its formula. docs/testing.md lists those mutants that change
+nothing, and why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RULES = ROOT / "csrc" / "rules"
+DRIVER = ("main.cc", "test_codecs.cc", "test_kernels.cc", "test_rules.cc", "test_update.cc")
+
+TOKEN = re.compile(
+    r"""(?P<skip>//[^\n]*|"[^"\n]*"|\#[^\n]*|template\s*<[^>]*>|RuleList<[^>]*>|Preparation<T>|
+        Scalars<T>|prepared_gradient<R>|AdamRule<(?:true|false)>|static_assert[^;]*;|T&|T\*|
+        const\ char\*)
+    |(?P<name>[A-Za-z_][\w.:]*)|(?P<number>\d+)|(?P<operator>==|!=|<=|>=|&&|\|\||[-+*/<>!?=])""",
+    re.VERBOSE,
+)
+
+OPERATORS = {
+    "+": ["-"],
+    "-": ["+"],
+    "*": ["/"],
+    "/": ["*"],
+    "<": [">=", "<="],
+    ">": ["<=", ">="],
+    "!=": ["=="],
+    "!": [""],
+}
+NAMES = {
+    "true": "false",
+    "false": "true",
+    "StateKind::plain": "StateKind::square",
+    "StateKind::square": "StateKind::magnitude",
+    "StateKind::magnitude": "StateKind::plain",
+    "square": "",
+    "square_root": "",
+    "absolute": "",
+    "maximum": "clipped",
+    "clipped": "maximum",
+    "__builtin_fabs": "-",
+    "__builtin_fabsf": "-",
+    "__builtin_sqrt": "",
+    "__builtin_sqrtf": "",
+    "g": "(-g)",
+}
+
+
+def mutants(text: str) -> list[tuple[int, int, str]]:
+    """Where in a header what is replaced by what."""
+    found = []
+    scalars = re.findall(r"T ((?:\w+, )*\w+);", text)
+    names = [name for names in scalars for name in names.split(", ")]
+    body = text.index("namespace")
+    for match in TOKEN.finditer(text, body):
+        kind, token, at = match.lastgroup, match.group(), match.start()
+        begin = text.rfind("\n", 0, at) + 1
+        line = text[begin : text.find("\n", at)]
+        before = text[:at].rstrip()[-1:]
+        after = text[match.end() :].lstrip()[:1]
+        # What comes before a function's body is no formula.
+        declares = "MXADAMAX_RULE" in line and at < begin + line.index("{")
+        replacements: list[str] = []
+        if kind == "operator":
+            if declares:
+                continue
+            replacements = OPERATORS.get(token, [])
+            # What begins a term is a sign.
+            if token == "-" and (before in "(=?:,*/+" or text[:at].rstrip().endswith("return")):
+                replacements = [""]
+        elif kind == "number":
+            replacements = [str(int(token) + 1)]
+            if before == "[":
+                replacements = [{"0": "1", "1": "0", "2": "1"}[token]]
+        elif kind == "name":
+            prefix, _, scalar = token.partition("s.")
+            if prefix == "" and scalar in names and len(names) > 1:
+                replacements = ["s." + names[(names.index(scalar) + 1) % len(names)]]
+            elif token in NAMES and not declares and "struct" not in line:
+                if token[0].islower() and token not in ("true", "false", "g") and after != "(":
+                    continue
+                replacements = [NAMES[token]]
+        found += [(at, match.end(), new) for new in replacements]
+    return found
+
+
+def run(*command: object, seconds: float = 120) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
+class Driver:
+    """The driver with the kernels of one instruction set, compiled anew for each mutant."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.sources = folder / "csrc"
+        shutil.copytree(ROOT / "csrc", self.sources)
+        self.objects = []
+        native = ROOT / "tests" / "native"
+        others = [native / name for name in DRIVER]
+        others += [self.sources / "cpu" / name for name in ("instruction_set.cc", "update.cc")]
+        for source in others:
+            self.objects.append(self.compile(source, f"-I{native}", "-O1"))
+
+    def compile(self, source: Path, *options: str) -> Path:
+        target = self.folder / (source.stem + ".o")
+        command = ("c++", "-std=c++17", "-ffp-contract=off", "-fopenmp")
+        done = run(*command, f"-I{self.sources}", *options, "-c", source, "-o", target)
+        if done.returncode:
+            raise RuntimeError(done.stderr[-2000:])
+        return target
+
+    def test(self) -> str | None:
+        """What the tests say of the rules as they are now; None where they pass."""
+        try:
+            kernels = self.compile(
+                self.sources / "cpu" / "kernels.cc", "-DMXADAMAX_KERNELS=kernels_baseline"
+            )
+        except RuntimeError:
+            return "does not compile"
+        driver = self.folder / "driver"
+        linked = run("c++", "-fopenmp", *self.objects, kernels, "-o", driver)
+        if linked.returncode:
+            raise RuntimeError(linked.stderr[-2000:])
+        try:
+            done = run(driver, "rules")
+        except subprocess.TimeoutExpired:
+            return "hangs"
+        return None if done.returncode == 0 else (done.stderr.strip() or "crashed").splitlines()[-1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("headers", nargs="*", help="files in csrc/rules; by default all")
+    parser.add_argument("--list", action="store_true", help="compile nothing")
+    parser.add_argument("--seconds", type=float, default=None, help="stop after so many")
+    arguments = parser.parse_args()
+    headers = arguments.headers or sorted(p.name for p in RULES.glob("*.h") if p.name != "all.h")
+    end = time.monotonic() + (arguments.seconds or 1e9)
+    survivors, tried, uncompiled = [], 0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        driver = None if arguments.list else Driver(Path(folder))
+        if driver and (reason := driver.test()):
+            sys.exit(f"without any change the driver fails: {reason}")
+        for header in headers:
+            text = (RULES / header).read_text()
+            for first, last, new in mutants(text):
+                line = text.count("\n", 0, first) + 1
+                shown = text.splitlines()[line - 1].strip()
+                what = f"{header}:{line}: {text[first:last]!r} -> {new!r} in {shown}"
+                if driver is None:
+                    print(what)
+                    continue
+                if time.monotonic() > end:
+                    print(f"stopped before {what}")
+                    break
+                (driver.sources / "rules" / header).write_text(text[:first] + new + text[last:])
+                reason = driver.test()
+                tried += 1
+                uncompiled += reason == "does not compile"
+                if reason is None:
+                    survivors.append(what)
+                    print("survives", what, flush=True)
+                elif tried % 10 == 0:
+                    print(f"{tried} mutants", flush=True)
+            if driver is not None:
+                (driver.sources / "rules" / header).write_text(text)
+                print(f"{header}: done, {tried} so far", flush=True)
+    print(f"{tried} mutants, {uncompiled} do not compile, {len(survivors)} survive")
+    sys.exit(bool(survivors))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What scripts/fuzz.py and the sanitizers have found, one test each."""
+
+import pickle
+
+import mxadamax
+from mxadamax.compatibility import IS_MXNET_1
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import gluon
+from support import run_python
+
+
+def a_trainer():
+    parameter = gluon.Parameter("w", shape=(3, 4))
+    parameter.initialize(mx.init.One())
+    parameters = [parameter] if IS_MXNET_1 else {"w": parameter}
+    trainer = gluon.Trainer(parameters, "adamax_ext", kvstore=None)
+    with mx.autograd.record():
+        loss = (parameter.data() * 2).sum()
+    loss.backward()
+    trainer.step(1)
+    return parameter, trainer
+
+
+@pytest.mark.xfail(strict=True, reason="load_states looks at neither of them")
+@pytest.mark.parametrize(
+    "name, value",
+    [("lr_scheduler", 0.0), ("lr_scheduler", [0.9]), ("lr_scheduler", {}), ("num_update", int)],
+    ids=str,
+)
+def test_a_damaged_optimizer_in_a_file(name, value, tmp_path):
+    """Refused when it is loaded, not by a TypeError of the step after it."""
+    parameter, trainer = a_trainer()
+    mxadamax.save_states(trainer, tmp_path / "file")
+    states, optimizer = pickle.loads((tmp_path / "file").read_bytes())
+    setattr(optimizer, name, value)
+    (tmp_path / "file").write_bytes(pickle.dumps((states, optimizer)))
+    before = parameter.data().asnumpy()
+    with pytest.raises(ValueError, match=name):
+        mxadamax.load_states(trainer, tmp_path / "file")
+    assert np.array_equal(parameter.data().asnumpy(), before)
+
+
+@pytest.mark.xfail(strict=True, reason="a bool counts as a number")
+def test_true_is_no_number():
+    """The native update took it for 1, the definition failed inside MXNet."""
+    with pytest.raises(ValueError, match="clip_gradient must be .*, got True"):
+        mxadamax.Adamax(clip_gradient=True)
+
+
+def test_a_step_takes_no_memory_for_what_it_does_not_join():
+    """MXNet takes memory for as many operations as it is told to join: two thousand million once."""
+    code = """
+import ctypes
+import mxnet as mx
+from mxadamax.compatibility import C_FUNCTIONS
+from mxadamax.engine import native
+
+sizes = []
+address = lambda f: ctypes.cast(f, ctypes.c_void_p).value
+real = mx.base._LIB.MXEngineSetBulkSize
+
+@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.POINTER(ctypes.c_int))
+def noted(size, before):
+    sizes.append(size)
+    return real(ctypes.c_int(size), before)
+
+table = {n: address(getattr(mx.base._LIB, C_FUNCTIONS.get(n, n))) for n in native().mxnet_functions}
+native().bind({**table, "MXEngineSetBulkSize": address(noted)}.__getitem__)
+optimizer = mxadamax.Adamax()
+weights, grads = ([mx.nd.ones((3, 4)) for _ in range(5)] for _ in range(2))
+states = [optimizer.create_state(k, w) for k, w in enumerate(weights)]
+optimizer.fused_step(list(range(5)), weights, grads, states)
+mx.nd.waitall()
+print(sizes[0])
+"""
+    assert 5 <= int(run_python(code).split()[-1]) < 100
