@@ -49,7 +49,7 @@ template <int states>
 
 [[gnu::always_inline]] inline void part_of(const FloorTensor& tensor, int states,
                                            std::int64_t first, std::int64_t count) {
-  static_assert(cpu::max_states == 4, "a case for each number of states");
+  static_assert(max_states == 4, "a case for each number of states");
   switch (states) {
     case 0:
       return part_of<0>(tensor, first, count);

@@ -17,7 +17,7 @@ struct FloorTensor {
   // float32, or 16 bits where there is a copy.
   const void* grad;
   // The weight and the states.
-  float* written[1 + cpu::max_states];
+  float* written[1 + max_states];
   // Of 16 bits: the weight once more. Or null.
   void* copy;
 };

@@ -473,7 +473,7 @@ class ArraysToMove {
     }
     states_ = static_cast<int>(written[0].size()) - 1;
     for (std::size_t i = 0; i < grads.size(); ++i) {
-      if (written[i].size() != written[0].size() || states_ < 0 || states_ > cpu::max_states) {
+      if (written[i].size() != written[0].size() || states_ < 0 || states_ > max_states) {
         throw ParameterError(i, "expected a weight and 0 to 4 states, as many for each");
       }
       FloorTensor tensor{};
@@ -633,7 +633,9 @@ PYBIND11_MODULE(_native, m) {
            "Hand the update to MXNet's engine, once. Each table is a dict, in which each scalar of "
            "the rule is one number, or a list with one for each parameter. The first table counts "
            "if skipped_before steps of the report have been skipped, the next if one more, and so "
-           "on.");
+           "on.")
+      .def_property_readonly("pushed", &engine::Batch::pushed,
+                             "Whether the engine has it: it will be done, whatever comes.");
 
   m.def("decode", &decode, py::arg("array"), py::arg("type"), py::arg("instruction_set"),
         "What the bits of 16-bit numbers stand for: float32 numbers.");

@@ -5,6 +5,7 @@ csrc/module.cc defines it; tests/test_stubs.py holds this file against what has 
 """
 
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy
@@ -90,6 +91,9 @@ class Batch:
         With `lazy`, rows that a row_sparse gradient does not hold are left alone. The others say
         what states are made of.
         """
+    @property
+    def pushed(self) -> bool:
+        """Whether the engine has it: it will be done, whatever comes."""
     def push(
         self,
         tables: Sequence[_Scalars],
@@ -116,6 +120,12 @@ def find_row_indices(array: NDArray, indices: Sequence[int]) -> bool:
 
 def push_failure(arrays: Sequence[NDArray], message: str) -> None:
     """Make the next wait on any of these NDArrays raise MXNetError with this message."""
+
+def update_host_memory_by(kernels: ModuleType | None) -> None:
+    """For tests: update arrays in host memory by the kernels of this module.
+
+    It is _cuda_on_host, on the way that arrays on a GPU take; None for the processor's own.
+    """
 
 def as_mxnet_reads(value: float) -> float:
     """The double that an MXNet operator computes with when given this number."""
@@ -169,3 +179,23 @@ def update_numpy(
     threads: int = 0,
 ) -> None:
     """Update arrays in place, in the calling thread; scalars are taken as they are."""
+
+class MemoryFloor:
+    """What the memory allows: reads and writes the NDArrays of an update, computes next to nothing.
+
+    Spoils them.
+    """
+
+    def __init__(
+        self,
+        grads: Sequence[NDArray],
+        written: Sequence[Sequence[NDArray]],
+        copies: Sequence[NDArray],
+        threads: int,
+    ) -> None:
+        """Take gradients, for each the weight and the states, and with 16 bits copies of weights.
+
+        All must have been computed.
+        """
+    def __call__(self) -> None:
+        """Move them once, in this thread's time."""

@@ -25,6 +25,7 @@ from .conversion import (
     to_built_in,
     without_averages,
 )
+from .hyperparameters import check_integer
 from .optimizer import BFLOAT16, FusedOptimizer
 from .trainers import classic, updaters_of
 
@@ -402,7 +403,17 @@ def _successor(
     successor = copy.copy(optimizer)
     successor.__setstate__(entries)
     successor.check_hyperparameters()
+    _check_progress(successor)
     return successor
+
+
+def _check_progress(optimizer: FusedOptimizer) -> None:
+    """ValueError where how far training has got is nothing that it could go on from."""
+    scheduler = optimizer.lr_scheduler
+    if scheduler is not None and not callable(scheduler):
+        raise ValueError(f"lr_scheduler must be a function or None, got {scheduler!r}")
+    for name in ("begin_num_update", "num_update"):
+        check_integer(optimizer.registered_name, name, getattr(optimizer, name), 0)
 
 
 def _check_states(

@@ -13,11 +13,8 @@ IS_MXNET_1 = "use_fused_step" not in inspect.signature(Optimizer.__init__).param
 
 SUPPORTED = "MXNet 2.0.0b1 and 1.9.1"
 
-# The module of the arrays that Gluon's networks take and give.
-if IS_MXNET_1:
-    from mxnet import ndarray as gluon_arrays
-else:
-    from mxnet import numpy as gluon_arrays
+gluon_arrays: Any = mxnet.ndarray if IS_MXNET_1 else mxnet.numpy
+"""The module of the arrays that Gluon's networks take and give."""
 
 WHOLE_MODEL: Union[int, float] = 2**31 - 1 if IS_MXNET_1 else numpy.inf
 """The `aggregate_num` with which MXNet hands over all parameters at once.

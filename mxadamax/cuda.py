@@ -219,7 +219,7 @@ def _stream_address(stream: Any) -> int:
         return 0
     if isinstance(stream, bool) or not isinstance(stream, int) or stream < 0:
         raise TypeError(f"stream must be None, an address or a stream, got {stream!r}")
-    return stream
+    return int(stream)
 
 
 def _is_contiguous(shape: Sequence[int], strides: Optional[Sequence[int]], item: int) -> bool:
@@ -278,7 +278,12 @@ class _Look:
         self.busy: Set[int] = set()
 
     def at(
-        self, array: Any, what: str, dtype: str = "", like: Optional[_Array] = None, written=True
+        self,
+        array: Any,
+        what: str,
+        dtype: str = "",
+        like: Optional[_Array] = None,
+        written: bool = True,
     ) -> _Array:
         """What an array says of itself; checked to be of a dtype, and of the shape of another."""
         interface = getattr(array, "__cuda_array_interface__", None)
@@ -488,7 +493,8 @@ class Batch:
             if bad.any():
                 raise ValueError(f"scalar {name!r} is {values[bad][0]}, expected a finite number")
             rows[:, k] = values
-        return rows.ravel().tolist()
+        flat: List[float] = rows.ravel().tolist()
+        return flat
 
     @property
     def gradient_norm(self) -> float:
@@ -496,12 +502,12 @@ class Batch:
 
         Waits for the step.
         """
-        return self._native.report()[0]
+        return float(self._native.report()[0])
 
     @property
     def skipped_steps(self) -> int:
         """How many steps were left out because of `skip_nonfinite`. Waits for the last step."""
-        return self._native.report()[1]
+        return int(self._native.report()[1])
 
 
 def update(

@@ -66,7 +66,7 @@ class Range(NamedTuple):
         """
         if value is None and self.optional:
             return
-        is_number = isinstance(value, numbers.Real)
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         if is_number:
             inside = self.low < value < self.high
             at_low = self.includes_low and value == self.low
@@ -112,7 +112,8 @@ def check_integer(
     ValueError
         Where `value` is something else.
     """
-    if isinstance(value, numbers.Integral) and least <= int(value) < below:
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if is_integer and least <= int(value) < below:
         return
     if or_infinity and isinstance(value, numbers.Real) and value == math.inf:
         return

@@ -67,10 +67,14 @@ class Ledger:
                 self._skipped[index] = self._skipped.get(index, 0) + found
 
     def push(self, weight: NDArray) -> None:
-        """Note that a step that writes this weight has been handed over."""
+        """Note that a step that writes this weight is handed over."""
         self._pushed += 1
         self._weight = weight
         self._norm = None
+
+    def take_back(self) -> None:
+        """Note that the last step was not handed over after all."""
+        self._pushed -= 1
 
     def note(self, indices: Sequence[Index], weight: NDArray, norm: float, skipped: bool) -> None:
         """Note a step that has been waited for."""

@@ -521,6 +521,7 @@ class FusedOptimizer(StepOptimizer):
             return
         counts = self._index_update_count
         counts_before, attributes_before = dict(counts), dict(self.__dict__)
+        batch = None
         try:
             batch = native().Batch(
                 self.rule,
@@ -540,6 +541,9 @@ class FusedOptimizer(StepOptimizer):
                 table = self._table(indices, lrs, wds, self._updates(indices))
                 batch.push([table], None, False, None, 0)
         except BaseException as error:
+            # Interrupted when nothing was left to do: the engine will update the arrays.
+            if batch is not None and batch.pushed:
+                raise
             counts.clear()
             counts.update(counts_before)
             self.__dict__.update(attributes_before)
@@ -567,15 +571,19 @@ class FusedOptimizer(StepOptimizer):
             self._table(indices, lrs, wds, [t - k for t, k in zip(counts, skipped)])
             for skipped in outcomes
         ]
+        # Noted before: a step too many is one more outcome to carry, one too few would be missed.
+        ledger.push(weight)
         try:
             batch.push(
                 tables, self.clip_global_norm, self.skip_nonfinite, ledger.report, ledger.entered
             )
         except RuntimeError:
             # It has run already, and failed.
-            ledger.push(weight)
             raise
-        ledger.push(weight)
+        except BaseException:
+            if not batch.pushed:
+                ledger.take_back()
+            raise
 
     def _factor(
         self, indices: Sequence[Index], weights: Sequence[NDArray], grads: Sequence[NDArray]

@@ -19,7 +19,7 @@ STUB = PACKAGE / "_native.pyi"
 
 # pybind11 makes classes with a metaclass of its own, and without a constructor where we give none.
 ALLOWED = r"""
-mxadamax\._native\.(Batch|Rule|StateMemo|StepReport)
+mxadamax\._native\.(Batch|MemoryFloor|Rule|StateMemo|StepReport)
 mxadamax\._native\.Rule\.__init__
 """
 

@@ -678,6 +678,7 @@ void Batch::push(std::vector<std::vector<double>> tables, StepOptions options) &
   push_task(std::unique_ptr<const Operation>(
                 new Operation{std::move(*this), std::move(tables), std::move(options), {report}}),
             place, read, written, name);
+  pushed_ = true;
 }
 
 namespace {

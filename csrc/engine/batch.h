@@ -138,6 +138,9 @@ class Batch {
   // next wait, with no array written.
   void push(std::vector<std::vector<double>> tables, StepOptions options) &&;
 
+  // Whether the engine has it. False after a push that has thrown.
+  bool pushed() const { return pushed_; }
+
  private:
   friend struct Operation;
   struct Expected;
@@ -160,6 +163,7 @@ class Batch {
   bool lazy_;
   StateFormat format_;
   std::vector<Parameter> parameters_;
+  bool pushed_ = false;
   // The first weight's.
   Place place_{};
   // Null where the processor updates.

@@ -187,9 +187,11 @@ def look_at_cuda(report: Report) -> None:
         cuda = importlib.import_module("mxadamax.cuda")
     except Exception:
         # Of whatever kind, where the package itself cannot be imported.
-        report.facts["CUDA"] = "this build has no part for GPUs"
+        report.facts["CUDA"] = "not looked at, since mxadamax cannot be imported"
     else:
-        report.facts["CUDA"] = cuda.describe()
+        found = cuda.describe()
+        gpus = [gpu._asdict() for gpu in found.gpus]
+        report.facts["CUDA"] = {**found._asdict(), "gpus": gpus}
 
 
 def report_of_this_process() -> Report:
@@ -205,11 +207,11 @@ def report_of_this_process() -> Report:
 
 def as_text(value: Any) -> str:
     """A fact, for the table."""
-    if value is None:
+    if value is None or value in ("", [], ()):
         return "-"
     if isinstance(value, dict):
         return ", ".join(f"{name} {as_text(found)}" for name, found in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return ", ".join(map(as_text, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def print_report(report: Report) -> None:

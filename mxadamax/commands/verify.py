@@ -21,12 +21,15 @@ import mxnet
 import numpy
 from mxnet.ndarray import NDArray
 from mxnet.optimizer import Optimizer
+from numpy.typing import NDArray as NumpyArray
 from rich.console import Console
 from rich.table import Table
 
 from .. import _native
 from ..compatibility import IS_MXNET_1
 from ..optimizer import BFLOAT16, FusedOptimizer
+
+Numbers = NumpyArray[Any]
 
 STEPS = 6
 SHAPES = [(1,), (2,), (15,), (17,), (33,), (3, 4, 5), (1000,), (17_001,)]
@@ -174,19 +177,20 @@ class Result:
 # ---------------------------------------------------------------- numbers
 
 
-def nd(array: numpy.ndarray, dtype: Any) -> NDArray:
+def nd(array: Numbers, dtype: Any) -> NDArray:
     """An NDArray; MXNet makes those of bfloat16 from others only."""
     made = mxnet.nd.array(array, dtype=array.dtype)
     return made if dtype == array.dtype else made.astype(dtype)
 
 
-def wide(array: NDArray) -> numpy.ndarray:
+def wide(array: NDArray) -> Numbers:
     """What an array of 16 bits stands for, or any other as it is."""
     short = array.dtype == BFLOAT16 or array.dtype == numpy.float16
-    return (array.astype("float32") if short else array).asnumpy()
+    found: Numbers = (array.astype("float32") if short else array).asnumpy()
+    return found
 
 
-def rounded(values: numpy.ndarray, dtype: Any) -> numpy.ndarray:
+def rounded(values: Numbers, dtype: Any) -> Numbers:
     """Float32 numbers rounded to 16 bits; in NumPy, apart from what is tested."""
     if dtype == numpy.float16:
         with numpy.errstate(over="ignore"):
@@ -194,10 +198,11 @@ def rounded(values: numpy.ndarray, dtype: Any) -> numpy.ndarray:
     bits = numpy.atleast_1d(values).view(numpy.uint32)
     # Half of the last place, less a bit where the number below is even.
     kept = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-    return kept.astype(numpy.uint32).view(numpy.float32).reshape(values.shape)
+    found: Numbers = kept.astype(numpy.uint32).view(numpy.float32).reshape(values.shape)
+    return found
 
 
-def places(values: numpy.ndarray, dtype: Any) -> numpy.ndarray:
+def places(values: Numbers, dtype: Any) -> Numbers:
     """Where numbers are in the order of all numbers of their type: 0 and -0 are neighbours."""
     values = numpy.atleast_1d(values)
     if dtype == numpy.float16:
@@ -210,7 +215,7 @@ def places(values: numpy.ndarray, dtype: Any) -> numpy.ndarray:
     return numpy.where(bits < 0, -(bits & ((1 << digits) - 1)) - 1, bits)
 
 
-def apart(actual: numpy.ndarray, expected: numpy.ndarray, dtype: Any) -> float:
+def apart(actual: Numbers, expected: Numbers, dtype: Any) -> float:
     """How many numbers of a type the farthest two are apart; two NaN are not."""
     if actual.shape != expected.shape:
         return float("inf")
@@ -226,7 +231,7 @@ def apart(actual: numpy.ndarray, expected: numpy.ndarray, dtype: Any) -> float:
     return float(numpy.max(distance, initial=0))
 
 
-def units_apart(actual: numpy.ndarray, expected: numpy.ndarray, before: numpy.ndarray) -> float:
+def units_apart(actual: Numbers, expected: Numbers, before: Numbers) -> float:
     """How far two results differ, in units in the last place of the largest number in their sum.
 
     That is the value before, the value after, or what was added.
@@ -325,7 +330,7 @@ def with_multipliers(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-def expected_of(run: Run, dtype: Any, multi_precision: bool) -> List[numpy.ndarray]:
+def expected_of(run: Run, dtype: Any, multi_precision: bool) -> List[Numbers]:
     """What arrays of a type must hold that go with a reference in float32, after its step.
 
     With `multi_precision` the reference is the float32 copy. Without, everything is rounded once,

@@ -114,7 +114,8 @@ def check(given: argparse.Namespace) -> None:
         raise ValueError("--plot needs matplotlib: pip install 'mxadamax[plot]'")
     if given.plot and given.plot.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--plot: expected a name that ends in .png, .svg or .pdf: {given.plot}")
-    for file in filter(None, (given.json, given.plot)):
+    files: list[Path] = [file for file in (given.json, given.plot) if file is not None]
+    for file in files:
         if not file.absolute().parent.is_dir():
             raise FileNotFoundError(f"there is no folder {file.parent} to write {file.name} to")
 

@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, NamedTuple, Sequence, Tuple, Union
 
 import mxnet as mx
 import numpy as np
+import numpy.typing as npt
 from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
@@ -189,12 +190,12 @@ def make_trainer(params: Any, optimizer: Optimizer, **options: Any) -> gluon.Tra
 
 
 @functools.lru_cache(maxsize=None)
-def random_numbers() -> np.ndarray:
+def random_numbers() -> npt.NDArray[Any]:
     """A million random numbers."""
     return np.random.RandomState(0).standard_normal(1 << 20).astype(np.float32)
 
 
-def random_like(shape: Shape) -> np.ndarray:
+def random_like(shape: Shape) -> npt.NDArray[Any]:
     """Random numbers, repeated where many are asked for: which they are makes no difference."""
     return np.resize(random_numbers(), shape)
 
@@ -313,6 +314,7 @@ def family_case(shapes: Sequence[Shape], peers: Peers, rounds: int) -> Case:
         return {peers.built_in: trainer_update(shapes, peers.built_in, **peers.options)[0]}
 
     def of_torch() -> dict[str, Contender]:
+        assert peers.torch is not None
         name, options = peers.torch
         optimizer = getattr(torch.optim, name)(torch_params(shapes), lr=1e-3, **options)
         return {"torch": Contender(optimizer.step)}

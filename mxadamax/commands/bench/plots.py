@@ -80,7 +80,12 @@ def draw_models(axes: Axes, result: dict[str, Any], cases: list[str]) -> None:
         heights = [median(result, case, contender) for case in cases]
         places = [x + (k - (len(contenders) - 1) / 2) * width for x in range(len(cases))]
         found = [(x, height) for x, height in zip(places, heights) if height is not None]
-        bars = axes.bar(*zip(*found), width, color=STYLES[contender].color)
+        bars = axes.bar(
+            [x for x, _ in found],
+            [height for _, height in found],
+            width,
+            color=STYLES[contender].color,
+        )
         axes.bar_label(
             bars, [in_milliseconds(height) for _, height in found], fontsize="x-small", padding=1
         )
