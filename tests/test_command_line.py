@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import mxadamax
+from mxadamax import cuda
 from mxadamax.__main__ import COMMANDS, main
 from mxadamax.commands import info
 
@@ -177,18 +178,17 @@ def test_info_names_a_python_that_is_not_supported(monkeypatch):
 
 
 def test_info_says_what_the_part_for_gpus_says(monkeypatch):
-    class Cuda:
-        @staticmethod
-        def describe() -> dict:
-            return {"device": "a GPU", "kernels": ["sm_80"]}
-
-    monkeypatch.setitem(sys.modules, "mxadamax.cuda", Cuda)
+    gpu = cuda.Gpu("H0", 80 << 30, 90)
+    monkeypatch.setattr(cuda, "describe", lambda: cuda.Description(True, "80", "13.0", gpus=(gpu,)))
     report = info.Report()
     info.look_at_cuda(report)
-    assert info.as_text(report.facts["CUDA"]) == "device a GPU, kernels sm_80"
+    text = info.as_text(report.facts["CUDA"])
+    assert text.startswith("built True, architectures 80, compiler 13.0, driver -, gpus ")
+    assert "name H0" in text
+    assert "H0" in str(report)
     monkeypatch.setitem(sys.modules, "mxadamax.cuda", None)
     info.look_at_cuda(report)
-    assert report.facts["CUDA"] == "this build has no part for GPUs"
+    assert "cannot be imported" in report.facts["CUDA"]
 
 
 # convert: what it does is tested in test_checkpoints.py.

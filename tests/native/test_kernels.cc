@@ -20,7 +20,7 @@ struct Arrays {
   }
   void update(const cpu::RuleKernels& rule, const double* row, std::size_t first,
               std::size_t count) {
-    void* pointers[cpu::max_states] = {};
+    void* pointers[max_states] = {};
     for (std::size_t k = 0; k < state.size(); ++k) pointers[k] = state[k].data() + first;
     rule.kernels[sizeof(T) == 8](row, grad.data() + first, weight.data() + first, pointers,
                                  static_cast<std::int64_t>(count));

@@ -182,7 +182,7 @@ void compare(const cpu::RuleKernels& rule, const Formula& formula, Scalars scala
   const std::size_t count = grads.size();
   std::vector<T> w = weights;
   std::vector<std::vector<T>> found = states;
-  void* pointers[cpu::max_states] = {};
+  void* pointers[max_states] = {};
   for (int k = 0; k < rule.states; ++k) pointers[k] = found[k].data();
   const auto row = row_of(rule, scalars);
   constexpr int compute = sizeof(T) == 8;
@@ -192,7 +192,7 @@ void compare(const cpu::RuleKernels& rule, const Formula& formula, Scalars scala
   for (auto& scalar : scalars) scalar.second = static_cast<T>(scalar.second);
 
   for (std::size_t i = 0; i < count; ++i) {
-    Real state[cpu::max_states] = {};
+    Real state[max_states] = {};
     for (int k = 0; k < rule.states; ++k) state[k] = states[k][i];
     const Real decay = scalars["wd"] < 0 ? Real{0} : Real{scalars["wd"]} * weights[i];
     const Real scaled = Real{grads[i]} * scalars["rescale_grad"];

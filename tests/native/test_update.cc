@@ -6,14 +6,11 @@
 #include <thread>
 
 #include "check.h"
-#include "cpu/chunks.h"
+#include "chunks.h"
 #include "cpu/update.h"
 
 namespace mxadamax::tests {
 namespace {
-
-using cpu::Compute;
-using cpu::Stored;
 
 // How parameters are kept.
 struct Kind {
@@ -84,7 +81,7 @@ class Model {
 
  private:
   void* memory(std::int64_t size, Stored type, std::mt19937& source, bool filled) {
-    const auto bytes = static_cast<std::size_t>(size * cpu::stored_size(type));
+    const auto bytes = static_cast<std::size_t>(size * stored_size(type));
     memory_.emplace_back(bytes, std::make_unique<unsigned char[]>(bytes));
     unsigned char* const data = memory_.back().second.get();
     for (std::int64_t i = 0; filled && i < size; ++i) {
@@ -114,7 +111,7 @@ bool fits(const cpu::RuleKernels& rule, const Kind& kind) {
                                     : !kind.at_random || rule.keeps_in_few_bits;
 }
 
-constexpr std::int64_t chunk = cpu::Chunks::length;
+constexpr std::int64_t chunk = Chunks::length;
 const std::vector<std::int64_t> many_sizes = {0,   1,  63,        64,        65,    0, 511, 512,
                                               513, 17, chunk - 1, chunk + 1, 40000, 3, 0,   129};
 
@@ -129,13 +126,13 @@ void test_chunks() {
              : kind == 2 ? source() % 3 * 64
                          : source() % 70000;
     }
-    const cpu::Chunks chunks(sizes);
+    const Chunks chunks(sizes);
     std::vector<std::int64_t> next(sizes.size());
     for (std::int64_t c = 0; c < chunks.count(); ++c) {
       std::int64_t elements = 0;
       chunks.visit(c, [&](std::size_t tensor, std::int64_t first, std::int64_t count) {
         CHECK(count > 0 && first == next[tensor], "tensor " << tensor << " at " << first);
-        CHECK(first % cpu::Chunks::grain == 0, "tensor " << tensor << " at " << first);
+        CHECK(first % Chunks::grain == 0, "tensor " << tensor << " at " << first);
         next[tensor] += count;
         elements += count;
       });
@@ -192,7 +189,7 @@ void test_gradients(const cpu::RuleKernels& rule, const Kind& kind) {
   }
   // All bits set is NaN in every type.
   const cpu::Tensor& tensor = model.tensors[11];
-  const std::int64_t bytes = cpu::stored_size(tensor.grad_type);
+  const std::int64_t bytes = stored_size(tensor.grad_type);
   const void* const last = cpu::moved(tensor.grad, tensor.grad_type, tensor.size - 1);
   std::memset(const_cast<void*>(last), 0xff, static_cast<std::size_t>(bytes));
   for (const int threads : {1, 2, 5}) {
