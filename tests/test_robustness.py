@@ -168,22 +168,31 @@ grads = [mx.nd.array(rng.standard_normal(s), dtype="float32") for s in shapes]
 make = lambda: Run(mxadamax.Adamax(**options), weights)
 
 def everything(run):
-    states = [a for k in run.indices for a in run.updater.states.get(k, ())]
-    return [a.asnumpy().tobytes() for a in [*run.weights, *states]]
+    # Of some of them there may be states already, before the first step.
+    made = run.updater.states
+    states = [made.get(k) or run.optimizer.create_state(k, w) for k, w in enumerate(run.weights)]
+    return [a.asnumpy().tobytes() for a in [*run.weights, *sum(states, ())]]
+
+def interrupt(seconds, heeded):
+    # Once more after a while: where it comes in a destructor, Python drops it.
+    while not heeded.wait(seconds):
+        os.kill(os.getpid(), signal.SIGINT)
+        seconds = 2
 
 moments = np.random.RandomState(1).uniform(0, 0.03, 12)
 for seconds in moments:
     run = make()
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+    heeded = threading.Event()
+    sender = threading.Thread(target=interrupt, args=(seconds, heeded))
     done = 0
     try:
-        timer.start()
+        sender.start()
         while True:
             run.updater(list(run.indices), grads, list(run.weights))
             done += 1
     except KeyboardInterrupt:
-        pass
-    timer.join()
+        heeded.set()
+    sender.join()
     mx.nd.waitall()
     found = everything(run)
     fresh = make()
