@@ -116,13 +116,13 @@ def tests(session: nox.Session, mxnet: str) -> None:
 
 @nox.session(python=False)
 def ci(session: nox.Session) -> None:
-    """The quick tests on the oldest Python that is found, on 3.11, and on the newest.
+    """The quick tests on the oldest Python that is found with the older MXNet, and on the newest.
 
-    With both MXNets between them. All combinations take thrice as long: `quick`.
+    All combinations take five times as long: `quick`.
     """
     found = [python for python in PYTHONS if shutil.which(f"python{python}")]
     if not found:
         session.error(f"found none of Python {', '.join(PYTHONS)}")
-    for python, mxnet in ((found[0], "1.9.1"), ("3.11", "1.9.1"), (found[-1], "2.0.0b1")):
-        if python in found and (python, mxnet) != TESTED_BY_MAKE:
+    for python, mxnet in ((found[0], "1.9.1"), (found[-1], "2.0.0b1")):
+        if (python, mxnet) != TESTED_BY_MAKE:
             session.notify(f"quick-{python}(mxnet='{mxnet}')")
