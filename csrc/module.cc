@@ -159,8 +159,8 @@ bool is_fixed(py::handle state) {
 }
 
 // What was found out about the states of the batch before, by position, and what was prepared on
-// devices. A state counts as the same
-// if it is the same tuple, which is held, so that no other object takes its place in memory.
+// devices. A state counts as the same if it is the same tuple, which is held, so that no other
+// object takes its place in memory.
 class StateMemo {
  public:
   // Where position i is kept, for the batch at hand to look up and to fill.
