@@ -8,11 +8,12 @@
 #include <cstdint>
 
 #include "layout.h"
+#include "rows.h"
 
 namespace mxadamax {
 
 // The name of the capsule. It changes with everything below.
-constexpr const char* device_kernels_name = "mxadamax.DeviceKernels.1";
+constexpr const char* device_kernels_name = "mxadamax.DeviceKernels.2";
 
 // The memory of one parameter. With `copy`, that is the weight, rounded, and `weight` its float32
 // master; states are like the latter.
@@ -28,6 +29,8 @@ struct DeviceTensor {
   void* copy;
   // Null for none. Of the type that is computed in.
   void* average;
+  // Of the gradient.
+  HeldRows rows;
 };
 
 struct DeviceStep {

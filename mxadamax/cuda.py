@@ -7,7 +7,7 @@ nothing but NumPy. Arrays show themselves by ``__cuda_array_interface__`` or by 
     batch = cuda.Batch("adam", weights, grads, states)
     batch.update({"lr": 0.001, "beta1": 0.9, ...}, stream=stream)
 
-Rows of a sparse gradient and states of few bits are for the processor's kernels only.
+States of few bits are for the processor's kernels only.
 """
 
 import functools
@@ -31,6 +31,7 @@ _DLPACK_TYPES = {
     (2, 32): "float32",
     (2, 64): "float64",
     (2, 16): "float16",
+    (0, 64): "int64",
     (4, 16): "bfloat16",
 }
 # Of which infinity is one.
@@ -282,10 +283,10 @@ class _Look:
         array: Any,
         what: str,
         dtype: str = "",
-        like: Optional[_Array] = None,
+        shape: Optional[Tuple[int, ...]] = None,
         written: bool = True,
     ) -> _Array:
-        """What an array says of itself; checked to be of a dtype, and of the shape of another."""
+        """What an array says of itself; checked to be of a dtype and a shape."""
         interface = getattr(array, "__cuda_array_interface__", None)
         found = None if interface is None else _by_interface(interface, what, written)
         if found is None:
@@ -297,13 +298,25 @@ class _Look:
             found = _by_dlpack(array, what, self.stream)
         if dtype and found.dtype != dtype:
             raise TypeError(f"{what} is {found.dtype}, expected {dtype}")
-        if like is not None and found.shape != like.shape:
-            raise ValueError(f"{what} has shape {found.shape}, weight has {like.shape}")
+        if shape is not None and found.shape != shape:
+            raise ValueError(f"{what} has shape {found.shape}, expected {shape}")
         self.arrays.append(array)
         # 0 is no stream there.
         if found.stream:
             self.busy.add(found.stream)
         return found
+
+    def rows(self, array: Any, at: str, weight: _Array) -> _Array:
+        """What the numbers of a weight's rows say of themselves."""
+        if not weight.shape:
+            raise ValueError(f"{at}rows are given, and the weight has no dimension")
+        numbers = self.at(array, at + "rows", "int64", written=False)
+        if len(numbers.shape) != 1 or numbers.shape[0] > weight.shape[0]:
+            raise ValueError(
+                f"{at}rows have shape {numbers.shape}, expected one dimension of at most "
+                f"{weight.shape[0]}, as the weight has rows"
+            )
+        return numbers
 
 
 def _as_list(given: Any, count: int, what: str) -> List[Any]:
@@ -339,6 +352,13 @@ class Batch:
     averages : sequence of arrays or None, optional
         For each weight the average over its steps, of float32, or of float64 for such a weight;
         None for none. The scalar ``average_share`` says how much of the new weight goes into it.
+    rows : sequence of arrays or None, optional
+        For each weight None, or the numbers of the rows that its gradient holds: int64, of one
+        dimension, ascending, once each. The gradient then has these rows only, in that order. The
+        numbers may change from step to step, where they are.
+    lazy : bool, default False
+        Leave rows that a gradient does not hold alone, with their states and averages; otherwise
+        they are updated with a gradient of zero.
     device : int, optional
         The number of the GPU; by default that of the first weight.
     stream : int or stream, optional
@@ -362,6 +382,8 @@ class Batch:
         *,
         masters: Optional[Sequence[Any]] = None,
         averages: Optional[Sequence[Any]] = None,
+        rows: Optional[Sequence[Any]] = None,
+        lazy: bool = False,
         device: Optional[int] = None,
         stream: Any = None,
     ):
@@ -380,9 +402,10 @@ class Batch:
             _as_list(states, count, "states"),
             _as_list(masters, count, "masters"),
             _as_list(averages, count, "averages"),
+            _as_list(rows, count, "rows"),
         )
         tensors = []
-        for i, (given, grad, own, master, average) in enumerate(columns):
+        for i, (given, grad, own, master, average, held) in enumerate(columns):
             at = f"tensor {i}: "
             weight = look.at(given, at + "weight")
             if weight.dtype not in _ITEM_SIZES:
@@ -399,22 +422,33 @@ class Batch:
             own = list(own)
             if len(own) != state_count:
                 raise ValueError(f"{at}{len(own)} states, rule {rule} has {state_count}")
+            numbers = None
+            grad_shape = weight.shape
+            if held is not None:
+                numbers = look.rows(held, at, weight)
+                grad_shape = (*numbers.shape, *weight.shape[1:])
+            elements, row_length = math.prod(weight.shape), math.prod(weight.shape[1:])
             tensors.append(
                 (
                     weight.dtype,
-                    math.prod(weight.shape),
-                    look.at(grad, at + "gradient", weight.dtype, weight, written=False).address,
+                    elements,
+                    look.at(
+                        *(grad, at + "gradient", weight.dtype), shape=grad_shape, written=False
+                    ).address,
                     weight.address,
                     [
-                        look.at(state, f"{at}state {k}", updated, weight).address
+                        look.at(state, f"{at}state {k}", updated, weight.shape).address
                         for k, state in enumerate(own)
                     ],
                     0
                     if master is None
-                    else look.at(master, at + "master", "float32", weight).address,
+                    else look.at(master, at + "master", "float32", weight.shape).address,
                     0
                     if average is None
-                    else look.at(average, at + "average", computed, weight).address,
+                    else look.at(average, at + "average", computed, weight.shape).address,
+                    None
+                    if numbers is None or elements == 0
+                    else (numbers.address, numbers.shape[0], row_length, bool(lazy)),
                 )
             )
         if device is None:
@@ -436,7 +470,8 @@ class Batch:
     ) -> None:
         """Update all weights once, on the stream.
 
-        Does not wait for it; but the first call prepares memory, which takes its time.
+        Does not wait for it, unless gradients hold some rows only; but the first call prepares
+        memory, which takes its time.
 
         Parameters
         ----------
@@ -458,7 +493,7 @@ class Batch:
         Raises
         ------
         TypeError, ValueError
-            What is wrong with which scalar or option. Nothing has been written then.
+            What is wrong with which scalar, option, or row. Nothing has been written then.
         """
         if clip_global_norm is not None:
             clip_global_norm = float(clip_global_norm)
@@ -519,6 +554,8 @@ def update(
     *,
     masters: Optional[Sequence[Any]] = None,
     averages: Optional[Sequence[Any]] = None,
+    rows: Optional[Sequence[Any]] = None,
+    lazy: bool = False,
     clip_global_norm: Optional[float] = None,
     skip_nonfinite: bool = False,
     stream: Any = None,
@@ -527,7 +564,7 @@ def update(
 
     Parameters
     ----------
-    rule, weights, grads, states, masters, averages
+    rule, weights, grads, states, masters, averages, rows, lazy
         As for :class:`Batch`.
     scalars, clip_global_norm, skip_nonfinite, stream
         As for :meth:`Batch.update`.
@@ -537,7 +574,14 @@ def update(
     TypeError, ValueError, ImportError
         As these do.
     """
-    batch = Batch(rule, weights, grads, states, masters=masters, averages=averages, stream=stream)
+    batch = Batch(
+        *(rule, weights, grads, states),
+        masters=masters,
+        averages=averages,
+        rows=rows,
+        lazy=lazy,
+        stream=stream,
+    )
     batch.update(
         scalars, clip_global_norm=clip_global_norm, skip_nonfinite=skip_nonfinite, stream=stream
     )

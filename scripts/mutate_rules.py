@@ -92,6 +92,9 @@ def mutants(text: str) -> list[tuple[int, int, str]]:
             prefix, _, scalar = token.partition("s.")
             if prefix == "" and scalar in names and len(names) > 1:
                 replacements = ["s." + names[(names.index(scalar) + 1) % len(names)]]
+            elif token == "g" and text[:at].endswith(("square(", "absolute(")):
+                # Of either sign the same.
+                continue
             elif token in NAMES and not declares and "struct" not in line:
                 if token[0].islower() and token not in ("true", "false", "g") and after != "(":
                     continue

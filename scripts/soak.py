@@ -24,6 +24,8 @@ import numpy as np
 FACTOR, BETA1, BETA2, EPSILON, RATE = (0.5, 0.9, 0.999, 1e-8, 0.002)
 GRADIENTS = 7
 """How many sets of gradients come in turn."""
+WAIT = 20
+"""After how many steps all are waited for."""
 
 
 def resident() -> int:
@@ -84,6 +86,10 @@ def main() -> None:
         grads = [grad.detach() for grad in given[step % GRADIENTS]]
         updater(list(indices), grads, list(weights))
         step += 1
+        # As a training does that looks at its loss. Steps that wait to be done take memory, and one
+        # that never waits may run ahead by any number of them.
+        if step % WAIT == 0:
+            mx.nd.waitall()
         for k, oracle in oracles.items():
             oracle.step(found[k], step)
         if step % every == 0:

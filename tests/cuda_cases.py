@@ -63,6 +63,14 @@ class Kernels(NamedTuple):
     download: Callable[[Any], np.ndarray]
 
 
+class Rows(NamedTuple):
+    """The rows that a gradient holds, of so many elements each."""
+
+    numbers: np.ndarray
+    length: int
+    lazy: bool
+
+
 class Tensor:
     """One tensor as NumPy arrays: 16-bit numbers as their bits, all else as what it is."""
 
@@ -75,8 +83,9 @@ class Tensor:
         average: bool,
         seed: int,
         values: Sequence[np.ndarray] | None = None,
+        rows: Rows | None = None,
     ):
-        self.dtype, self.size = dtype, size
+        self.dtype, self.size, self.rows = dtype, size, rows
         computed = "float64" if dtype == "float64" else "float32"
         if values is None:
             values = np.random.RandomState(seed).standard_normal((8, size))
@@ -93,6 +102,10 @@ class Tensor:
             self.arrays[f"state {k}"] = state if master else stored(state)
         if average:
             self.arrays["average"] = np.asarray(w * 0.5, computed)
+        if rows is not None:
+            held = self.arrays["grad"].reshape(-1, rows.length)[rows.numbers]
+            self.arrays["grad"] = np.ascontiguousarray(held).ravel()
+            self.arrays["rows"] = rows.numbers
 
     def stored(self, numbers: np.ndarray) -> np.ndarray:
         """Numbers as an array of this dtype holds them."""
@@ -112,6 +125,11 @@ class Tensor:
         updated = "master" if "master" in arrays else "weight"
         names = [name for name in arrays if name.startswith("state")]
         weight, grad = self.read(arrays[updated]), self.read(arrays["grad"])
+        before = {name: np.array(array) for name, array in arrays.items()}
+        if self.rows is not None:
+            whole = np.zeros((self.size // self.rows.length, self.rows.length), grad.dtype)
+            whole[self.rows.numbers] = grad.reshape(-1, self.rows.length)
+            grad = whole.ravel()
         states = [self.read(arrays[name]) for name in names]
         _native.update_numpy(
             rule, [weight], [grad], [states], scalars, instruction_set="baseline", threads=1
@@ -125,10 +143,18 @@ class Tensor:
             share, kind = scalars["average_share"], weight.dtype.type
             with np.errstate(all="ignore"):
                 arrays["average"] = kind(1 - share) * arrays["average"] + kind(share) * weight
+        if self.rows is not None and self.rows.lazy:
+            left = np.setdiff1d(np.arange(self.size // self.rows.length), self.rows.numbers)
+            for name in arrays.keys() - {"grad", "rows"}:
+                now, then = (a.reshape(-1, self.rows.length) for a in (arrays[name], before[name]))
+                now[left] = then[left]
 
     def compare(self, other: dict[str, np.ndarray], where: str) -> None:
         """Fail unless arrays of another have the same bits."""
         for name, array in self.arrays.items():
+            if name == "rows":
+                assert np.array_equal(other[name], array)
+                continue
             assert_same_bits(
                 self.read(other[name]), self.read(array), f"{where}, {self.dtype}, {name}"
             )
@@ -202,6 +228,7 @@ class Device:
                     [at[f"state {k}"] for k in range(self.states)],
                     at.get("master", 0),
                     at.get("average", 0),
+                    tensor.rows and (at["rows"], tensor.rows.numbers.size, *tensor.rows[1:]),
                 )
             )
         self.array_names = [list(tensor.arrays) for tensor in tensors]
@@ -435,3 +462,111 @@ def skipping(kernels: Kernels, bad: float, at: int, dtype: str) -> None:
             tensor.update("adam", own)
         for i, (tensor, found) in enumerate(zip(tensors, device.arrays())):
             tensor.compare(found, f"tensor {i}, after")
+
+
+# How many rows a weight has, and of how many elements.
+TABLES = ((50, 7), (40, 1), (1, 1), (3, 5000), (9000, 1), (5, 4096), (300, 64), (7, 4097))
+
+
+def tables(rule: str, dtype: str, master: bool, first_lazy: bool) -> list[Tensor]:
+    """Weights whose gradients hold no row, all, some, neighbours, and dense ones between them.
+
+    Every other is lazy.
+    """
+    tensors = []
+    for k, (total, length) in enumerate(TABLES * 4):
+        rng = np.random.RandomState(k)
+        kind = k // len(TABLES)
+        if kind < 2:
+            numbers = np.arange(total * kind)
+        elif kind == 2:
+            numbers = np.flatnonzero(rng.rand(total) < 0.4)
+        else:
+            numbers = np.arange(*sorted(rng.randint(0, total + 1, 2)))
+        rows = Rows(numbers, length, (k + kind) % 2 != first_lazy)
+        average = k % 3 == 0
+        tensors.append(Tensor(rule, total * length, dtype, master, average, seed=k, rows=rows))
+        tensors.append(Tensor(rule, 10 * k, dtype, master, not average, seed=k))
+    return tensors
+
+
+def some_rows(
+    kernels: Kernels, rule: str, dtype: str, master: bool, first_lazy: bool, steps: int = 1
+) -> None:
+    """Rows that gradients hold, and those that they do not."""
+    tensors = tables(rule, dtype, master, first_lazy)
+    compare(kernels, rule, tensors, lambda i, k: (i + k) % 3, steps)
+
+
+def norm_of_rows(kernels: Kernels, dtype: str, master: bool) -> None:
+    """Gradients count as they are, in one piece: the norm to the last bit, and the bound."""
+    tensors = tables("adam", dtype, master, first_lazy=True)
+    names = kernels.native.rules["adam"][1]
+    scalars = [scalars_of("adam", names, i) for i in range(len(tensors))]
+    norm = scalars[0]["rescale_grad"] * norm_of(sums_of_chunks(tensors))
+    device = Device(kernels, "adam", tensors)
+    bound = norm / 3
+    device.update(scalars, clip_global_norm=bound, skip_nonfinite=True)
+    assert device.batch.report() == (norm, 0)
+    # And a step without a bound after it.
+    device.update(scalars)
+    for factor in (bound / norm, 1.0):
+        for tensor, own in zip(tensors, scalars):
+            tensor.update("adam", {**own, "rescale_grad": own["rescale_grad"] * factor})
+    for i, (tensor, found) in enumerate(zip(tensors, device.arrays())):
+        tensor.compare(found, f"tensor {i}")
+
+
+WRONG_ROWS = (
+    ([3, 60], "names row 60 of 50"),
+    ([-1, 2], "names row -1 of 50"),
+    ([5, 5], "names row 5 not in ascending order, once each"),
+    ([7, 2], "names row 2 not in ascending order, once each"),
+    ([49, 50], "names row 50 of 50"),
+    ([1 << 40], f"names row {1 << 40} of 50"),
+)
+
+
+def wrong_rows(kernels: Kernels, numbers: Sequence[int], message: str, lazy: bool) -> None:
+    """A step that names a row which is not there is refused, whole, and the next one as well."""
+    rows = Rows(np.arange(len(numbers)), 7, lazy)
+    tensors = [
+        Tensor("adamax", 100, "float32", False, True, seed=1),
+        Tensor("adamax", 50 * 7, "float32", False, True, seed=2, rows=rows),
+        Tensor("adamax", 64, "float64", False, False, seed=3),
+    ]
+    tensors[1].arrays["rows"] = np.array(numbers)
+    # Not what is found first.
+    tensors[2].arrays["grad"][0] = np.nan
+    names = kernels.native.rules["adamax"][1]
+    scalars = [scalars_of("adamax", names, i) for i in range(len(tensors))]
+    device = Device(kernels, "adamax", tensors)
+    for options in ({}, {"clip_global_norm": 1.0, "skip_nonfinite": True}, {}):
+        try:
+            device.update(scalars, **options)
+        except kernels.native.TensorError as error:
+            assert str(error) == f"tensor 1: a row_sparse gradient {message}"
+        else:
+            raise AssertionError("the step was done")
+        assert device.batch.report()[1] == 0
+        for i, (tensor, found) in enumerate(zip(tensors, device.arrays())):
+            tensor.compare(found, f"tensor {i}")
+
+
+def a_wrong_row_among_many(kernels: Kernels) -> None:
+    """Wherever it is."""
+    total = 9000
+    for place in (0, 1, 255, 256, 4095, 4096, 8191, 8999):
+        tensor = Tensor(
+            "sgd", total, "float32", False, False, 1, rows=Rows(np.arange(total), 1, True)
+        )
+        numbers = np.arange(total)
+        numbers[place] = total
+        tensor.arrays["rows"] = numbers
+        device = Device(kernels, "sgd", [tensor])
+        try:
+            device.update([scalars_of("sgd", device.names)])
+        except kernels.native.TensorError as error:
+            assert f"names row {total} of {total}" in str(error)
+        else:
+            raise AssertionError(f"row {place} was not looked at")

@@ -88,6 +88,32 @@ def test_skipping(bad, at, dtype):
     cases.skipping(KERNELS, bad, at, dtype)
 
 
+@rules
+@variants
+def test_some_rows(rule, dtype, master):
+    cases.some_rows(KERNELS, rule, dtype, master, first_lazy=True)
+
+
+@variants
+def test_rows_that_are_left_alone_and_not(dtype, master):
+    cases.some_rows(KERNELS, "adamax", dtype, master, first_lazy=False, steps=2)
+
+
+@variants
+def test_norm_of_rows(dtype, master):
+    cases.norm_of_rows(KERNELS, dtype, master)
+
+
+@pytest.mark.parametrize(("numbers", "message"), cases.WRONG_ROWS)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_wrong_rows(numbers, message, lazy):
+    cases.wrong_rows(KERNELS, numbers, message, lazy)
+
+
+def test_a_wrong_row_among_many():
+    cases.a_wrong_row_among_many(KERNELS)
+
+
 @pytest.fixture
 def torch():
     found = pytest.importorskip("torch")
@@ -153,6 +179,6 @@ def test_memory_of_the_host_is_refused(torch):
     with pytest.raises(ValueError, match="tensor 0: gradient is on the CPU, expected a CUDA"):
         cuda.update("adamax", there[:1], [torch.ones(8)], [there[1:]], scalars())
     native, address = cuda.kernels(), np.zeros(8, np.float32)
-    entry = ("float32", 8, address.ctypes.data, there[0].data_ptr(), [], 0, 0)
+    entry = ("float32", 8, address.ctypes.data, there[0].data_ptr(), [], 0, 0, None)
     with pytest.raises(native.TensorError, match="gradient is memory .*, expected memory of dev"):
         native.Batch("sgd", [entry], 0)

@@ -61,7 +61,8 @@ def dump():
 def instructions(dump):
     """How often each kernel for each architecture has each instruction.
 
-    Keys are architecture, rule as the compiler names it, and variant; sums have neither of the two.
+    Keys are architecture, function, rule as the compiler names it, and variant; sums have neither of
+    the last two.
     """
     found = {}
     counts = Counter()
@@ -71,9 +72,11 @@ def instructions(dump):
             architecture = code.group(1)
         function = re.match(r"\s*Function : (\S+)", line)
         if function:
-            name = re.search(r"6updateINS_(.*)ELNS0_7VariantE(\d)E", function.group(1))
-            rule, variant = name.groups() if name else (function.group(1), "")
-            counts = found.setdefault((architecture, rule, variant), Counter())
+            name = re.search(
+                r"\d(update|update_rows)INS_(.*)ELNS0_7VariantE(\d)E", function.group(1)
+            )
+            key = name.groups() if name else (function.group(1), "", "")
+            counts = found.setdefault((architecture, *key), Counter())
         instruction = re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", line)
         if instruction:
             counts[instruction.group(1)] += 1
@@ -85,15 +88,16 @@ def number_of(counts, pattern):
 
 
 def test_every_rule_has_a_kernel_for_every_variant(instructions):
-    for architecture in {architecture for architecture, _, _ in instructions}:
-        kernels = [key for key in instructions if key[0] == architecture and key[2]]
-        assert len(kernels) == len(_native.rules) * len(VARIANTS)
-        assert {variant for _, _, variant in kernels} == VARIANTS
+    for architecture in {key[0] for key in instructions}:
+        for function in ("update", "update_rows"):
+            kernels = [key for key in instructions if key[:2] == (architecture, function)]
+            assert len(kernels) == len(_native.rules) * len(VARIANTS)
+            assert {variant for *_, variant in kernels} == VARIANTS
 
 
 def test_nothing_is_spilled(dump):
     lines = re.findall(r"Function (\S+):\s+(REG:.*)", dump("--dump-resource-usage"))
-    assert len(lines) >= len(_native.rules) * len(VARIANTS)
+    assert len(lines) >= 2 * len(_native.rules) * len(VARIANTS)
     for function, usage in lines:
         assert re.search(r"STACK:0\b.*LOCAL:0\b", usage), f"{function}: {usage}"
 
@@ -101,10 +105,9 @@ def test_nothing_is_spilled(dump):
 def test_vectors_of_16_bytes(instructions):
     """Each float32 array is read and written by instructions of 128 bits, once each at least."""
     expected = sorted(rule.states for rule in _native.rules.values())
-    for architecture in {architecture for architecture, _, _ in instructions}:
-        kernels = [
-            counts for key, counts in instructions.items() if key[0::2] == (architecture, FLOAT32)
-        ]
+    for architecture in {key[0] for key in instructions}:
+        dense = (architecture, "update", FLOAT32)
+        kernels = [counts for key, counts in instructions.items() if (*key[:2], key[3]) == dense]
         # Besides the states: gradient, weight and average; the gradient is never written.
         for moved, others in ((r"LDG\.E\.128(\..*)?", 3), (r"STG\.E\.128(\..*)?", 2)):
             found = sorted(number_of(counts, moved) for counts in kernels)
@@ -115,8 +118,8 @@ def test_vectors_of_16_bytes(instructions):
 
 def test_products_and_sums_are_not_contracted(instructions):
     """Division and square root are made of contracted steps; rules without them have none."""
-    plain = {key: counts for key, counts in instructions.items() if key[1] in PLAIN and key[2]}
-    assert len({key[1] for key in plain}) == len(PLAIN)
+    plain = {key: counts for key, counts in instructions.items() if key[2] in PLAIN}
+    assert len(plain) == len({key[0] for key in plain}) * 2 * len(PLAIN) * len(VARIANTS)
     for key, counts in plain.items():
         assert number_of(counts, r"[FD]FMA(\..*)?") == 0, (key, counts)
 

@@ -60,7 +60,7 @@ class Step(ctypes.Structure):
     )
 
 
-CAPSULE = b"mxadamax.DeviceKernels.1"
+CAPSULE = b"mxadamax.DeviceKernels.2"
 
 
 def functions_of(capsule):
@@ -231,6 +231,84 @@ def test_skipped_steps(member, waits, bound, kernels):
     assert len(kernels.streams) == STEPS
 
 
+TABLES = [(50, 7), (40,), (9, 2, 3), (3000, 2)]
+
+
+@members
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_rows(member, dtype, lazy, kernels):
+    """Of gradients that hold other rows in every step, beside dense ones, with all options."""
+    options = {**OPTIONS, **member.options, "clip_global_norm": 3.0, "ema_decay": 0.9}
+    shapes = [*TABLES, (30, 4)]
+    rng = np.random.RandomState(5)
+    start = [mx.nd.array(rng.standard_normal(s), dtype=dtype) for s in shapes]
+
+    def make():
+        optimizer = member.create(**options, multi_precision=True, lazy_update=lazy)
+        run = Run(optimizer, [])
+        run.weights = [w.copy() for w in start]
+        run.indices = list(range(len(shapes)))
+        return run
+
+    routes = Routes(make, kernels)
+    norms = []
+    for t, grads in enumerate(gradients(shapes, "float32", 5)):
+        arrays = [mx.nd.array(grads[-1], dtype=dtype)]
+        for grad in grads[-2::-1]:
+            rows = np.flatnonzero(rng.rand(len(grad)) < (0.0, 0.3, 1.0)[(t + len(arrays)) % 3])
+            arrays.insert(0, row_sparse(grad.astype(dtype), rows, grad.shape))
+        for run in routes.each():
+            run.updater(list(run.indices), list(arrays), list(run.weights))
+        norms.append([r.optimizer.gradient_norm for r in (routes.by_device, routes.by_processor)])
+    compare(routes)
+    assert all(a == b > 3 for a, b in norms)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_weights_in_rows(lazy, kernels):
+    def make():
+        run = make_run(FAMILY[0], "float32", lazy_update=lazy)
+        run.weights = [mx.nd.ones((9, 4)).tostype("row_sparse")]
+        run.indices = [0]
+        return run
+
+    routes = Routes(make, kernels)
+    (grads,) = gradients([(9, 4)], "float32", 1)
+    for run in routes.each():
+        run.updater([0], [row_sparse(grads[0], [1, 2, 7], (9, 4))], list(run.weights))
+    compare(routes)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_rows_that_are_not_there(lazy, kernels):
+    run = make_run(FAMILY[0], "float32", lazy_update=lazy)
+    run.weights = [mx.nd.ones((4, 4)), mx.nd.ones((50, 7))]
+    run.indices = [0, 1]
+    bad = mx.nd.sparse.row_sparse_array((np.ones((2, 7), "float32"), [3, 60]), shape=(50, 7))
+    run.updater([0, 1], [mx.nd.ones((4, 4)), bad], list(run.weights))
+    message = "mxadamax, rule adamax: tensor 1: a row_sparse gradient names row 60 of 50"
+    with pytest.raises(mx.MXNetError, match=message):
+        mx.nd.waitall()
+    for weight in run.weights:
+        assert weight.asnumpy().tolist() == np.ones(weight.shape).tolist()
+
+
+def test_a_batch_is_used_again_while_only_row_numbers_change(kernels):
+    run = make_run(FAMILY[0], "float32", lazy_update=True)
+    run.weights, run.indices = [mx.nd.ones((50, 7))], [0]
+    kept = []
+    for rows in ([1, 5], [0, 49]):
+        grad = row_sparse(np.ones((50, 7), "float32"), rows, (50, 7))
+        kept.append(grad)
+        run.updater([0], [grad], list(run.weights))
+    mx.nd.waitall()
+    # Of two arrays, which are at two places.
+    assert len(kernels.made) == 2
+    changed = run.weights[0].asnumpy().min(axis=1) < 1
+    assert np.flatnonzero(changed).tolist() == [0, 1, 5, 49]
+
+
 def test_training(kernels):
     """With layouts of oneDNN's between the steps."""
 
@@ -327,12 +405,7 @@ def test_what_fails_on_the_device_is_an_error_of_mxnet(where, kernels):
 
 
 def test_what_is_for_the_processor_only(kernels):
-    optimizer = mx.optimizer.create("adamax_ext")
     weight = mx.nd.ones((4, 3))
-    state = optimizer.create_state(0, weight)
-    grad = row_sparse(np.ones((4, 3), "float32"), [2], (4, 3))
-    with pytest.raises(ValueError, match="parameter 0: gradient is row_sparse, expected a dense"):
-        optimizer.update_multi_precision([0], [weight], [grad], [state])
     for state_dtype in ("float16", "int8"):
         few = mx.optimizer.create("adamax_ext", state_dtype=state_dtype)
         state = few.create_state(0, weight)

@@ -90,6 +90,32 @@ def test_skipping(bad, at, dtype):
     cases.skipping(KERNELS, bad, at, dtype)
 
 
+@rules
+@variants
+def test_some_rows(rule, dtype, master):
+    cases.some_rows(KERNELS, rule, dtype, master, first_lazy=True)
+
+
+@variants
+def test_rows_that_are_left_alone_and_not(dtype, master):
+    cases.some_rows(KERNELS, "adamax", dtype, master, first_lazy=False, steps=2)
+
+
+@variants
+def test_norm_of_rows(dtype, master):
+    cases.norm_of_rows(KERNELS, dtype, master)
+
+
+@pytest.mark.parametrize(("numbers", "message"), cases.WRONG_ROWS)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_wrong_rows(numbers, message, lazy):
+    cases.wrong_rows(KERNELS, numbers, message, lazy)
+
+
+def test_a_wrong_row_among_many():
+    cases.a_wrong_row_among_many(KERNELS)
+
+
 def test_a_sum_that_overflows_is_not_a_gradient_that_is_not_finite():
     tensor = cases.Tensor("sgd", 10, "float64", False, False, seed=0)
     tensor.arrays["grad"][:] = 1e200
@@ -142,9 +168,8 @@ def test_same_bits_as_the_optimizer(member, dtype, monkeypatch):
         at = [array.ctypes.data for array in own]
         master = at.pop(0) if has_master else 0
         average = at.pop()
-        entries.append(
-            (dtype, weight.size, grad.ctypes.data, weight.ctypes.data, at, master, average)
-        )
+        addresses = (grad.ctypes.data, weight.ctypes.data, at, master, average)
+        entries.append((dtype, weight.size, *addresses, None))
     batch = native.Batch(optimizer.rule, entries, 0)
 
     names = native.rules[optimizer.rule][1]
@@ -245,8 +270,8 @@ def test_blocks_fill_the_device_and_are_no_more_than_the_work():
 # Bad input, as the kernels see it.
 
 
-def entry(*, size=8, grad=4096, weight=8192, states=(12288, 16384), master=0, average=0):
-    return ("float32", size, grad, weight, list(states), master, average)
+def entry(*, size=8, grad=4096, weight=8192, states=(12288, 16384), master=0, average=0, rows=None):
+    return ("float32", size, grad, weight, list(states), master, average, rows)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +286,13 @@ def entry(*, size=8, grad=4096, weight=8192, states=(12288, 16384), master=0, av
         ),
         ([entry(weight=8193)], "tensor 0: weight begins at address 8193, expected a multiple of 4"),
         ([entry(average=8192)], "shares memory"),
+        ([entry(rows=(8192, 2, 4, True))], "row numbers shares memory with the weight of tensor 0"),
+        (
+            [entry(rows=(32772, 2, 4, True))],
+            "row numbers begins at address 32772, expected a multiple of 8",
+        ),
+        ([entry(rows=(32768, 3, 4, True))], "holds 3 rows of 4 elements, the weight has 8"),
+        ([entry(rows=(32768, 1, 3, True))], "holds 1 rows of 3 elements, the weight has 8"),
     ],
 )
 def test_memory_that_is_refused(entries, message):
@@ -280,6 +312,9 @@ def test_bad_calls_of_the_module():
         native.Batch("adamax", [entry(states=())], 0)
     with pytest.raises(ValueError, match="a weight that has not 16 bits has no master"):
         native.Batch("adamax", [entry(master=64)], 0)
+    for rows in ((64, -1, 4, True), (64, 1, 0, True)):
+        with pytest.raises(ValueError, match="rows of less than nothing"):
+            native.Batch("adamax", [entry(rows=rows)], 0)
     with pytest.raises(ValueError, match="dtype 'int8' is unknown"):
         native.Batch("adamax", [("int8", *entry()[1:])], 0)
     with pytest.raises(ValueError, match="got 3 scalars, expected 12 for each of 1 tensors"):
@@ -395,6 +430,42 @@ def test_masters_and_averages(door):
     assert np.array_equal(short, expected[0].astype("float16"))
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("show", [Shown, Packed])
+def test_rows(door, show, lazy):
+    """Which may be others in every step, where they are."""
+    weight, _, m, u = (x[:32].reshape(8, 4).copy() for x in columns())
+    held, numbers = columns()[1][:8].reshape(2, 4).copy(), np.array([2, 5])
+    arrays = [show(x) for x in (weight, held, m, u)]
+    batch = door.Batch(
+        *("adamax", arrays[:1], arrays[1:2], [arrays[2:]]), rows=[show(numbers)], lazy=lazy
+    )
+    expected = [np.array(x) for x in (weight, m, u)]
+    for step in ([2, 5], [0, 7], [6, 7]):
+        numbers[:] = step
+        batch.update(scalars())
+        whole = np.zeros_like(weight)
+        whole[step] = held
+        before = [np.array(x) for x in expected]
+        _native.update_numpy("adamax", expected[:1], [whole], [expected[1:]], scalars())
+        for now, then in zip(expected, before if lazy else []):
+            left = np.setdiff1d(np.arange(8), step)
+            now[left] = then[left]
+        for found, wanted in zip((weight, m, u), expected):
+            assert_same_bits(found, wanted)
+    numbers[:] = [5, 2]
+    with pytest.raises(ValueError, match="tensor 0: a row_sparse gradient names row 2 not in asc"):
+        batch.update(scalars())
+    for found, wanted in zip((weight, m, u), expected):
+        assert_same_bits(found, wanted)
+
+
+def test_rows_of_a_weight_without_elements(door):
+    empty = [Shown(np.zeros((5, 0), "float32")) for _ in range(3)]
+    grad, numbers = Shown(np.zeros((2, 0), "float32")), Shown(np.array([7, 7]))
+    door.update("adamax", empty[:1], [grad], [empty[1:]], scalars(), rows=[numbers])
+
+
 def test_dlpack_is_asked_for_the_stream(door):
     arrays = [Packed(x) for x in columns()]
     for stream, asked in ((None, 1), (7, 7), (types.SimpleNamespace(cuda_stream=9), 9)):
@@ -433,7 +504,7 @@ def refused(door, error, message, place=None, by=None, **options):
         (1, np.zeros(33, "float32"), ValueError, "tensor 0: gradient is on the CPU"),
         (1, Packed(np.zeros(33, "float32"), (10, 0)), ValueError, "gradient is on a ROCm GPU"),
         (1, Packed(np.zeros(33, "float32"), (99, 0)), ValueError, "a device of DLPack's kind 99"),
-        (1, Shown(np.zeros(32, "float32")), ValueError, r"shape \(32,\), weight has \(33,\)"),
+        (1, Shown(np.zeros(32, "float32")), ValueError, r"shape \(32,\), expected \(33,\)"),
         (1, Shown(np.zeros(33)), TypeError, "gradient is float64, expected float32"),
         (
             1,
@@ -486,6 +557,24 @@ def test_arguments_that_are_refused(door):
         door, TypeError, "only float16 and bfloat16 take a master", masters=[Shown(columns()[0])]
     )
     refused(door, ValueError, "got 2 averages for 1 weights", averages=[None, None])
+    for rows, error, message in (
+        (np.zeros(3, "int32"), TypeError, "tensor 0: rows is int32, expected int64"),
+        (
+            np.zeros((3, 1), "int64"),
+            ValueError,
+            r"rows have shape \(3, 1\), expected one dimension",
+        ),
+        (
+            np.arange(34),
+            ValueError,
+            r"rows have shape \(34,\), expected one dimension of at most 33",
+        ),
+        (np.arange(3), ValueError, r"tensor 0: gradient has shape \(33,\), expected \(3,\)"),
+    ):
+        refused(door, error, message, rows=[Shown(rows)])
+    scalar = [Shown(np.ones((), "float32")) for _ in range(4)]
+    with pytest.raises(ValueError, match="rows are given, and the weight has no dimension"):
+        door.Batch("adamax", scalar[:1], scalar[1:2], [scalar[2:]], rows=[Shown(np.arange(1))])
     arrays = [Shown(x) for x in columns()]
     with pytest.raises(ValueError, match="got 0 gradients for 1 weights"):
         door.Batch("adamax", arrays[:1], [], [arrays[2:]])

@@ -383,12 +383,13 @@ def test_examples_of_docstrings(documented, tmp_path, monkeypatch):
 SOURCES = [
     *sorted((ROOT / "mxadamax").glob("*.py")),
     *sorted((ROOT / "csrc").rglob("*.cc")),
+    *sorted((ROOT / "csrc").rglob("*.h")),
 ]
 
 
 @functools.lru_cache(maxsize=None)
 def all_messages() -> Sequence[str]:
-    read = {".py": messages.in_python, ".cc": messages.in_cpp}
+    read = {".py": messages.in_python, ".cc": messages.in_cpp, ".h": messages.in_cpp}
     return [message for path in SOURCES for message in read[path.suffix](path)]
 
 

@@ -28,38 +28,63 @@ KernelTable kernels_of(Variant variant) {
 
 const RuleKernels& rule_of(int rule, Variant variant) { return kernels_of(variant).rules[rule]; }
 
+// Of a weight of this type.
+Variant variant_of(Stored type, bool master) {
+  if (type == Stored::float16) return master ? Variant::float16_master : Variant::float16;
+  if (type == Stored::bfloat16) return master ? Variant::bfloat16_master : Variant::bfloat16;
+  if (type == Stored::float32 && !master) return Variant::float32;
+  if (type == Stored::float64 && !master) return Variant::float64;
+  throw std::invalid_argument(master ? "a weight that has not 16 bits has no master"
+                                     : "8 bits are no type of weights");
+}
+Variant variant_of(const DeviceTensor& tensor) {
+  return variant_of(tensor.type, tensor.copy != nullptr);
+}
+
+bool holds_some_rows(const DeviceTensor& tensor) { return tensor.rows.length > 0; }
+
+std::int64_t gradient_size(const DeviceTensor& tensor) {
+  return holds_some_rows(tensor) ? tensor.rows.count * tensor.rows.length : tensor.size;
+}
+
 // One array of a tensor.
 struct Array {
   const char* role;
   const void* address;
-  Stored type;
+  std::int64_t count;
+  std::int64_t element_size;
   bool is_written;
 };
 
-std::vector<Array> arrays_of(const Tensor& tensor, int states) {
-  const Variant v = tensor.variant;
-  std::vector<Array> arrays{{"gradient", tensor.grad, grad_type(v), false}};
+std::vector<Array> arrays_of(const DeviceTensor& tensor, int states) {
+  const Variant v = variant_of(tensor);
+  std::vector<Array> arrays;
+  const auto add = [&](const char* role, const void* address, Stored type) {
+    arrays.push_back({role, address, tensor.size, stored_size(type), true});
+  };
+  arrays.push_back(
+      {"gradient", tensor.grad, gradient_size(tensor), stored_size(grad_type(v)), false});
   if (has_master(v)) {
-    arrays.push_back({"weight", tensor.copy, grad_type(v), true});
-    arrays.push_back({"master", tensor.weight, weight_type(v), true});
+    add("weight", tensor.copy, grad_type(v));
+    add("master", tensor.weight, weight_type(v));
   } else {
-    arrays.push_back({"weight", tensor.weight, weight_type(v), true});
+    add("weight", tensor.weight, weight_type(v));
   }
-  for (int k = 0; k < states; ++k) {
-    arrays.push_back({"state", tensor.states[k], weight_type(v), true});
-  }
-  if (tensor.average != nullptr) {
-    arrays.push_back({"average", tensor.average, computed_type(v), true});
+  for (int k = 0; k < states; ++k) add("state", tensor.states[k], weight_type(v));
+  if (tensor.average != nullptr) add("average", tensor.average, computed_type(v));
+  if (holds_some_rows(tensor)) {
+    constexpr std::int64_t number_size = sizeof *tensor.rows.numbers;
+    arrays.push_back({"row numbers", tensor.rows.numbers, tensor.rows.count, number_size, false});
   }
   return arrays;
 }
 
 void check_place(std::size_t position, const Array& array, int device) {
   const auto address = reinterpret_cast<std::uintptr_t>(array.address);
-  if (address % static_cast<std::uintptr_t>(stored_size(array.type)) != 0) {
+  if (address % static_cast<std::uintptr_t>(array.element_size) != 0) {
     throw TensorError(position, std::string(array.role) + " begins at address " +
                                     std::to_string(address) + ", expected a multiple of " +
-                                    std::to_string(stored_size(array.type)));
+                                    std::to_string(array.element_size));
   }
   const std::string expected = std::string(", expected memory of device ") + std::to_string(device);
   cudaPointerAttributes found{};
@@ -87,19 +112,11 @@ int rule_named(const std::string& name) {
   throw std::invalid_argument("there is no rule '" + name + "'");
 }
 
-Variant variant_of(Stored type, bool master) {
-  if (type == Stored::float16) return master ? Variant::float16_master : Variant::float16;
-  if (type == Stored::bfloat16) return master ? Variant::bfloat16_master : Variant::bfloat16;
-  if (type == Stored::float32 && !master) return Variant::float32;
-  if (type == Stored::float64 && !master) return Variant::float64;
-  throw std::invalid_argument(master ? "a weight that has not 16 bits has no master"
-                                     : "8 bits are no type of weights");
-}
-
 // What depends on addresses and sizes alone goes to the device once, scalars where they have
 // changed.
 struct Batch::Tables {
-  Tables(int rule, const std::vector<Tensor>& tensors, int device) : rule(rule), tensors(tensors) {
+  Tables(int rule, const std::vector<DeviceTensor>& tensors, int device)
+      : rule(rule), tensors(tensors) {
     check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
           "number of processors");
   }
@@ -116,7 +133,7 @@ struct Batch::Tables {
     return memory;
   }
 
-  // The tensors of one variant.
+  // Tensors that one kernel updates.
   struct Group {
     const UpdateKernel* kernel;
     unsigned blocks;
@@ -125,7 +142,7 @@ struct Batch::Tables {
   };
 
   const int rule;
-  const std::vector<Tensor>& tensors;
+  const std::vector<DeviceTensor>& tensors;
   int processors = 0;
   bool has_layout = false;
   Event done;
@@ -135,14 +152,28 @@ struct Batch::Tables {
   // The rows that the device has.
   std::vector<unsigned char> rows;
   std::int64_t row_size = 0;
+  // Of the row numbers that gradients hold.
+  std::int64_t row_part_count = 0;
+  DeviceMemory row_parts, refused;
   // Made when a step first asks for it.
   bool has_sums = false;
   SumTable sums{};
   DeviceMemory sum_parts, chunks, lane_sums, chunk_sums;
 };
 
-Batch::Batch(int rule, std::vector<Tensor> tensors, int device)
+Batch::Batch(int rule, std::vector<DeviceTensor> tensors, int device)
     : rule_(rule), device_(device), tensors_(std::move(tensors)) {
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    const DeviceTensor& tensor = tensors_[i];
+    variant_of(tensor);
+    if (!holds_some_rows(tensor)) continue;
+    const std::int64_t total = tensor.size / tensor.rows.length;
+    if (total * tensor.rows.length != tensor.size || tensor.rows.count > total) {
+      throw TensorError(i, "gradient holds " + std::to_string(tensor.rows.count) + " rows of " +
+                               std::to_string(tensor.rows.length) + " elements, the weight has " +
+                               std::to_string(tensor.size) + " elements");
+    }
+  }
   const OnDevice current(device_);
   check_memory();
   tables_ = std::make_unique<Tables>(rule_, tensors_, device_);
@@ -172,11 +203,11 @@ void Batch::check_memory() const {
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     if (tensors_[i].size == 0) continue;
     for (const Array& array : arrays_of(tensors_[i], states)) {
+      if (array.count == 0) continue;
       check_place(i, array, device_);
       const auto begin = reinterpret_cast<std::uintptr_t>(array.address);
       ranges.push_back(
-          {begin, begin + static_cast<std::uintptr_t>(tensors_[i].size * stored_size(array.type)),
-           i, array});
+          {begin, begin + static_cast<std::uintptr_t>(array.count * array.element_size), i, array});
     }
   }
   std::sort(ranges.begin(), ranges.end(),
@@ -202,35 +233,52 @@ void Batch::check_memory() const {
 void Batch::Tables::upload_layout(cudaStream_t stream) {
   const int states = rule_of(rule, Variant::float32).states;
   std::vector<TensorEntry> found(tensors.size());
-  std::vector<Part> parts[variants];
+  std::vector<Part> dense[variants], some_rows[variants], row_numbers;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
-    const Tensor& tensor = tensors[i];
+    const DeviceTensor& tensor = tensors[i];
+    const auto number = static_cast<std::int32_t>(i);
+    const Variant v = variant_of(tensor);
     TensorEntry& entry = found[i];
-    entry = {
-        tensor.grad, tensor.weight, {}, tensor.copy, tensor.average, 0, grad_type(tensor.variant)};
+    entry = {tensor.grad, tensor.weight, {}, tensor.copy, tensor.average,
+             tensor.rows, tensor.size,   0,  grad_type(v)};
     std::copy(tensor.states, tensor.states + states, entry.states);
+    if (holds_some_rows(tensor)) {
+      add_parts(number, tensor.rows.lazy ? gradient_size(tensor) : tensor.size,
+                some_rows[static_cast<std::size_t>(v)]);
+      if (tensor.size > 0) add_parts(number, tensor.rows.count, row_numbers);
+      continue;
+    }
     std::vector<Alignment> alignments;
     for (const Array& array : arrays_of(tensor, states)) {
-      alignments.push_back(
-          {reinterpret_cast<std::uintptr_t>(array.address), stored_size(array.type)});
+      alignments.push_back({reinterpret_cast<std::uintptr_t>(array.address), array.element_size});
     }
     entry.head = vector_head(alignments.data(), static_cast<int>(alignments.size()),
                              elements_at_once(stored_size(entry.grad_type)));
-    add_parts(static_cast<std::int32_t>(i), tensor.size,
-              parts[static_cast<std::size_t>(tensor.variant)]);
+    add_parts(number, tensor.size, dense[static_cast<std::size_t>(v)]);
   }
 
   std::vector<Group> made;
   std::int64_t widest = 0;
-  for (int v = 0; v < variants; ++v) {
-    if (parts[v].empty()) continue;
+  const auto add_group = [&](const RuleKernels& kernels, const UpdateKernel& kernel,
+                             const std::vector<Part>& parts) {
+    if (parts.empty()) return;
+    widest = std::max(widest, kernels.row_size);
     Group group;
-    group.kernel = &rule_of(rule, static_cast<Variant>(v)).kernel;
-    group.part_count = static_cast<std::int64_t>(parts[v].size());
-    group.blocks = blocks_for(group.part_count, processors, group.kernel->blocks_per_processor());
-    group.parts = uploaded(parts[v], stream);
-    widest = std::max(widest, group.kernel->row_size);
+    group.kernel = &kernel;
+    group.part_count = static_cast<std::int64_t>(parts.size());
+    group.blocks = blocks_for(group.part_count, processors, kernel.blocks_per_processor());
+    group.parts = uploaded(parts, stream);
     made.push_back(std::move(group));
+  };
+  for (int v = 0; v < variants; ++v) {
+    const RuleKernels& kernels = rule_of(rule, static_cast<Variant>(v));
+    add_group(kernels, kernels.dense, dense[v]);
+    add_group(kernels, kernels.some_rows, some_rows[v]);
+  }
+  row_part_count = static_cast<std::int64_t>(row_numbers.size());
+  if (row_part_count > 0) {
+    row_parts = uploaded(row_numbers, stream);
+    refused = uploaded(std::array<std::int32_t, 1>{}, stream);
   }
   constexpr std::int64_t row_alignment = 16;
   row_size = (widest + row_alignment - 1) / row_alignment * row_alignment;
@@ -245,9 +293,9 @@ void Batch::Tables::upload_rows(const std::vector<double>& scalars, cudaStream_t
   std::vector<unsigned char> found(static_cast<std::size_t>(row_size) * tensors.size());
   const double* from = scalars.data();
   unsigned char* to = found.data();
-  for (const Tensor& tensor : tensors) {
-    const RuleKernels& kernels = rule_of(rule, tensor.variant);
-    if (tensor.size > 0) kernels.kernel.write_row(from, to);
+  for (const DeviceTensor& tensor : tensors) {
+    const RuleKernels& kernels = rule_of(rule, variant_of(tensor));
+    if (tensor.size > 0) kernels.write_row(from, to);
     from += kernels.scalars;
     to += row_size;
   }
@@ -260,9 +308,9 @@ void Batch::Tables::upload_rows(const std::vector<double>& scalars, cudaStream_t
 void Batch::Tables::prepare_sums(cudaStream_t stream) {
   std::vector<std::int64_t> sizes;
   std::vector<bool> converted;
-  for (const Tensor& tensor : tensors) {
-    sizes.push_back(tensor.size);
-    converted.push_back(is_converted(grad_type(tensor.variant)));
+  for (const DeviceTensor& tensor : tensors) {
+    sizes.push_back(gradient_size(tensor));
+    converted.push_back(is_converted(grad_type(variant_of(tensor))));
   }
   const Sums found = sums_of(sizes, converted);
   sum_parts = uploaded(found.parts, stream);
@@ -279,6 +327,7 @@ void Batch::Tables::prepare_sums(cudaStream_t stream) {
   sums.lane_sums = lane_sums.as<double>();
   sums.chunk_sums = chunk_sums.as<double>();
   sums.control = control.as<Control>();
+  sums.refused = refused.as<std::int32_t>();
   has_sums = true;
 }
 
@@ -297,6 +346,11 @@ void Batch::update(const std::vector<double>& scalars, const StepOptions& option
   tables.done.hold_back(stream);
   if (!tables.has_layout) tables.upload_layout(stream);
   tables.upload_rows(scalars, stream);
+  if (tables.row_part_count > 0) {
+    const RowTable rows{tables.row_parts.as<Part>(), tables.row_part_count,
+                        tables.entries.as<TensorEntry>(), tables.refused.as<std::int32_t>()};
+    start_row_check(rows, tables.processors, stream);
+  }
   const bool has_bound = options.clip_global_norm == options.clip_global_norm;
   const bool has_options = has_bound || options.skip_nonfinite;
   if (has_options) {
@@ -313,10 +367,37 @@ void Batch::update(const std::vector<double>& scalars, const StepOptions& option
                             tables.entries.as<TensorEntry>(),
                             tables.device_rows.as<unsigned char>(),
                             tables.row_size,
-                            has_options ? tables.control.as<Control>() : nullptr};
+                            has_options ? tables.control.as<Control>() : nullptr,
+                            tables.refused.as<std::int32_t>()};
     group.kernel->start(table, group.blocks, stream);
   }
   tables.done.record(stream);
+  if (tables.row_part_count > 0) check_rows();
+}
+
+void Batch::check_rows() const {
+  tables_->done.wait();
+  std::int32_t* const there = tables_->refused.as<std::int32_t>();
+  const auto copy = [](void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
+    check(cudaMemcpy(to, from, bytes, kind), "copy of row numbers");
+  };
+  std::int32_t refused = 0;
+  copy(&refused, there, sizeof refused, cudaMemcpyDeviceToHost);
+  if (refused == 0) return;
+  refused = 0;
+  copy(there, &refused, sizeof refused, cudaMemcpyHostToDevice);
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    const HeldRows& rows = tensors_[i].rows;
+    if (!holds_some_rows(tensors_[i]) || rows.count == 0) continue;
+    std::vector<std::int64_t> numbers(static_cast<std::size_t>(rows.count));
+    copy(numbers.data(), rows.numbers, numbers.size() * sizeof numbers[0], cudaMemcpyDeviceToHost);
+    try {
+      mxadamax::check_rows(numbers.data(), rows.count, tensors_[i].size / rows.length);
+    } catch (const std::runtime_error& error) {
+      throw TensorError(i, error.what());
+    }
+  }
+  throw std::runtime_error("row numbers have changed while they were used");
 }
 
 Control Batch::report() const {

@@ -10,26 +10,13 @@
 #include <string>
 #include <vector>
 
+#include "device_kernels.h"
 #include "kernels.h"
 
 namespace mxadamax::cuda {
 
 // The place of a rule in rules/all.h.
 int rule_named(const std::string& name);
-
-// Of a weight of this type.
-Variant variant_of(Stored type, bool master);
-
-// The memory of one parameter. With a master, `weight` is that, and `copy` the weight itself.
-struct Tensor {
-  Variant variant;
-  std::int64_t size;
-  const void* grad;
-  void* weight;
-  void* states[max_states];
-  void* copy;
-  void* average;
-};
 
 // What is wrong with one tensor of a batch.
 struct TensorError : std::runtime_error {
@@ -46,9 +33,9 @@ struct StepOptions {
 
 class Batch {
  public:
-  // Refuses memory that is not the device's, is not aligned to its elements, or is shared by two
-  // arrays of which one is written.
-  Batch(int rule, std::vector<Tensor> tensors, int device);
+  // Refuses types that do not go together, and memory that is not the device's, is not aligned to
+  // its elements, or is shared by two arrays of which one is written.
+  Batch(int rule, std::vector<DeviceTensor> tensors, int device);
   // Waits until the device has done what is under way.
   ~Batch();
 
@@ -57,8 +44,10 @@ class Batch {
 
   // Updates every tensor once, on a stream; returns at once, but for what the first call prepares.
   // `scalars` holds a row for each tensor, a double for each of the rule's scalars. One launch for
-  // each variant among the tensors. Whatever the stream, a step begins when the step before is
-  // done.
+  // each variant among the tensors, and another where gradients hold some rows. Whatever the
+  // stream, a step begins when the step before is done.
+  //
+  // With such gradients it waits, and refuses rows that are wrong, with nothing written.
   void update(const std::vector<double>& scalars, const StepOptions& options, cudaStream_t stream);
 
   // Waits for the last step. What the last one with options has found, and how many were skipped.
@@ -67,10 +56,11 @@ class Batch {
  private:
   struct Tables;
   void check_memory() const;
+  void check_rows() const;
 
   const int rule_;
   const int device_;
-  const std::vector<Tensor> tensors_;
+  const std::vector<DeviceTensor> tensors_;
   mutable std::mutex mutex_;
   // All that has to be made and freed with the device as the current one.
   std::unique_ptr<Tables> tables_;

@@ -29,26 +29,12 @@ bool succeeds(DeviceError* error, Body&& body) noexcept {
   return false;
 }
 
-Tensor tensor_of(const DeviceTensor& from) {
-  Tensor tensor{};
-  tensor.variant = variant_of(from.type, from.copy != nullptr);
-  tensor.size = from.size;
-  tensor.grad = from.grad;
-  tensor.weight = from.weight;
-  std::copy(from.states, from.states + max_states, tensor.states);
-  tensor.copy = from.copy;
-  tensor.average = from.average;
-  return tensor;
-}
-
 void* make(const char* rule, const DeviceTensor* tensors, std::int64_t count, int device,
            DeviceError* error) {
   std::unique_ptr<Batch> batch;
   succeeds(error, [&] {
-    std::vector<Tensor> list;
-    list.reserve(static_cast<std::size_t>(count));
-    for (std::int64_t i = 0; i < count; ++i) list.push_back(tensor_of(tensors[i]));
-    batch = std::make_unique<Batch>(rule_named(rule), std::move(list), device);
+    batch = std::make_unique<Batch>(rule_named(rule),
+                                    std::vector<DeviceTensor>(tensors, tensors + count), device);
   });
   return batch.release();
 }

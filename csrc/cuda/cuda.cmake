@@ -5,14 +5,13 @@
 # What arrays hold; the kernels are compiled once for each.
 set(CUDA_VARIANTS float32 float64 float16 bfloat16 float16_master bfloat16_master)
 
-# A module from csrc/cuda. `sums` and `update` are the sources of the kernels, the rest are options to
-# compile them with.
-function(add_cuda_module name sums update)
+# A module from csrc/cuda. The kernels are `folder`/*.`extension`, compiled with the options that follow.
+function(add_cuda_module name folder extension)
   pybind11_add_module(${name} NO_EXTRAS csrc/cuda/module.cc csrc/cuda/batch.cc csrc/cuda/c_functions.cc)
-  add_library(${name}_sums OBJECT ${sums})
-  set(libraries ${name}_sums)
+  add_library(${name}_common OBJECT ${folder}/rows.${extension} ${folder}/sums.${extension})
+  set(libraries ${name}_common)
   foreach(variant ${CUDA_VARIANTS})
-    add_library(${name}_${variant} OBJECT ${update})
+    add_library(${name}_${variant} OBJECT ${folder}/update.${extension})
     target_compile_definitions(${name}_${variant} PRIVATE
       MXADAMAX_VARIANT=${variant} MXADAMAX_KERNELS=kernels_${variant})
     list(APPEND libraries ${name}_${variant})
@@ -28,15 +27,14 @@ function(add_cuda_module name sums update)
 endfunction()
 
 if(MXADAMAX_CUDA_ON_HOST)
-  foreach(source sums update)
+  foreach(source rows sums update)
     file(CONFIGURE OUTPUT on_host/${source}.cc CONTENT "#include \"cuda/${source}.cu\"\n")
   endforeach()
   # The pragmas are nvcc's. No test has arrays of more elements than 32 bits count: an index that is
   # cut to those is found here.
-  add_cuda_module(_cuda_on_host
-    ${CMAKE_CURRENT_BINARY_DIR}/on_host/sums.cc ${CMAKE_CURRENT_BINARY_DIR}/on_host/update.cc
+  add_cuda_module(_cuda_on_host ${CMAKE_CURRENT_BINARY_DIR}/on_host cc
     -O2 -ffp-contract=off -Wno-unknown-pragmas -Werror=conversion -Wno-sign-conversion)
-  foreach(target _cuda_on_host _cuda_on_host_sums)
+  foreach(target _cuda_on_host _cuda_on_host_common)
     target_compile_definitions(${target} PRIVATE MXADAMAX_CUDA_ON_HOST)
   endforeach()
   foreach(variant ${CUDA_VARIANTS})
@@ -115,7 +113,7 @@ set(warnings "")
 if(MXADAMAX_WERROR)
   set(warnings "-Werror=all-warnings")
 endif()
-add_cuda_module(_cuda csrc/cuda/sums.cu csrc/cuda/update.cu
+add_cuda_module(_cuda csrc/cuda cu
   ${generated} -fmad=false -prec-div=true -prec-sqrt=true -ftz=false ${warnings}
   "SHELL:-Xptxas -warn-spills" -Xcompiler=-Wall,-Wextra,-Wno-unknown-pragmas)
 target_compile_definitions(_cuda PRIVATE

@@ -6,6 +6,7 @@
 
 #include "geometry.h"
 #include "layout.h"
+#include "rows.h"
 #include "runtime.h"
 
 namespace mxadamax::cuda {
@@ -50,6 +51,8 @@ struct TensorEntry {
   void* copy;
   // Null for none.
   void* average;
+  HeldRows rows;
+  std::int64_t size;
   std::int32_t head;
   Stored grad_type;
 };
@@ -74,23 +77,27 @@ struct UpdateTable {
   std::int64_t row_size;
   // Null where all gradients count as they are.
   const Control* control;
+  // Not 0 where rows are wrong, and nothing may be written. Null where no gradient is of rows.
+  const std::int32_t* refused;
 };
 
-// One rule's kernel for one variant.
 struct UpdateKernel {
-  std::int64_t row_size;
-  // From a double for each of the rule's scalars.
-  void (*write_row)(const double* scalars, void* row);
   int (*blocks_per_processor)();
   void (*start)(const UpdateTable& table, unsigned blocks, cudaStream_t stream);
 };
 
+// One rule's kernels for one variant.
 struct RuleKernels {
   const char* rule;
   int states;
   const char* const* scalar_names;
   int scalars;
-  UpdateKernel kernel;
+  std::int64_t row_size;
+  // From a double for each of the rule's scalars.
+  void (*write_row)(const double* scalars, void* row);
+  // For gradients that hold all rows of their weight, and for those that hold some: parts of the
+  // latter are of the gradient where rows that it does not hold are left alone.
+  UpdateKernel dense, some_rows;
 };
 
 struct KernelTable {
@@ -117,12 +124,25 @@ struct SumTable {
   double* lane_sums;
   double* chunk_sums;
   Control* control;
+  // As in UpdateTable.
+  const std::int32_t* refused;
   // The first tensor's.
   double rescale_grad;
   // NaN for none.
   double clip_global_norm;
   bool skip_nonfinite;
 };
+
+struct RowTable {
+  // Of the row numbers.
+  const Part* parts;
+  std::int64_t part_count;
+  const TensorEntry* tensors;
+  std::int32_t* refused;
+};
+
+// Sets `refused` where a gradient holds rows that are wrong.
+void start_row_check(const RowTable& table, int processors, cudaStream_t stream);
 
 // Fills the control block: three kernels, each of which needs what the one before has written.
 void start_sums(const SumTable& table, int processors, cudaStream_t stream);

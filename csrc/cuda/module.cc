@@ -29,29 +29,38 @@ Stored type_named(const std::string& dtype) {
 
 void* pointer(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
 
-// One tensor from Python: dtype of the weight, number of elements, addresses; 0 for none.
-Tensor tensor_of(const py::tuple& given, int states) {
-  const auto [dtype, size, grad, weight, own, master, average] =
-      py::cast<std::tuple<std::string, std::int64_t, std::uintptr_t, std::uintptr_t,
-                          std::vector<std::uintptr_t>, std::uintptr_t, std::uintptr_t>>(given);
+// One tensor from Python: dtype of the weight, number of elements, addresses, 0 for none; and of a
+// gradient that holds some rows, their numbers' address, how many, the length of a row, whether
+// lazy.
+DeviceTensor tensor_of(const py::tuple& given, int states) {
+  using Rows = std::tuple<std::uintptr_t, std::int64_t, std::int64_t, bool>;
+  const auto [dtype, size, grad, weight, own, master, average, rows] = py::cast<
+      std::tuple<std::string, std::int64_t, std::uintptr_t, std::uintptr_t,
+                 std::vector<std::uintptr_t>, std::uintptr_t, std::uintptr_t, std::optional<Rows>>>(
+      given);
   if (static_cast<int>(own.size()) != states) {
     throw std::invalid_argument("the rule has " + std::to_string(states) + " states");
   }
-  Tensor tensor{};
-  tensor.variant = variant_of(type_named(dtype), master != 0);
+  DeviceTensor tensor{};
+  tensor.type = type_named(dtype);
   tensor.size = size;
   tensor.grad = pointer(grad);
   tensor.weight = pointer(master != 0 ? master : weight);
   tensor.copy = master != 0 ? pointer(weight) : nullptr;
   tensor.average = pointer(average);
   for (int k = 0; k < states; ++k) tensor.states[k] = pointer(own[static_cast<std::size_t>(k)]);
+  if (rows) {
+    const auto [numbers, count, length, lazy] = *rows;
+    if (count < 0 || length < 1) throw std::invalid_argument("rows of less than nothing");
+    tensor.rows = {static_cast<const std::int64_t*>(pointer(numbers)), count, length, lazy};
+  }
   return tensor;
 }
 
 std::unique_ptr<Batch> make_batch(const std::string& rule_name,
                                   const std::vector<py::tuple>& tensors, int device) {
   const int rule = rule_named(rule_name);
-  std::vector<Tensor> list;
+  std::vector<DeviceTensor> list;
   list.reserve(tensors.size());
   for (const py::tuple& tensor : tensors) {
     list.push_back(tensor_of(tensor, kernels_float32().rules[rule].states));
@@ -213,8 +222,10 @@ PYBIND11_MODULE(MXADAMAX_MODULE, m) {
   py::class_<Batch>(m, "Batch", py::module_local(),
                     "Tensors that are updated together, step after step.")
       .def(py::init(&make_batch), py::arg("rule"), py::arg("tensors"), py::arg("device"),
-           "Each tensor is (dtype, size, gradient, weight, states, master, average): the dtype of "
-           "the weight, the number of elements, and addresses, 0 for none. What is wrong with the "
+           "Each tensor is (dtype, size, gradient, weight, states, master, average, rows): the "
+           "dtype "
+           "of the weight, the number of elements, and addresses, 0 for none. Rows are None, or "
+           "(address of their numbers, how many, elements of a row, lazy). What is wrong with the "
            "memory is a TensorError.")
       .def("update", &update, py::arg("scalars"), py::arg("clip_global_norm"),
            py::arg("skip_nonfinite"), py::arg("stream"),

@@ -123,6 +123,10 @@ __global__ void decide(SumTable table) {
   for (; i < table.chunk_count; ++i) sum += table.chunk_sums[i];
 
   Control& control = *table.control;
+  if (table.refused != nullptr && *table.refused != 0) {
+    control.nonfinite = 0;
+    return;
+  }
   const double norm = absolute(table.rescale_grad) * square_root(sum);
   const double bound = table.clip_global_norm;
   control.norm = norm;

@@ -58,12 +58,11 @@ void write_row(const double* scalars, void* row) {
 
 // Updates `count` elements from `first` on.
 template <class R, int count>
-MXADAMAX_RULE void update_elements(const TensorEntry& tensor, const Row<R>& row,
+MXADAMAX_RULE void update_elements(const TensorEntry& tensor, const Row<R>& row, const T* grad,
                                    std::int64_t first) {
   static_assert(R::states <= max_states, "raise max_states");
   constexpr int slots = R::states > 0 ? R::states : 1;
-  T grad[count], weight[count], states[slots][count];
-  load<Grad, count>(tensor.grad, first, grad);
+  T weight[count], states[slots][count];
   load<Weight, count>(tensor.weight, first, weight);
 #pragma unroll
   for (int k = 0; k < R::states; ++k) load<Weight, count>(tensor.states[k], first, states[k]);
@@ -96,47 +95,97 @@ MXADAMAX_RULE void update_elements(const TensorEntry& tensor, const Row<R>& row,
   }
 }
 
+template <class R, int count>
+MXADAMAX_RULE void update_dense(const TensorEntry& tensor, const Row<R>& row, std::int64_t first) {
+  T grad[count];
+  load<Grad, count>(tensor.grad, first, grad);
+  update_elements<R, count>(tensor, row, grad, first);
+}
+
+// Whether anything is to be updated, and what all gradients are multiplied by then.
+MXADAMAX_RULE bool goes_on(const UpdateTable& table, double* factor) {
+  *factor = 1;
+  if (table.refused != nullptr && *table.refused != 0) return false;
+  if (table.control == nullptr) return true;
+  *factor = table.control->factor;
+  return table.control->skip == 0;
+}
+
+template <class R>
+MXADAMAX_RULE Row<R> row_of(const UpdateTable& table, std::int32_t tensor, double factor) {
+  Row<R> row = *reinterpret_cast<const Row<R>*>(table.rows + tensor * table.row_size);
+  row.preparation.rescale_grad = static_cast<T>(row.rescale_grad * factor);
+  return row;
+}
+
 // The variant is a parameter for the kernel's name to tell it. With two blocks asked for, the
 // compiler is content with the registers it needs, instead of spilling for a third.
 template <class R, Variant>
 __global__ void __launch_bounds__(threads_per_block, 2) update(UpdateTable table) {
-  double factor = 1;
-  if (table.control != nullptr) {
-    if (table.control->skip != 0) return;
-    factor = table.control->factor;
-  }
+  double factor;
+  if (!goes_on(table, &factor)) return;
   for (std::int64_t k = blockIdx.x; k < table.part_count; k += gridDim.x) {
     const Part part = table.parts[k];
     const TensorEntry& tensor = table.tensors[part.tensor];
-    Row<R> row = *reinterpret_cast<const Row<R>*>(table.rows + part.tensor * table.row_size);
-    row.preparation.rescale_grad = static_cast<T>(row.rescale_grad * factor);
+    const Row<R> row = row_of<R>(table, part.tensor, factor);
     const Split cut = split(part.count, tensor.head, at_once);
     const auto thread = static_cast<std::int32_t>(threadIdx.x);
     const auto threads = static_cast<std::int32_t>(blockDim.x);
     for (std::int32_t i = thread; i < cut.vectors; i += threads) {
-      update_elements<R, at_once>(tensor, row, part.first + cut.head + i * at_once);
+      update_dense<R, at_once>(tensor, row, part.first + cut.head + i * at_once);
     }
     // What comes before the vectors, and what comes after.
     const std::int32_t others = part.count - cut.vectors * at_once;
     for (std::int32_t i = thread; i < others; i += threads) {
-      update_elements<R, 1>(tensor, row, part.first + (i < cut.head ? i : cut.tail + i - cut.head));
+      update_dense<R, 1>(tensor, row, part.first + (i < cut.head ? i : cut.tail + i - cut.head));
     }
   }
 }
 
-template <class R>
+// Updates weights of whose rows the gradients hold some. Elements go one by one: neighbours are
+// read and written together all the same, by threads side by side.
+template <class R, Variant>
+__global__ void __launch_bounds__(threads_per_block, 2) update_rows(UpdateTable table) {
+  double factor;
+  if (!goes_on(table, &factor)) return;
+  for (std::int64_t k = blockIdx.x; k < table.part_count; k += gridDim.x) {
+    const Part part = table.parts[k];
+    const TensorEntry& tensor = table.tensors[part.tensor];
+    const Row<R> row = row_of<R>(table, part.tensor, factor);
+    const HeldRows& rows = tensor.rows;
+    const Cell first{part.first / rows.length, part.first % rows.length};
+    const auto threads = static_cast<std::int32_t>(blockDim.x);
+    for (auto i = static_cast<std::int32_t>(threadIdx.x); i < part.count; i += threads) {
+      const Cell cell = cell_after(first, i, rows.length);
+      T grad = 0;
+      if (rows.lazy) {
+        load<Grad, 1>(tensor.grad, part.first + i, &grad);
+        update_elements<R, 1>(tensor, row, &grad,
+                              rows.numbers[cell.row] * rows.length + cell.column);
+        continue;
+      }
+      const std::int64_t place = place_of_row(rows, cell.row);
+      if (place >= 0) load<Grad, 1>(tensor.grad, place * rows.length + cell.column, &grad);
+      update_elements<R, 1>(tensor, row, &grad, part.first + i);
+    }
+  }
+}
+
+template <void (*kernel)(UpdateTable)>
 int blocks_per_processor() {
   int blocks = 0;
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, update<R, variant>,
-                                                      threads_per_block, 0),
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads_per_block, 0),
         "occupancy");
   return blocks;
 }
 
-template <class R>
+template <void (*kernel)(UpdateTable)>
 void start(const UpdateTable& table, unsigned blocks, cudaStream_t stream) {
-  launch(update<R, variant>, blocks, threads_per_block, stream, table);
+  launch(kernel, blocks, threads_per_block, stream, table);
 }
+
+template <void (*kernel)(UpdateTable)>
+constexpr UpdateKernel started{blocks_per_processor<kernel>, start<kernel>};
 
 template <class R>
 constexpr RuleKernels describe() {
@@ -144,7 +193,10 @@ constexpr RuleKernels describe() {
           R::states,
           ScalarNames<R>::names.data(),
           static_cast<int>(ScalarNames<R>::names.size()),
-          {sizeof(Row<R>), write_row<R>, blocks_per_processor<R>, start<R>}};
+          sizeof(Row<R>),
+          write_row<R>,
+          started<update<R, variant>>,
+          started<update_rows<R, variant>>};
 }
 
 template <class... Rules>

@@ -11,6 +11,7 @@
 
 #include "dlpack.h"
 #include "row_sparse.h"
+#include "rows.h"
 
 namespace mxadamax::engine {
 namespace {
@@ -86,7 +87,7 @@ int storage_of(Handle array) {
 }
 
 // Whether a weight or gradient is row_sparse; refuses what is neither that nor dense.
-bool check_rows(std::size_t position, const char* what, Handle array) {
+bool check_storage(std::size_t position, const char* what, Handle array) {
   const int storage = storage_of(array);
   if (storage == default_storage) return false;
   if (storage != row_sparse_storage || !row_indices_found()) {
@@ -216,17 +217,13 @@ void add_rows(const cpu::Tensor& whole, const Rows& rows, std::int64_t count, bo
     }
   };
 
+  check_rows(rows.indices, rows.count, count);
   std::int64_t next = 0;
   for (std::int64_t k = 0; k < rows.count;) {
     const std::int64_t row = rows.indices[k];
-    if (row < next || row >= count) {
-      throw std::runtime_error("a row_sparse gradient names row " + std::to_string(row) +
-                               (row < 0 || row >= count ? " of " + std::to_string(count)
-                                                        : " not in ascending order, once each"));
-    }
     // Rows that follow one another do so in the gradient as well.
     std::int64_t end = k + 1;
-    while (end < rows.count && rows.indices[end] == row + end - k && row + end - k < count) ++end;
+    while (end < rows.count && rows.indices[end] == row + end - k) ++end;
     add_zeros(next, row);
     add(row * length, (end - k) * length, cpu::moved(rows.data, whole.grad_type, k * length));
     next = row + end - k;
@@ -336,12 +333,13 @@ struct Operation {
       row += batch.rule_.scalars;
     }
     if (has_option()) {
+      const std::vector<cpu::Tensor> gradients = whole_gradients();
       const double norm =
-          std::abs(table()[rescale_grad_scalar]) * cpu::gradient_norm(batch.rule_, tensors);
+          std::abs(table()[rescale_grad_scalar]) * cpu::gradient_norm(batch.rule_, gradients);
       options.report->gradient_norm = norm;
       // A sum of squares of float64 numbers may overflow.
       if (options.skip_nonfinite && !std::isfinite(norm) &&
-          !cpu::gradients_finite(batch.rule_, tensors)) {
+          !cpu::gradients_finite(batch.rule_, gradients)) {
         ++options.report->skipped;
         return;
       }
@@ -406,7 +404,13 @@ struct Operation {
     tensor.size = p.size;
     if (p.size == 0) return tensor;
     const cpu::Tensor found = tensor_of(p);
-    tensor.grad = gradient_address(p);
+    if (p.grad_in_rows) {
+      const Rows rows = rows_of(p.grad.get());
+      tensor.grad = rows.data;
+      tensor.rows = {rows.indices, rows.count, p.size / p.shape.dims[0], batch.lazy_};
+    } else {
+      tensor.grad = gradient_address(p);
+    }
     tensor.weight = found.weight;
     std::copy(found.states, found.states + max_states, tensor.states);
     tensor.copy = found.copy;
@@ -427,10 +431,37 @@ struct Operation {
     }
   }
 
+  // All that gradients hold, each in one piece: their norm depends neither on which rows these are
+  // nor on what is done to the others. Nothing but what sums need is filled in.
+  std::vector<cpu::Tensor> whole_gradients() const {
+    std::vector<cpu::Tensor> gradients;
+    gradients.reserve(batch.size());
+    for (const Batch::Parameter& p : batch.parameters_) {
+      if (p.size == 0) continue;
+      cpu::Tensor gradient{};
+      gradient.compute = compute(p);
+      gradient.grad_type = stored(p.dtype);
+      if (p.grad_in_rows) {
+        const Rows rows = rows_of(p.grad.get());
+        gradient.size = rows.count * (p.size / p.shape.dims[0]);
+        gradient.grad = rows.data;
+      } else {
+        gradient.size = p.size;
+        gradient.grad = gradient_address(p);
+      }
+      gradients.push_back(gradient);
+    }
+    return gradients;
+  }
+
+  static Compute compute(const Batch::Parameter& p) {
+    return p.dtype == float64_dtype ? Compute::float64 : Compute::float32;
+  }
+
   // A parameter's arrays but for the gradient.
   cpu::Tensor tensor_of(const Batch::Parameter& p) const {
     cpu::Tensor tensor{};
-    tensor.compute = p.dtype == float64_dtype ? Compute::float64 : Compute::float32;
+    tensor.compute = compute(p);
     tensor.size = p.size;
     tensor.grad_type = stored(p.dtype);
     auto array = p.state->arrays.begin();
@@ -504,19 +535,12 @@ void Batch::check_like(std::size_t position, const char* what, Handle array, con
 
 void Batch::add(Handle weight, Handle grad) {
   const std::size_t position = size();
-  const bool weight_in_rows = check_rows(position, role_name(weight_role), weight);
-  const bool grad_in_rows = check_rows(position, role_name(gradient_role), grad);
+  const bool weight_in_rows = check_storage(position, role_name(weight_role), weight);
+  const bool grad_in_rows = check_storage(position, role_name(gradient_role), grad);
   if (position == 0) place_ = place_of(weight);
   check_place(position, role_name(weight_role), weight);
-  if (device_kernels_ != nullptr) {
-    if (weight_in_rows || grad_in_rows) {
-      throw ParameterError(position,
-                           std::string(role_name(weight_in_rows ? weight_role : gradient_role)) +
-                               " is row_sparse, expected a dense array on a GPU");
-    }
-    if (format_.low_bit) {
-      throw ParameterError(position, "weight is on a GPU, expected host memory with state_dtype");
-    }
+  if (device_kernels_ != nullptr && format_.low_bit) {
+    throw ParameterError(position, "weight is on a GPU, expected host memory with state_dtype");
   }
   const int dtype = dtype_of(weight);
   if (!is_supported(dtype)) {
