@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from mxadamax import _native, cuda
 
-import cuda_cases as cases
 import numpy as np
 import pytest
 from bits import assert_same_bits
-from cuda_cases import ITEM_SIZES, SCALARS, VARIANTS, Kernels
+from cuda_cases import OnEveryDevice
+from cuda_tensors import SCALARS, Kernels
 
 
 def on_a_gpu():
@@ -48,70 +48,14 @@ KERNELS = on_a_gpu()
 if isinstance(KERNELS, str):
     pytest.skip(KERNELS, allow_module_level=True)
 
-RULES = list(_native.rules)
-rules = pytest.mark.parametrize("rule", RULES)
-variants = pytest.mark.parametrize(("dtype", "master"), VARIANTS)
+
+@pytest.fixture
+def kernels():
+    return KERNELS
 
 
-@rules
-@variants
-def test_every_length_at_every_misalignment(rule, dtype, master):
-    cases.every_length_at_every_misalignment(KERNELS, rule, dtype, master)
-
-
-@rules
-@variants
-def test_many_tensors(rule, dtype, master):
-    cases.many_tensors(KERNELS, rule, dtype, master)
-
-
-@rules
-def test_all_dtypes_at_once(rule):
-    cases.all_dtypes_at_once(KERNELS, rule)
-
-
-@rules
-@variants
-def test_special_values(rule, dtype, master):
-    cases.special_values(KERNELS, rule, dtype, master)
-
-
-@pytest.mark.parametrize("kinds", [*([variant] for variant in VARIANTS), VARIANTS], ids=str)
-def test_global_norm(kinds):
-    cases.global_norm(KERNELS, kinds)
-
-
-@pytest.mark.parametrize("dtype", ITEM_SIZES)
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("at", [0, 999])
-def test_skipping(bad, at, dtype):
-    cases.skipping(KERNELS, bad, at, dtype)
-
-
-@rules
-@variants
-def test_some_rows(rule, dtype, master):
-    cases.some_rows(KERNELS, rule, dtype, master, first_lazy=True)
-
-
-@variants
-def test_rows_that_are_left_alone_and_not(dtype, master):
-    cases.some_rows(KERNELS, "adamax", dtype, master, first_lazy=False, steps=2)
-
-
-@variants
-def test_norm_of_rows(dtype, master):
-    cases.norm_of_rows(KERNELS, dtype, master)
-
-
-@pytest.mark.parametrize(("numbers", "message"), cases.WRONG_ROWS)
-@pytest.mark.parametrize("lazy", [False, True])
-def test_wrong_rows(numbers, message, lazy):
-    cases.wrong_rows(KERNELS, numbers, message, lazy)
-
-
-def test_a_wrong_row_among_many():
-    cases.a_wrong_row_among_many(KERNELS)
+class TestOnAGpu(OnEveryDevice):
+    """The same as on the host."""
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from mxadamax.optimizer import BFLOAT16
 import mxnet as mx
 import numpy as np
 import pytest
-from cuda_cases import VARIANTS
+from cuda_tensors import VARIANTS
 from family import FAMILY
 from mxnet.base import _LIB
 from support import Run, assert_same_bits, gradients, nd

@@ -12,11 +12,11 @@ import types
 
 from mxadamax import _native, cuda
 
-import cuda_cases as cases
 import mxnet as mx
 import numpy as np
 import pytest
-from cuda_cases import ITEM_SIZES, SCALARS, VARIANTS, Kernels
+from cuda_cases import MANY_SIZES, OnEveryDevice
+from cuda_tensors import SCALARS, Device, Kernels, Tensor, scalars_of
 from family import FAMILY
 from support import assert_same_bits, gradients
 
@@ -25,8 +25,6 @@ native = pytest.importorskip(
 )
 
 RULES = list(_native.rules)
-rules = pytest.mark.parametrize("rule", RULES)
-variants = pytest.mark.parametrize(("dtype", "master"), VARIANTS)
 
 
 def aligned(raw):
@@ -47,80 +45,20 @@ def test_the_rules_are_those_of_the_processor():
         assert set(names) <= SCALARS.keys()
 
 
-# The same as on a GPU.
+@pytest.fixture
+def kernels():
+    return KERNELS
 
 
-@rules
-@variants
-def test_every_length_at_every_misalignment(rule, dtype, master):
-    cases.every_length_at_every_misalignment(KERNELS, rule, dtype, master)
-
-
-@rules
-@pytest.mark.parametrize(("dtype", "master"), [("float32", False), ("float16", True)])
-def test_many_tensors(rule, dtype, master):
-    cases.many_tensors(KERNELS, rule, dtype, master)
-
-
-@variants
-def test_many_tensors_of_every_dtype(dtype, master):
-    cases.many_tensors(KERNELS, "adamax", dtype, master)
-
-
-@rules
-def test_all_dtypes_at_once(rule):
-    cases.all_dtypes_at_once(KERNELS, rule)
-
-
-@rules
-@variants
-def test_special_values(rule, dtype, master):
-    cases.special_values(KERNELS, rule, dtype, master)
-
-
-@pytest.mark.parametrize("kinds", [*([variant] for variant in VARIANTS), VARIANTS], ids=str)
-def test_global_norm(kinds):
-    cases.global_norm(KERNELS, kinds)
-
-
-@pytest.mark.parametrize("dtype", ITEM_SIZES)
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("at", [0, 999])
-def test_skipping(bad, at, dtype):
-    cases.skipping(KERNELS, bad, at, dtype)
-
-
-@rules
-@variants
-def test_some_rows(rule, dtype, master):
-    cases.some_rows(KERNELS, rule, dtype, master, first_lazy=True)
-
-
-@variants
-def test_rows_that_are_left_alone_and_not(dtype, master):
-    cases.some_rows(KERNELS, "adamax", dtype, master, first_lazy=False, steps=2)
-
-
-@variants
-def test_norm_of_rows(dtype, master):
-    cases.norm_of_rows(KERNELS, dtype, master)
-
-
-@pytest.mark.parametrize(("numbers", "message"), cases.WRONG_ROWS)
-@pytest.mark.parametrize("lazy", [False, True])
-def test_wrong_rows(numbers, message, lazy):
-    cases.wrong_rows(KERNELS, numbers, message, lazy)
-
-
-def test_a_wrong_row_among_many():
-    cases.a_wrong_row_among_many(KERNELS)
+class TestOnTheHost(OnEveryDevice):
+    """The same as on a GPU."""
 
 
 def test_a_sum_that_overflows_is_not_a_gradient_that_is_not_finite():
-    tensor = cases.Tensor("sgd", 10, "float64", False, False, seed=0)
+    tensor = Tensor("sgd", 10, "float64", False, False, seed=0)
     tensor.arrays["grad"][:] = 1e200
-    device = cases.Device(KERNELS, "sgd", [tensor])
-    scalars = cases.scalars_of("sgd", device.names)
+    device = Device(KERNELS, "sgd", [tensor])
+    scalars = scalars_of("sgd", device.names)
     device.update([scalars], skip_nonfinite=True)
     assert device.batch.report() == (np.inf, 0)
     tensor.update("sgd", scalars)
@@ -208,7 +146,7 @@ def rows_of(names, scalars, count):
 
 
 def test_parts_cover_every_element_once():
-    sizes = [*cases.MANY_SIZES, 2**33 + 1]
+    sizes = [*MANY_SIZES, 2**33 + 1]
     parts = native.parts(sizes)
     covered = dict.fromkeys(range(len(sizes)), 0)
     for tensor, first, count in parts:
@@ -220,7 +158,7 @@ def test_parts_cover_every_element_once():
 
 
 def test_parts_of_sums_cover_every_element_once():
-    sizes = [*cases.MANY_SIZES, 2**31 + 40000, 700, 2**31 + 40000]
+    sizes = [*MANY_SIZES, 2**31 + 40000, 700, 2**31 + 40000]
     for converted in ([False] * len(sizes), [k % 2 == 0 for k in range(len(sizes))]):
         parts, segments = native.sum_parts(sizes, converted)
         covered = dict.fromkeys(range(len(sizes)), 0)
