@@ -6,7 +6,7 @@ import copy
 import os
 import pickle
 import uuid
-from typing import Any, Dict, Iterator, List, Mapping, Tuple, Union
+from typing import Any, Dict, Iterator, List, Mapping, Set, Tuple, Union
 
 import numpy
 from mxnet.base import MXNetError
@@ -416,6 +416,15 @@ def _check_progress(optimizer: FusedOptimizer) -> None:
         check_integer(optimizer.registered_name, name, getattr(optimizer, name), 0)
 
 
+def _arrays_of(state: Any) -> Iterator[Any]:
+    """The arrays of a state, which is one, or None, or a tuple or list of such."""
+    if isinstance(state, (tuple, list)):
+        for part in state:
+            yield from _arrays_of(part)
+    elif state is not None:
+        yield state
+
+
 def _check_states(
     trainer: Trainer,
     states: States,
@@ -433,6 +442,7 @@ def _check_states(
             )
     begins = source.ema_decay is None and successor.ema_decay is not None
     checked: States = {}
+    seen: Set[int] = set()
     for index, parameter in enumerate(parameters):
         name = f"parameter {index} ({parameter.name!r})"
         if index not in states:
@@ -457,6 +467,12 @@ def _check_states(
                 f"{name}: holds a state {_describe_state(state)}, expected "
                 f"{_describe_state(expected)} for its weight {_describe_state(weight)}"
             )
+        for array in _arrays_of(state):
+            if id(array) in seen:
+                raise ValueError(
+                    f"{name}: holds an array twice, expected one of its own for each state"
+                )
+            seen.add(id(array))
         if begins and master is not None:
             state = state[0], (state[1], state[0].copy())
         elif begins:

@@ -43,6 +43,20 @@ def test_a_damaged_optimizer_in_a_file(name, value, tmp_path):
     assert np.array_equal(parameter.data().asnumpy(), before)
 
 
+def test_a_state_that_is_another_one_too(tmp_path):
+    """Refused when it is loaded, not by the step after it."""
+    parameter, trainer = a_trainer()
+    mxadamax.save_states(trainer, tmp_path / "file")
+    states, optimizer = pickle.loads((tmp_path / "file").read_bytes())
+    (index,) = states
+    states[index] = [states[index][0]] * 2
+    (tmp_path / "file").write_bytes(pickle.dumps((states, optimizer)))
+    before = parameter.data().asnumpy()
+    with pytest.raises(ValueError, match="parameter 0 .*: holds an array twice, expected one of"):
+        mxadamax.load_states(trainer, tmp_path / "file")
+    assert np.array_equal(parameter.data().asnumpy(), before)
+
+
 def test_true_is_no_number():
     """The native update took it for 1, the definition failed inside MXNet."""
     with pytest.raises(ValueError, match="clip_gradient must be .*, got True"):
