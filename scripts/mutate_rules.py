@@ -66,7 +66,7 @@ def mutants(text: str) -> list[tuple[int, int, str]]:
     """Where in a header what is replaced by what."""
     found = []
     scalars = re.findall(r"T ((?:\w+, )*\w+);", text)
-    names = [name for names in scalars for name in names.split(", ")]
+    names = list(dict.fromkeys(name for names in scalars for name in names.split(", ")))
     body = text.index("namespace")
     for match in TOKEN.finditer(text, body):
         kind, token, at = match.lastgroup, match.group(), match.start()
