@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import mxadamax
-from mxadamax.__main__ import main
+from mxadamax.__main__ import COMMANDS, main
 from mxadamax.checkpoints import convert
 from mxadamax.compatibility import IS_MXNET_1
 from mxadamax.hyperparameters import Range
@@ -271,6 +271,15 @@ def test_the_guide_has_every_optimizer(name):
 def test_the_reference_has_everything():
     text = (ROOT / "docs" / "api.md").read_text()
     assert set(mxadamax.__all__) <= set(re.findall(r"^\.\. auto\w+:: (\w+)$", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_page_of_the_commands_has_every_option(command):
+    text = (ROOT / "docs" / "command-line.md").read_text()
+    section = text.split(f"\n## {command}\n")[1].split("\n## ")[0]
+    options = set(re.findall(r"^  (?:-h, )?(--[\w-]+)", help_of_ours(command), re.MULTILINE))
+    assert len(options) >= 2
+    assert {option for option in options - {"--help"} if f"`{option}" not in section} == set()
 
 
 def test_the_table_of_options_has_every_option():

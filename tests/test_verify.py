@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import mxadamax
@@ -15,6 +16,7 @@ from mxadamax.optimizer import BFLOAT16
 import numpy as np
 import pytest
 from family import FAMILY
+from rich.console import Console
 
 HERE = _native.instruction_set
 HALF = np.dtype("float16")
@@ -126,6 +128,19 @@ def test_what_another_process_finds_counts(few, capsys, monkeypatch):
     output = capsys.readouterr().out
     assert "FAIL 3 ULP" in output
     assert "1 are not as promised" in output
+
+
+def test_a_narrow_terminal_cuts_no_name_short():
+    results = [
+        verify.Result(str(peer), kind.label, HERE, 0.0, 0.0)
+        for peer in verify.PEERS
+        for kind in verify.TYPES
+    ]
+    console = Console(width=80, file=io.StringIO())
+    console.print(verify.table_of(results))
+    output = console.file.getvalue()
+    assert max(map(len, output.splitlines())) <= 80
+    assert "…" not in output
 
 
 def test_another_process_that_ends(monkeypatch, capsys):

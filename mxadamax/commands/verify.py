@@ -486,7 +486,8 @@ def table_of(results: Sequence[Result]) -> Table:
     table = Table(title=f"{results[0].instruction_set}", title_justify="left")
     columns = list(dict.fromkeys(result.against for result in results))
     for column in ("optimizer", *columns):
-        table.add_column(column)
+        # On a narrow terminal names are broken, not cut short.
+        table.add_column(column, overflow="fold")
     for optimizer in dict.fromkeys(result.optimizer for result in results):
         row = {result.against: result for result in results if result.optimizer == optimizer}
         table.add_row(optimizer, *(cell(row.get(column)) for column in columns))
