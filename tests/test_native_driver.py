@@ -18,23 +18,33 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def compiled(folder, change=lambda kernels: kernels):
-    """The driver with the kernels of the plainest instruction set, compiled without optimization."""
+FLAGS = [
+    *("-std=c++17", "-O1", "-ffp-contract=off", "-fno-math-errno", "-fopenmp"),
+    *(f"-I{CSRC}", f"-I{CSRC / 'cpu'}", f"-I{NATIVE}", "-DMXADAMAX_KERNELS=kernels_baseline"),
+]
+"""For the plainest instruction set, hardly optimized."""
+
+
+def compile_with(*arguments, **options):
+    subprocess.run(["c++", *FLAGS, *map(str, arguments)], check=True, timeout=600, **options)
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory):
+    """All of the driver but the kernels."""
+    folder = tmp_path_factory.mktemp("objects")
+    sources = [*sorted(NATIVE.glob("test_*.cc")), NATIVE / "main.cc"]
+    sources += [CSRC / "cpu" / name for name in ("instruction_set.cc", "update.cc")]
+    compile_with("-c", *sources, cwd=folder)
+    return sorted(folder.glob("*.o"))
+
+
+def compiled(folder, objects, change=lambda kernels: kernels):
+    """The driver, with changed kernels."""
     kernels = folder / "kernels.cc"
     kernels.write_text(change((CSRC / "cpu" / "kernels.cc").read_text()))
     driver = folder / "driver"
-    subprocess.run(
-        [
-            *("c++", "-std=c++17", "-O1", "-ffp-contract=off", "-fno-math-errno", "-fopenmp"),
-            *(f"-I{CSRC}", f"-I{CSRC / 'cpu'}", f"-I{NATIVE}"),
-            "-DMXADAMAX_KERNELS=kernels_baseline",
-            *map(str, [*sorted(NATIVE.glob("test_*.cc")), NATIVE / "main.cc", kernels]),
-            *(str(CSRC / "cpu" / name) for name in ("instruction_set.cc", "update.cc")),
-            *("-o", str(driver)),
-        ],
-        check=True,
-        timeout=600,
-    )
+    compile_with(kernels, *objects, "-o", driver)
     return driver
 
 
@@ -50,17 +60,17 @@ def run(driver, *tests):
     )
 
 
-def test_the_driver_passes(tmp_path):
-    done = run(compiled(tmp_path))
+def test_the_driver_passes(tmp_path, objects):
+    done = run(compiled(tmp_path, objects))
     assert done.returncode == 0, done.stderr
     passed = re.findall(r"^(\w+): passed$", done.stdout, re.MULTILINE)
     assert passed == ["rules", "kernels", "codecs", "update"]
 
 
-def test_the_driver_can_fail(tmp_path):
+def test_the_driver_can_fail(tmp_path, objects):
     """A loop that forgets the last element of a long array, and a test that does not exist."""
     wrong = ("i < count; ++i) {\n    T state", "i < count - (count > 40); ++i) {\n    T state")
-    driver = compiled(tmp_path, lambda kernels: kernels.replace(*wrong))
+    driver = compiled(tmp_path, objects, lambda kernels: kernels.replace(*wrong))
     done = run(driver, "rules")
     assert done.returncode == 1
     assert re.search(r"test_rules.cc:\d+: .*adamax", done.stderr)

@@ -60,7 +60,7 @@ def test_equal_to_the_built_in(data, member, shapes, options, aggregate_num):
         start = [data.draw(values(dtype, shape)) for dtype, shape in zip(dtypes, shapes)]
         runs = [
             Run(member.create(aggregate_num=aggregate_num, **options), start),
-            Run(member.create_built_in(**options), start),
+            Run(member.create_reference(**options), start),
         ]
         for _ in range(data.draw(st.integers(1, 4))):
             grads = [data.draw(values(dtype, shape)) for dtype, shape in zip(dtypes, shapes)]

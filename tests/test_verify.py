@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import mxadamax
@@ -14,7 +15,8 @@ from mxadamax.optimizer import BFLOAT16
 
 import numpy as np
 import pytest
-from family import FAMILY
+from family import CLASSES
+from rich.console import Console
 
 HERE = _native.instruction_set
 HALF = np.dtype("float16")
@@ -55,15 +57,25 @@ def test_every_optimizer_passes(capsys, monkeypatch):
     assert any(result["found"] > 0 for result in results.values())
 
 
-def test_compares_what_the_tests_compare():
-    table = {(p.name, p.built_in, *sorted(p.options.items())) for p in verify.PEERS}
-    # NAG's momentum is 0.9 by default.
-    nag = ("nag_ext", "nag", ("momentum", 0.9))
-    expected = {(m.name, m.built_in, *sorted(m.options.items())) for m in FAMILY}
-    assert table == expected - {("nag_ext", "nag")} | {nag}
-    assert {p.name: p.ours for p in verify.PEERS if p.ours} == {
-        m.name: m.ours for m in FAMILY if m.ours
-    }
+def test_compares_every_rule_with_the_built_in_of_its_name():
+    """The tests go by this table, too."""
+    assert {peer.name for peer in verify.PEERS} == {c.registered_name for c in CLASSES.values()}
+    assert {peer.create().rule for peer in verify.PEERS} == set(_native.rules)
+    for peer in verify.PEERS:
+        assert peer.built_in == (None if peer.name == "amsgrad_ext" else peer.name[: -len("_ext")])
+
+
+def test_units_in_the_last_place_of_the_largest():
+    def units(actual, expected, before):
+        return float(verify.units_apart(*(np.float32([x]) for x in (actual, expected, before)))[0])
+
+    one = np.spacing(np.float32(1))
+    assert units(1 + 2 * one, 1, 1) == 2
+    # Of what was added, where that is larger than what it led to.
+    assert units(0.25, 0.25 + one, 4) == 0.25
+    assert units(0.25, 0.25 + one, 0.25) == 4
+    assert units(0, 0, 0) == 0
+    assert units(np.nan, 1, 1) == np.inf
 
 
 def test_every_instruction_set(few, capsys):
@@ -126,6 +138,19 @@ def test_what_another_process_finds_counts(few, capsys, monkeypatch):
     output = capsys.readouterr().out
     assert "FAIL 3 ULP" in output
     assert "1 are not as promised" in output
+
+
+def test_a_narrow_terminal_cuts_no_name_short():
+    results = [
+        verify.Result(str(peer), kind.label, HERE, 0.0, 0.0)
+        for peer in verify.PEERS
+        for kind in verify.TYPES
+    ]
+    console = Console(width=80, file=io.StringIO())
+    console.print(verify.table_of(results))
+    output = console.file.getvalue()
+    assert max(map(len, output.splitlines())) <= 80
+    assert "…" not in output
 
 
 def test_another_process_that_ends(monkeypatch, capsys):
