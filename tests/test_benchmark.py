@@ -283,6 +283,7 @@ def test_pictures_show_what_was_measured():
         (["--json", "no-such-folder/x.json"], "no folder no-such-folder to write x.json to"),
         (["--plot", "no-such-folder/x.png"], "no folder no-such-folder to write x.png to"),
         (["--from", "no-such.json", "--plot", "out.png"], "no-such.json"),
+        (["--only", "half-25m", "--plot", "out.png"], "nothing to draw: measure sizes, or any of"),
     ],
 )
 def test_refused_before_anything_is_measured(arguments, message, capsys, monkeypatch, tmp_path):

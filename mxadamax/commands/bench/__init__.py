@@ -114,6 +114,10 @@ def check(given: argparse.Namespace) -> None:
         raise ValueError("--plot needs matplotlib: pip install 'mxadamax[plot]'")
     if given.plot and given.plot.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--plot: expected a name that ends in .png, .svg or .pdf: {given.plot}")
+    if given.plot and not given.source:
+        from .plots import panels_of
+
+        panels_of([name for group in given.only for name in group])
     files: list[Path] = [file for file in (given.json, given.plot) if file is not None]
     for file in files:
         if not file.absolute().parent.is_dir():

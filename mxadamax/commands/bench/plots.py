@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,6 +106,17 @@ def draw_models(axes: Axes, result: dict[str, Any], cases: list[str]) -> None:
     axes.set_axisbelow(True)
 
 
+def panels_of(cases: Collection[str]) -> list[tuple[Callable[..., None], list[str]]]:
+    """What draws which of these cases; ValueError where there is nothing to draw."""
+    sizes = [case for case in cases if case.startswith("sizes-")]
+    models = [case for case in MODELS if case in cases]
+    panels = [(draw_sizes, sizes), (draw_models, models)]
+    found = [(draw_panel, chosen) for draw_panel, chosen in panels if chosen]
+    if not found:
+        raise ValueError(f"nothing to draw: measure sizes, or any of {', '.join(MODELS)}")
+    return found
+
+
 def draw(result: dict[str, Any], file: Path) -> None:
     """Draw single arrays of all sizes, and models, as far as they have been measured.
 
@@ -115,22 +127,15 @@ def draw(result: dict[str, Any], file: Path) -> None:
     file : Path
         Where to; the name's end says as what.
     """
-    sizes = [case for case in result["cases"] if case.startswith("sizes-")]
-    models = [case for case in MODELS if case in result["cases"]]
-    panels = [
-        (draw_panel, cases)
-        for draw_panel, cases in ((draw_sizes, sizes), (draw_models, models))
-        if cases
-    ]
-    if not panels:
-        raise ValueError(f"nothing to draw: measure sizes, or any of {', '.join(MODELS)}")
+    panels = panels_of(result["cases"])
     # As wide as a page of a README, so that text keeps its size.
     figure = Figure(figsize=(1.2 + 4.6 * len(panels), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (draw_panel, cases) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         draw_panel(axes, result, cases)
         axes.spines[["top", "right"]].set_visible(False)
-    shown = [name for name in STYLES if any(name in result["cases"][c] for c in (*sizes, *models))]
+    drawn = [case for _, cases in panels for case in cases]
+    shown = [name for name in STYLES if any(name in result["cases"][case] for case in drawn)]
     handles = [
         figure.axes[0].plot([], [], style.line, color=style.color, marker=style.marker or None)[0]
         for style in map(STYLES.__getitem__, shown)
