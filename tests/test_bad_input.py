@@ -16,9 +16,10 @@ from mxadamax.engine import native
 import mxnet as mx
 import numpy as np
 import pytest
+from gate import Gate, gated
 from mxnet import gluon
 from mxnet.base import _LIB
-from support import Run, nd
+from support import Run, nd, run_python
 
 REFUSED_HYPERPARAMETERS = [
     ({"beta1": 1.5}, r"beta1 must be in \[0, 1\), got 1.5"),
@@ -364,20 +365,21 @@ def test_objects_that_are_no_arrays():
 
 @pytest.fixture
 def replaced():
-    """Puts a function of Python's in the place of one of MXNet's C API."""
+    """Puts functions of Python's in the place of some of MXNet's C API."""
     native()
     kept = []
+    addresses = {
+        name: ctypes.cast(getattr(_LIB, C_FUNCTIONS.get(name, name)), ctypes.c_void_p).value
+        for name in _native.mxnet_functions
+    }
 
     def replace(name, signature, function):
         kept.append(ctypes.CFUNCTYPE(ctypes.c_int, *signature)(function))
-        fake = ctypes.cast(kept[-1], ctypes.c_void_p).value
-        real = {
-            n: ctypes.cast(getattr(_LIB, C_FUNCTIONS.get(n, n)), ctypes.c_void_p).value
-            for n in _native.mxnet_functions
-        }
-        _native.bind({**real, name: fake}.__getitem__)
+        addresses[name] = ctypes.cast(kept[-1], ctypes.c_void_p).value
+        _native.bind(addresses.__getitem__)
 
     yield replace
+    mx.nd.waitall()
     native.cache_clear()
     native()
 
@@ -412,6 +414,178 @@ def test_failure_inside_the_engine_surfaces_and_writes_nothing(replaced):
     assert snapshot(run)[0] == before
     run.step([np.ones(s, "float32") for s in SHAPES])
     assert snapshot(run)[0] != before
+
+
+INTEGER = ctypes.POINTER(ctypes.c_int)
+
+
+def says(value, of):
+    """A function of MXNet's C API that finds this for one array and 0 for all others."""
+
+    def say(handle, *arguments):
+        arguments[-1][0] = value if handle == of else 0
+        return 0
+
+    return say
+
+
+@pytest.mark.parametrize(
+    ("function", "value", "message"),
+    [
+        ("MXNDArrayGetStorageType", 1, "gradient has row numbers of dtype float32, expected int64"),
+        ("MXNDArrayGetStorageType", 2, r"gradient is csr, expected a dense array .*row_sparse"),
+        ("MXNDArrayGetStorageType", 7, "gradient is of number 7, expected a dense array"),
+        ("MXNDArrayGetDType", 77, "gradient has dtype of number 77, weight has float32"),
+        ("MXNDArrayGetDType", -1, "gradient has dtype of number -1, weight has float32"),
+    ],
+)
+def test_what_no_supported_mxnet_says(function, value, message, replaced):
+    """Kinds of arrays to come are refused as those that are known."""
+    run = a_run()
+    grads = [ones(*shape) for shape in SHAPES]
+    replaced(function, [ctypes.c_void_p, INTEGER], says(value, grads[1].handle.value))
+    aux = [ctypes.c_void_p, ctypes.c_uint32, INTEGER]
+    replaced("MXNDArrayGetAuxType", aux, says(0, None))
+    refused(run, r"parameter 1 \('dense0_bias'\): " + message, grads=grads)
+
+
+def test_a_call_of_mxnet_that_fails(replaced):
+    """Says what MXNet says of it, and changes nothing."""
+    run = a_run()
+    before = snapshot(run)
+    with pytest.raises(mx.MXNetError) as said:
+        mx.nd.ones(2).reshape((3, 5))
+    replaced("MXNDArrayGetDType", [ctypes.c_void_p, INTEGER], lambda handle, out: -1)
+    with pytest.raises(mx.MXNetError) as caught:
+        run.updater([0, 1, 2], [ones(*shape) for shape in SHAPES], list(run.weights))
+    (reason,) = (line for line in str(said.value).split("\n") if "Check failed" in line)
+    assert reason in str(caught.value)
+    assert snapshot(run) == before
+
+
+def test_an_array_that_changes_its_size_under_way(replaced):
+    """What the engine finds is not what was checked: an error at the next wait, nothing written."""
+    run = a_run()
+    before = snapshot(run)[0]
+
+    class Tensor(ctypes.Structure):
+        """What DLPack hands out."""
+
+        _fields_ = (
+            *(("data", ctypes.c_void_p), ("device", ctypes.c_int * 2), ("ndim", ctypes.c_int)),
+            *(("type", ctypes.c_int), ("shape", ctypes.POINTER(ctypes.c_int64))),
+        )
+
+    smaller = Tensor(ndim=2, shape=(ctypes.c_int64 * 2)(2, 3))
+
+    def view(handle, out):
+        out[0] = ctypes.addressof(smaller)
+        return 0
+
+    given_back = []
+    out = ctypes.POINTER(ctypes.c_void_p)
+    replaced("MXNDArrayToDLPack", [ctypes.c_void_p, out], view)
+    replaced("MXNDArrayCallDLPackDeleter", [ctypes.c_void_p], lambda it: given_back.append(it) or 0)
+    run.updater([0, 1, 2], [ones(*shape) for shape in SHAPES], list(run.weights))
+    with pytest.raises(
+        mx.MXNetError, match="an array of 12 elements has become one of 6 while its"
+    ):
+        mx.nd.waitall()
+    assert snapshot(run)[0] == before
+    assert given_back == [ctypes.addressof(smaller)]
+
+
+def test_row_numbers_that_are_lost_under_way():
+    """Between check and update, which waits for a gradient, the place of row numbers is forgotten."""
+    native()
+    optimizer = mxadamax.SGD()
+    weights = [ones(2), ones(5, 3)]
+    rows = mx.nd.sparse.row_sparse_array((np.ones((1, 3), "float32"), [4]), shape=(5, 3))
+    rows.wait_to_read()
+    Gate.opened.clear()
+    try:
+        optimizer.fused_step([0, 1], weights, [gated(ones(2)), rows], [None, None])
+        assert not _native.find_row_indices(rows, [3])
+    finally:
+        Gate.opened.set()
+    with pytest.raises(mx.MXNetError, match="keeps the rows of row_sparse arrays in a place not"):
+        mx.nd.waitall()
+    native.cache_clear()
+    native()
+    assert all((weight.asnumpy() == 1).all() for weight in weights)
+
+
+NO_FILES = """
+import os, resource
+import mxnet as mx
+from mxadamax.engine import native
+
+native()
+known = mx.nd.sparse.row_sparse_array(([[1.0], [2.0]], [1, 5]), shape=(9, 1))
+known.wait_to_read()
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+try:
+    native().find_row_indices(known, [1, 5])
+except RuntimeError as error:
+    print(error)
+    os._exit(0)
+"""
+
+
+def test_no_files_left():
+    assert run_python(NO_FILES) == "cannot create a pipe\n"
+
+
+def test_what_is_no_batch():
+    """The native entry, past the checks that Python makes."""
+    memo = _native.StateMemo()
+    with pytest.raises(ValueError, match="type 'int4' must be float16, bfloat16 or int8"):
+        native().Batch("adam", [], [], [], memo, False, False, False, "int4")
+    with pytest.raises(ValueError, match="there is no rule 'adamin'"):
+        native().Batch("adamin", [], [], [], memo, False, False, False, None)
+    with pytest.raises(TypeError, match="expected a sequence"):
+        native().Batch("sgd", 5, [], [], memo, False, False, False, None)
+    empty = native().Batch("sgd", [], [], [], memo, False, False, False, None)
+    empty.push([{name: 1.0 for name in SCALARS_OF_SGD}], None, False, None, 0)
+    assert not empty.pushed
+
+
+SCALARS_OF_SGD = ("rescale_grad", "clip_gradient", "wd", "keep", "lr")
+
+
+def test_a_failure_for_any_arrays():
+    """Each array once, whatever is handed over: views of one would make the engine wait for ever."""
+    first, second, third = ones(4), ones(4), ones(4)
+    native().push_failure([first, None, first, first[0:2], second, "third"], "told to fail")
+    with pytest.raises(mx.MXNetError, match="told to fail"):
+        second.wait_to_read()
+    assert third.asnumpy().tolist() == [1] * 4
+    native().push_failure([], "nobody hears")
+    native().push_failure([None], "nobody hears")
+    mx.nd.waitall()
+
+
+def test_an_array_of_no_shape_yet(replaced):
+    run = a_run()
+    before = snapshot(run)
+
+    def no_shape(handle, dimensions, shape):
+        dimensions[0] = -1
+        return 0
+
+    replaced("MXNDArrayGetShape64", [ctypes.c_void_p, INTEGER, ctypes.c_void_p], no_shape)
+    with pytest.raises(mx.MXNetError, match="an array of unknown shape"):
+        run.updater([0, 1, 2], [ones(*shape) for shape in SHAPES], list(run.weights))
+    assert snapshot(run) == before
+
+
+def test_an_array_without_memory():
+    optimizer = mxadamax.SGD()
+    nothing = mx.nd.NDArray(mx.ndarray.ndarray._new_empty_handle())
+    with pytest.raises(ValueError, match="parameter 0: weight is of number -1, expected a dense"):
+        optimizer.fused_step([0], [nothing], [nothing], [None])
+    native().push_failure([nothing], "nobody hears")
+    mx.nd.waitall()
 
 
 def test_failure_under_a_kvstore_is_loud():
