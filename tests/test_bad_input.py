@@ -9,7 +9,8 @@ import subprocess
 import sys
 
 import mxadamax
-from mxadamax import _native
+from mxadamax import _native, engine
+from mxadamax.commands import info
 from mxadamax.compatibility import C_FUNCTIONS, IS_MXNET_1
 from mxadamax.engine import native
 
@@ -586,6 +587,37 @@ def test_an_array_without_memory():
         optimizer.fused_step([0], [nothing], [nothing], [None])
     native().push_failure([nothing], "nobody hears")
     mx.nd.waitall()
+
+
+@pytest.fixture
+def unbound():
+    """The native code is bound once more, and afterwards as it was."""
+    native.cache_clear()
+    yield
+    native.cache_clear()
+    native()
+
+
+def test_an_mxnet_without_a_function(monkeypatch, unbound):
+    monkeypatch.setattr(engine, "_LIB", object())
+    message = "this MXNet library has no function MXGetLastError; supported are "
+    with pytest.raises(ImportError, match=message):
+        mxadamax.SGD()
+    report = info.Report()
+    info.look_at_mxnet(report)
+    assert any(message in problem for problem in report.problems)
+    # What needs no native code goes on.
+    assert mxadamax.SGD(use_fused_step=False).rule == "sgd"
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_an_mxnet_with_other_arrays(answer, monkeypatch, unbound):
+    """Where a view is not seen to share memory, or two arrays are."""
+    monkeypatch.setattr(_native, "share_memory", lambda a, b: answer)
+    with pytest.raises(ImportError, match="this MXNet lays out its arrays differently; supported"):
+        mxadamax.SGD()
+    monkeypatch.undo()
 
 
 def test_failure_under_a_kvstore_is_loud():
