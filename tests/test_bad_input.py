@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 
 import mxadamax
 from mxadamax import _native, engine
@@ -566,27 +567,87 @@ def test_a_failure_for_any_arrays():
     mx.nd.waitall()
 
 
-def test_an_array_of_no_shape_yet(replaced):
+@pytest.mark.parametrize("dimensions", [-1, 33])
+def test_an_array_of_unknown_shape(dimensions, replaced):
+    """One that is not known yet, and more dimensions than MXNet has."""
     run = a_run()
     before = snapshot(run)
 
-    def no_shape(handle, dimensions, shape):
-        dimensions[0] = -1
+    def shape_of(handle, found, shape):
+        found[0] = dimensions
         return 0
 
-    replaced("MXNDArrayGetShape64", [ctypes.c_void_p, INTEGER, ctypes.c_void_p], no_shape)
+    replaced("MXNDArrayGetShape64", [ctypes.c_void_p, INTEGER, ctypes.c_void_p], shape_of)
     with pytest.raises(mx.MXNetError, match="an array of unknown shape"):
         run.updater([0, 1, 2], [ones(*shape) for shape in SHAPES], list(run.weights))
     assert snapshot(run) == before
 
 
-def test_an_array_without_memory():
+def test_an_array_without_memory(replaced):
     optimizer = mxadamax.SGD()
     nothing = mx.nd.NDArray(mx.ndarray.ndarray._new_empty_handle())
     with pytest.raises(ValueError, match="parameter 0: weight is of number -1, expected a dense"):
         optimizer.fused_step([0], [nothing], [nothing], [None])
     native().push_failure([nothing], "nobody hears")
-    mx.nd.waitall()
+    # Were MXNet to call it an array as any:
+    for function in ("MXNDArrayGetStorageType", "MXNDArrayGetDType"):
+        replaced(function, [ctypes.c_void_p, INTEGER], says(0, None))
+    replaced("MXNDArrayGetContext", [ctypes.c_void_p, INTEGER, INTEGER], says(0, None))
+    replaced("MXNDArrayGetShape64", [ctypes.c_void_p, INTEGER, ctypes.c_void_p], lambda *_: 0)
+    with pytest.raises(ValueError, match="parameter 0: weight has no memory; was the array init"):
+        optimizer.fused_step([0], [nothing], [nothing], [None])
+    assert not optimizer._index_update_count
+
+
+def test_objects_that_look_like_arrays():
+    """What has no handle, a handle without a number, and a number that is none."""
+    for handle in (None, types.SimpleNamespace(), types.SimpleNamespace(value="1")):
+        almost = types.SimpleNamespace(handle=handle)
+        with pytest.raises(
+            ValueError, match=r"weight is types\.SimpleNamespace, expected an NDArr"
+        ):
+            mxadamax.SGD().fused_step([0], [almost], [ones(3)], [None])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ema_decay", 0.9, "state is one NDArray, expected a tuple of 2 NDArrays"),
+        ("state_dtype", "float16", "state 0 has dtype float32, expected float16"),
+        ("multi_precision", True, None),
+    ],
+)
+def test_options_that_change_what_a_state_is(name, value, message):
+    """States are looked at again where they are used in another way, though they are the same."""
+    run = a_run()
+    run.step([np.ones(s, "float32") for s in SHAPES])
+    setattr(run.optimizer, name, value)
+    if message:
+        refused(run, "parameter 0: " + message)
+    else:
+        run.step([np.ones(s, "float32") for s in SHAPES])
+
+
+def test_a_weight_of_another_shape_with_the_same_state():
+    run = a_run()
+    grads = [ones(3, 4), ones(4), ones()]
+    weights = [run.weights[0], ones(4), run.weights[2]]
+    message = r"parameter 1 \('dense0_bias'\): state 0 has shape \(5,\), weight has \(4,\)"
+    refused(run, message, grads=grads, weights=weights)
+
+
+def test_a_list_in_a_state_may_change():
+    """It is looked at in every step: with a master weight it lies inside a tuple."""
+    optimizer = mxadamax.Adamax(multi_precision=True)
+    weight, grad = ones(3, dtype="float16"), ones(3, dtype="float16")
+    master, (mean, norm) = optimizer.create_state_multi_precision(0, weight)
+    others = [mean.copy(), norm.copy()]
+    inner = [mean, norm]
+    for _ in range(2):
+        optimizer.fused_step([0], [weight], [grad], [(master, inner)])
+        mx.nd.waitall()
+        inner[:] = others
+    assert norm.asnumpy().tolist() == others[1].asnumpy().tolist() == [1, 1, 1]
 
 
 @pytest.fixture
