@@ -636,6 +636,28 @@ def test_a_weight_of_another_shape_with_the_same_state():
     refused(run, message, grads=grads, weights=weights)
 
 
+@pytest.mark.parametrize(
+    ("options", "make", "message"),
+    [
+        ({}, lambda array: array, "state is one NDArray, expected None, as"),
+        ({}, lambda array: (array, array.copy()), "state is a sequence of 2, expected None, as"),
+        ({"momentum": 0.9}, lambda array: None, "state is None, expected one NDArray, as"),
+        ({"momentum": 0.9}, lambda array: (array,), "state is a sequence of 1, expected one NDArr"),
+        ({"momentum": 0.9}, lambda array: 5, "state is int, expected one NDArray, as"),
+        ({"ema_decay": 0.9}, lambda array: [None, 5], "state is not a tuple of a state and an ave"),
+        ({"ema_decay": 0.9}, lambda array: (None,), "state is not a tuple of a state and an ave"),
+    ],
+)
+def test_states_of_rules_with_fewer_arrays(options, make, message):
+    with pytest.raises(ValueError, match=f"^sgd_ext: parameter 0: {message}"):
+        mxadamax.SGD(**options).fused_step([0], [ones(3)], [ones(3)], [make(ones(3))])
+
+
+def test_as_many_states_as_weights():
+    with pytest.raises(ValueError, match="got 1 weights, 1 gradients and 2 states, expected as"):
+        mxadamax.SGD().fused_step([0], [ones(3)], [ones(3)], [None, None])
+
+
 def test_a_list_in_a_state_may_change():
     """It is looked at in every step: with a master weight it lies inside a tuple."""
     optimizer = mxadamax.Adamax(multi_precision=True)

@@ -253,10 +253,14 @@ def test_bad_calls_are_refused():
         _native.update_numpy("adamin", weights, grads, states, scalars)
     with pytest.raises(ValueError, match="differ in length"):
         update(weights, [], states, scalars)
+    with pytest.raises(ValueError, match="differ in length"):
+        update(weights, grads, [], scalars)
     with pytest.raises(_native.ParameterError, match="gradient must be C-contiguous"):
         update(weights, [np.zeros(8, "float32")[::2]], states, scalars)
     with pytest.raises(_native.ParameterError, match="gradient must be C-contiguous"):
         update(weights, [np.zeros(5, "float32")], states, scalars)
+    with pytest.raises(_native.ParameterError, match="gradient must be C-contiguous"):
+        update(weights, [np.zeros((4, 1), "float32")], states, scalars)
     with pytest.raises(_native.ParameterError, match="state must be C-contiguous"):
         update(weights, grads, [[np.zeros(4), np.zeros(4)]], scalars)
     with pytest.raises(_native.ParameterError, match="the rule has 2 states"):
