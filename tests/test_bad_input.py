@@ -10,7 +10,7 @@ import sys
 import types
 
 import mxadamax
-from mxadamax import _native, engine
+from mxadamax import _native, cuda, engine
 from mxadamax.commands import info
 from mxadamax.compatibility import C_FUNCTIONS, IS_MXNET_1
 from mxadamax.engine import native
@@ -365,6 +365,9 @@ def test_objects_that_are_no_arrays():
         optimizer.fused_step([0], [weight], [weight, weight], [state])
 
 
+INTEGER = ctypes.POINTER(ctypes.c_int)
+
+
 @pytest.fixture
 def replaced():
     """Puts functions of Python's in the place of some of MXNet's C API."""
@@ -404,6 +407,22 @@ def test_array_on_an_unsupported_device(replaced):
     )
 
 
+def test_kernels_for_gpus_that_fail(replaced, monkeypatch):
+    """Only that there are none becomes a refusal; any other error stays what it is."""
+    run = a_run()
+    before = snapshot(run)
+    monkeypatch.setattr(cuda, "kernels", lambda: 1 // 0)
+
+    def context(handle, device, number):
+        device[0], number[0] = 2, 0
+        return 0
+
+    replaced("MXNDArrayGetContext", [ctypes.c_void_p, INTEGER, INTEGER], context)
+    with pytest.raises(ZeroDivisionError):
+        run.updater([0, 1, 2], [ones(*shape) for shape in SHAPES], list(run.weights))
+    assert snapshot(run) == before
+
+
 def test_failure_inside_the_engine_surfaces_and_writes_nothing(replaced):
     run = a_run()
     before = snapshot(run)[0]
@@ -416,9 +435,6 @@ def test_failure_inside_the_engine_surfaces_and_writes_nothing(replaced):
     assert snapshot(run)[0] == before
     run.step([np.ones(s, "float32") for s in SHAPES])
     assert snapshot(run)[0] != before
-
-
-INTEGER = ctypes.POINTER(ctypes.c_int)
 
 
 def says(value, of):
@@ -518,23 +534,25 @@ def test_row_numbers_that_are_lost_under_way():
 
 
 NO_FILES = """
-import os, resource
+import resource
 import mxnet as mx
 from mxadamax.engine import native
 
 native()
 known = mx.nd.sparse.row_sparse_array(([[1.0], [2.0]], [1, 5]), shape=(9, 1))
 known.wait_to_read()
-resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
 try:
     native().find_row_indices(known, [1, 5])
 except RuntimeError as error:
     print(error)
-    os._exit(0)
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 """
 
 
 def test_no_files_left():
+    """Where an MXNet keeps row numbers cannot be found out then, and that is said."""
     assert run_python(NO_FILES) == "cannot create a pipe\n"
 
 

@@ -261,6 +261,8 @@ def test_bad_calls_are_refused():
         update(weights, [np.zeros(5, "float32")], states, scalars)
     with pytest.raises(_native.ParameterError, match="gradient must be C-contiguous"):
         update(weights, [np.zeros((4, 1), "float32")], states, scalars)
+    with pytest.raises(_native.ParameterError, match="weight must be C-contiguous"):
+        update([np.zeros(8, "float32")[::2]], grads, states, scalars)
     with pytest.raises(_native.ParameterError, match="state must be C-contiguous"):
         update(weights, grads, [[np.zeros(4), np.zeros(4)]], scalars)
     with pytest.raises(_native.ParameterError, match="the rule has 2 states"):
