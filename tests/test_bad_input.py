@@ -607,6 +607,9 @@ def test_an_array_without_memory(replaced):
     with pytest.raises(ValueError, match="parameter 0: weight is of number -1, expected a dense"):
         optimizer.fused_step([0], [nothing], [nothing], [None])
     native().push_failure([nothing], "nobody hears")
+    assert not _native.find_row_indices(nothing, [1])
+    native.cache_clear()
+    native()
     # Were MXNet to call it an array as any:
     for function in ("MXNDArrayGetStorageType", "MXNDArrayGetDType"):
         replaced(function, [ctypes.c_void_p, INTEGER], says(0, None))
@@ -654,6 +657,34 @@ def test_a_weight_of_another_shape_with_the_same_state():
     refused(run, message, grads=grads, weights=weights)
 
 
+def test_a_weight_of_another_dtype_with_the_same_state():
+    optimizer = mxadamax.Adamax()
+    weight, grad = ones(3), ones(3)
+    state = optimizer.create_state(0, weight)
+    optimizer.fused_step([0], [weight], [grad], [state])
+    weight, grad = weight.astype("float64"), grad.astype("float64")
+    with pytest.raises(ValueError, match="state 0 has dtype float32, weight has float64"):
+        optimizer.fused_step([0], [weight], [grad], [state])
+
+
+def test_a_sparse_weight_on_the_way_to_a_gpu():
+    on_host = pytest.importorskip("mxadamax._cuda_on_host")
+    optimizer = mxadamax.SGD()
+    weight = mx.nd.ones((4, 3)).tostype("row_sparse")
+    _native.update_host_memory_by(on_host)
+    try:
+        with pytest.raises(
+            ValueError, match="weight is row_sparse, expected a dense array on a GPU"
+        ):
+            optimizer.fused_step([0], [weight], [mx.nd.ones((4, 3))], [None])
+        # Of arrays without elements there is nothing that could be refused, or done.
+        optimizer.fused_step([0], [ones(0)], [ones(0)], [None])
+        mx.nd.waitall()
+    finally:
+        _native.update_host_memory_by(None)
+    assert (weight.asnumpy() == 1).all()
+
+
 @pytest.mark.parametrize(
     ("options", "make", "message"),
     [
@@ -683,8 +714,9 @@ def test_a_list_in_a_state_may_change():
     master, (mean, norm) = optimizer.create_state_multi_precision(0, weight)
     others = [mean.copy(), norm.copy()]
     inner = [mean, norm]
+    state = (master, inner)
     for _ in range(2):
-        optimizer.fused_step([0], [weight], [grad], [(master, inner)])
+        optimizer.fused_step([0], [weight], [grad], [state])
         mx.nd.waitall()
         inner[:] = others
     assert norm.asnumpy().tolist() == others[1].asnumpy().tolist() == [1, 1, 1]

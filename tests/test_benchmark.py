@@ -18,7 +18,7 @@ from mxadamax.compatibility import gluon_arrays
 import mxnet as mx
 import numpy as np
 import pytest
-from support import network_shapes
+from support import network_shapes, run_python
 
 TRAINERS = {"adamax_ext", "adamax", "adam", "nothing"}
 
@@ -244,6 +244,23 @@ def test_floor_refuses(grads, written, copies, message):
         cases.native().MemoryFloor(grads, written, copies, 1)
     with pytest.raises(ValueError, match="threads must be at least 1"):
         cases.native().MemoryFloor(arrays(3), [arrays(3)], [], 0)
+
+
+FLOOR = """
+import mxnet as mx
+from mxadamax.engine import native
+
+grads = [mx.nd.ones(100), mx.nd.ones(7)]
+written = [[mx.nd.full(grad.shape, 8), mx.nd.full(grad.shape, 8)] for grad in grads]
+mx.nd.waitall()
+native().MemoryFloor(grads, written, [], 1)()
+print(sorted({float(x) for arrays in written for array in arrays for x in array.asnumpy()}))
+"""
+
+
+def test_floor_of_the_plainest_instruction_set():
+    """The state becomes half of it and the gradient's square; the weight the sum of all three."""
+    assert run_python(FLOOR, MXADAMAX_INSTRUCTION_SET="baseline") == "[5.0, 10.0]\n"
 
 
 def test_floor_holds_its_arrays():

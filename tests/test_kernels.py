@@ -232,6 +232,13 @@ def test_instruction_set_is_forced_by_the_environment(instruction_set):
     assert found.split() == [instruction_set]
 
 
+def test_a_variable_without_a_value_forces_nothing():
+    found = run_python(
+        "from mxadamax import _native\nprint(_native.instruction_set)", MXADAMAX_INSTRUCTION_SET=""
+    )
+    assert found == f"{_native.instruction_sets[-1]}\n"
+
+
 def test_the_best_instruction_set_is_taken():
     assert os.environ.get("MXADAMAX_INSTRUCTION_SET") or (
         _native.instruction_set == _native.instruction_sets[-1]
