@@ -7,18 +7,21 @@ import math
 import os
 import subprocess
 import sys
+import types
 
 import mxadamax
-from mxadamax import _native
+from mxadamax import _native, cuda, engine
+from mxadamax.commands import info
 from mxadamax.compatibility import C_FUNCTIONS, IS_MXNET_1
 from mxadamax.engine import native
 
 import mxnet as mx
 import numpy as np
 import pytest
+from gate import Gate, gated
 from mxnet import gluon
 from mxnet.base import _LIB
-from support import Run, nd
+from support import Run, nd, run_python
 
 REFUSED_HYPERPARAMETERS = [
     ({"beta1": 1.5}, r"beta1 must be in \[0, 1\), got 1.5"),
@@ -362,22 +365,26 @@ def test_objects_that_are_no_arrays():
         optimizer.fused_step([0], [weight], [weight, weight], [state])
 
 
+INTEGER = ctypes.POINTER(ctypes.c_int)
+
+
 @pytest.fixture
 def replaced():
-    """Puts a function of Python's in the place of one of MXNet's C API."""
+    """Puts functions of Python's in the place of some of MXNet's C API."""
     native()
     kept = []
+    addresses = {
+        name: ctypes.cast(getattr(_LIB, C_FUNCTIONS.get(name, name)), ctypes.c_void_p).value
+        for name in _native.mxnet_functions
+    }
 
     def replace(name, signature, function):
         kept.append(ctypes.CFUNCTYPE(ctypes.c_int, *signature)(function))
-        fake = ctypes.cast(kept[-1], ctypes.c_void_p).value
-        real = {
-            n: ctypes.cast(getattr(_LIB, C_FUNCTIONS.get(n, n)), ctypes.c_void_p).value
-            for n in _native.mxnet_functions
-        }
-        _native.bind({**real, name: fake}.__getitem__)
+        addresses[name] = ctypes.cast(kept[-1], ctypes.c_void_p).value
+        _native.bind(addresses.__getitem__)
 
     yield replace
+    mx.nd.waitall()
     native.cache_clear()
     native()
 
@@ -400,6 +407,22 @@ def test_array_on_an_unsupported_device(replaced):
     )
 
 
+def test_kernels_for_gpus_that_fail(replaced, monkeypatch):
+    """Only that there are none becomes a refusal; any other error stays what it is."""
+    run = a_run()
+    before = snapshot(run)
+    monkeypatch.setattr(cuda, "kernels", lambda: 1 // 0)
+
+    def context(handle, device, number):
+        device[0], number[0] = 2, 0
+        return 0
+
+    replaced("MXNDArrayGetContext", [ctypes.c_void_p, INTEGER, INTEGER], context)
+    with pytest.raises(ZeroDivisionError):
+        run.updater([0, 1, 2], [ones(*shape) for shape in SHAPES], list(run.weights))
+    assert snapshot(run) == before
+
+
 def test_failure_inside_the_engine_surfaces_and_writes_nothing(replaced):
     run = a_run()
     before = snapshot(run)[0]
@@ -412,6 +435,322 @@ def test_failure_inside_the_engine_surfaces_and_writes_nothing(replaced):
     assert snapshot(run)[0] == before
     run.step([np.ones(s, "float32") for s in SHAPES])
     assert snapshot(run)[0] != before
+
+
+def says(value, of):
+    """A function of MXNet's C API that finds this for one array and 0 for all others."""
+
+    def say(handle, *arguments):
+        arguments[-1][0] = value if handle == of else 0
+        return 0
+
+    return say
+
+
+@pytest.mark.parametrize(
+    ("function", "value", "message"),
+    [
+        ("MXNDArrayGetStorageType", 1, "gradient has row numbers of dtype float32, expected int64"),
+        ("MXNDArrayGetStorageType", 2, r"gradient is csr, expected a dense array .*row_sparse"),
+        ("MXNDArrayGetStorageType", 7, "gradient is of number 7, expected a dense array"),
+        ("MXNDArrayGetDType", 77, "gradient has dtype of number 77, weight has float32"),
+        ("MXNDArrayGetDType", -1, "gradient has dtype of number -1, weight has float32"),
+    ],
+)
+def test_what_no_supported_mxnet_says(function, value, message, replaced):
+    """Kinds of arrays to come are refused as those that are known."""
+    run = a_run()
+    grads = [ones(*shape) for shape in SHAPES]
+    replaced(function, [ctypes.c_void_p, INTEGER], says(value, grads[1].handle.value))
+    aux = [ctypes.c_void_p, ctypes.c_uint32, INTEGER]
+    replaced("MXNDArrayGetAuxType", aux, says(0, None))
+    refused(run, r"parameter 1 \('dense0_bias'\): " + message, grads=grads)
+
+
+def test_a_call_of_mxnet_that_fails(replaced):
+    """Says what MXNet says of it, and changes nothing."""
+    run = a_run()
+    before = snapshot(run)
+    with pytest.raises(mx.MXNetError) as said:
+        mx.nd.ones(2).reshape((3, 5))
+    replaced("MXNDArrayGetDType", [ctypes.c_void_p, INTEGER], lambda handle, out: -1)
+    with pytest.raises(mx.MXNetError) as caught:
+        run.updater([0, 1, 2], [ones(*shape) for shape in SHAPES], list(run.weights))
+    (reason,) = (line for line in str(said.value).split("\n") if "Check failed" in line)
+    assert reason in str(caught.value)
+    assert snapshot(run) == before
+
+
+def test_an_array_that_changes_its_size_under_way(replaced):
+    """What the engine finds is not what was checked: an error at the next wait, nothing written."""
+    run = a_run()
+    before = snapshot(run)[0]
+
+    class Tensor(ctypes.Structure):
+        """What DLPack hands out."""
+
+        _fields_ = (
+            *(("data", ctypes.c_void_p), ("device", ctypes.c_int * 2), ("ndim", ctypes.c_int)),
+            *(("type", ctypes.c_int), ("shape", ctypes.POINTER(ctypes.c_int64))),
+        )
+
+    smaller = Tensor(ndim=2, shape=(ctypes.c_int64 * 2)(2, 3))
+
+    def view(handle, out):
+        out[0] = ctypes.addressof(smaller)
+        return 0
+
+    given_back = []
+    out = ctypes.POINTER(ctypes.c_void_p)
+    replaced("MXNDArrayToDLPack", [ctypes.c_void_p, out], view)
+    replaced("MXNDArrayCallDLPackDeleter", [ctypes.c_void_p], lambda it: given_back.append(it) or 0)
+    run.updater([0, 1, 2], [ones(*shape) for shape in SHAPES], list(run.weights))
+    with pytest.raises(
+        mx.MXNetError, match="an array of 12 elements has become one of 6 while its"
+    ):
+        mx.nd.waitall()
+    assert snapshot(run)[0] == before
+    assert given_back == [ctypes.addressof(smaller)]
+
+
+def test_row_numbers_that_are_lost_under_way():
+    """Between check and update, which waits for a gradient, the place of row numbers is forgotten."""
+    native()
+    optimizer = mxadamax.SGD()
+    weights = [ones(2), ones(5, 3)]
+    rows = mx.nd.sparse.row_sparse_array((np.ones((1, 3), "float32"), [4]), shape=(5, 3))
+    rows.wait_to_read()
+    Gate.opened.clear()
+    try:
+        optimizer.fused_step([0, 1], weights, [gated(ones(2)), rows], [None, None])
+        assert not _native.find_row_indices(rows, [3])
+    finally:
+        Gate.opened.set()
+    with pytest.raises(mx.MXNetError, match="keeps the rows of row_sparse arrays in a place not"):
+        mx.nd.waitall()
+    native.cache_clear()
+    native()
+    assert all((weight.asnumpy() == 1).all() for weight in weights)
+
+
+NO_FILES = """
+import resource
+import mxnet as mx
+from mxadamax.engine import native
+
+native()
+known = mx.nd.sparse.row_sparse_array(([[1.0], [2.0]], [1, 5]), shape=(9, 1))
+known.wait_to_read()
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+try:
+    native().find_row_indices(known, [1, 5])
+except RuntimeError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+"""
+
+
+def test_no_files_left():
+    """Where an MXNet keeps row numbers cannot be found out then, and that is said."""
+    assert run_python(NO_FILES) == "cannot create a pipe\n"
+
+
+def test_what_is_no_batch():
+    """The native entry, past the checks that Python makes."""
+    memo = _native.StateMemo()
+    with pytest.raises(ValueError, match="type 'int4' must be float16, bfloat16 or int8"):
+        native().Batch("adam", [], [], [], memo, False, False, False, "int4")
+    with pytest.raises(ValueError, match="there is no rule 'adamin'"):
+        native().Batch("adamin", [], [], [], memo, False, False, False, None)
+    with pytest.raises(TypeError, match="expected a sequence"):
+        native().Batch("sgd", 5, [], [], memo, False, False, False, None)
+    empty = native().Batch("sgd", [], [], [], memo, False, False, False, None)
+    empty.push([{name: 1.0 for name in SCALARS_OF_SGD}], None, False, None, 0)
+    assert not empty.pushed
+
+
+SCALARS_OF_SGD = ("rescale_grad", "clip_gradient", "wd", "keep", "lr")
+
+
+def test_a_failure_for_any_arrays():
+    """Each array once, whatever is handed over: views of one would make the engine wait for ever."""
+    first, second, third = ones(4), ones(4), ones(4)
+    native().push_failure([first, None, first, first[0:2], second, "third"], "told to fail")
+    with pytest.raises(mx.MXNetError, match="told to fail"):
+        second.wait_to_read()
+    assert third.asnumpy().tolist() == [1] * 4
+    native().push_failure([], "nobody hears")
+    native().push_failure([None], "nobody hears")
+    mx.nd.waitall()
+
+
+@pytest.mark.parametrize("dimensions", [-1, 33])
+def test_an_array_of_unknown_shape(dimensions, replaced):
+    """One that is not known yet, and more dimensions than MXNet has."""
+    run = a_run()
+    before = snapshot(run)
+
+    def shape_of(handle, found, shape):
+        found[0] = dimensions
+        return 0
+
+    replaced("MXNDArrayGetShape64", [ctypes.c_void_p, INTEGER, ctypes.c_void_p], shape_of)
+    with pytest.raises(mx.MXNetError, match="an array of unknown shape"):
+        run.updater([0, 1, 2], [ones(*shape) for shape in SHAPES], list(run.weights))
+    assert snapshot(run) == before
+
+
+def test_an_array_without_memory(replaced):
+    optimizer = mxadamax.SGD()
+    nothing = mx.nd.NDArray(mx.ndarray.ndarray._new_empty_handle())
+    with pytest.raises(ValueError, match="parameter 0: weight is of number -1, expected a dense"):
+        optimizer.fused_step([0], [nothing], [nothing], [None])
+    native().push_failure([nothing], "nobody hears")
+    assert not _native.find_row_indices(nothing, [1])
+    native.cache_clear()
+    native()
+    # Were MXNet to call it an array as any:
+    for function in ("MXNDArrayGetStorageType", "MXNDArrayGetDType"):
+        replaced(function, [ctypes.c_void_p, INTEGER], says(0, None))
+    replaced("MXNDArrayGetContext", [ctypes.c_void_p, INTEGER, INTEGER], says(0, None))
+    replaced("MXNDArrayGetShape64", [ctypes.c_void_p, INTEGER, ctypes.c_void_p], lambda *_: 0)
+    with pytest.raises(ValueError, match="parameter 0: weight has no memory; was the array init"):
+        optimizer.fused_step([0], [nothing], [nothing], [None])
+    assert not optimizer._index_update_count
+
+
+def test_objects_that_look_like_arrays():
+    """What has no handle, a handle without a number, and a number that is none."""
+    for handle in (None, types.SimpleNamespace(), types.SimpleNamespace(value="1")):
+        almost = types.SimpleNamespace(handle=handle)
+        with pytest.raises(
+            ValueError, match=r"weight is types\.SimpleNamespace, expected an NDArr"
+        ):
+            mxadamax.SGD().fused_step([0], [almost], [ones(3)], [None])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ema_decay", 0.9, "state is one NDArray, expected a tuple of 2 NDArrays"),
+        ("state_dtype", "float16", "state 0 has dtype float32, expected float16"),
+        ("multi_precision", True, None),
+    ],
+)
+def test_options_that_change_what_a_state_is(name, value, message):
+    """States are looked at again where they are used in another way, though they are the same."""
+    run = a_run()
+    run.step([np.ones(s, "float32") for s in SHAPES])
+    setattr(run.optimizer, name, value)
+    if message:
+        refused(run, "parameter 0: " + message)
+    else:
+        run.step([np.ones(s, "float32") for s in SHAPES])
+
+
+def test_a_weight_of_another_shape_with_the_same_state():
+    run = a_run()
+    grads = [ones(3, 4), ones(4), ones()]
+    weights = [run.weights[0], ones(4), run.weights[2]]
+    message = r"parameter 1 \('dense0_bias'\): state 0 has shape \(5,\), weight has \(4,\)"
+    refused(run, message, grads=grads, weights=weights)
+
+
+def test_a_weight_of_another_dtype_with_the_same_state():
+    optimizer = mxadamax.Adamax()
+    weight, grad = ones(3), ones(3)
+    state = optimizer.create_state(0, weight)
+    optimizer.fused_step([0], [weight], [grad], [state])
+    weight, grad = weight.astype("float64"), grad.astype("float64")
+    with pytest.raises(ValueError, match="state 0 has dtype float32, weight has float64"):
+        optimizer.fused_step([0], [weight], [grad], [state])
+
+
+def test_a_sparse_weight_on_the_way_to_a_gpu():
+    on_host = pytest.importorskip("mxadamax._cuda_on_host")
+    optimizer = mxadamax.SGD()
+    weight = mx.nd.ones((4, 3)).tostype("row_sparse")
+    _native.update_host_memory_by(on_host)
+    try:
+        with pytest.raises(
+            ValueError, match="weight is row_sparse, expected a dense array on a GPU"
+        ):
+            optimizer.fused_step([0], [weight], [mx.nd.ones((4, 3))], [None])
+        # Of arrays without elements there is nothing that could be refused, or done.
+        optimizer.fused_step([0], [ones(0)], [ones(0)], [None])
+        mx.nd.waitall()
+    finally:
+        _native.update_host_memory_by(None)
+    assert (weight.asnumpy() == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "make", "message"),
+    [
+        ({}, lambda array: array, "state is one NDArray, expected None, as"),
+        ({}, lambda array: (array, array.copy()), "state is a sequence of 2, expected None, as"),
+        ({"momentum": 0.9}, lambda array: None, "state is None, expected one NDArray, as"),
+        ({"momentum": 0.9}, lambda array: (array,), "state is a sequence of 1, expected one NDArr"),
+        ({"momentum": 0.9}, lambda array: 5, "state is int, expected one NDArray, as"),
+        ({"ema_decay": 0.9}, lambda array: [None, 5], "state is not a tuple of a state and an ave"),
+        ({"ema_decay": 0.9}, lambda array: (None,), "state is not a tuple of a state and an ave"),
+    ],
+)
+def test_states_of_rules_with_fewer_arrays(options, make, message):
+    with pytest.raises(ValueError, match=f"^sgd_ext: parameter 0: {message}"):
+        mxadamax.SGD(**options).fused_step([0], [ones(3)], [ones(3)], [make(ones(3))])
+
+
+def test_as_many_states_as_weights():
+    with pytest.raises(ValueError, match="got 1 weights, 1 gradients and 2 states, expected as"):
+        mxadamax.SGD().fused_step([0], [ones(3)], [ones(3)], [None, None])
+
+
+def test_a_list_in_a_state_may_change():
+    """It is looked at in every step: with a master weight it lies inside a tuple."""
+    optimizer = mxadamax.Adamax(multi_precision=True)
+    weight, grad = ones(3, dtype="float16"), ones(3, dtype="float16")
+    master, (mean, norm) = optimizer.create_state_multi_precision(0, weight)
+    others = [mean.copy(), norm.copy()]
+    inner = [mean, norm]
+    state = (master, inner)
+    for _ in range(2):
+        optimizer.fused_step([0], [weight], [grad], [state])
+        mx.nd.waitall()
+        inner[:] = others
+    assert norm.asnumpy().tolist() == others[1].asnumpy().tolist() == [1, 1, 1]
+
+
+@pytest.fixture
+def unbound():
+    """The native code is bound once more, and afterwards as it was."""
+    native.cache_clear()
+    yield
+    native.cache_clear()
+    native()
+
+
+def test_an_mxnet_without_a_function(monkeypatch, unbound):
+    monkeypatch.setattr(engine, "_LIB", object())
+    message = "this MXNet library has no function MXGetLastError; supported are "
+    with pytest.raises(ImportError, match=message):
+        mxadamax.SGD()
+    report = info.Report()
+    info.look_at_mxnet(report)
+    assert any(message in problem for problem in report.problems)
+    # What needs no native code goes on.
+    assert mxadamax.SGD(use_fused_step=False).rule == "sgd"
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_an_mxnet_with_other_arrays(answer, monkeypatch, unbound):
+    """Where a view is not seen to share memory, or two arrays are."""
+    monkeypatch.setattr(_native, "share_memory", lambda a, b: answer)
+    with pytest.raises(ImportError, match="this MXNet lays out its arrays differently; supported"):
+        mxadamax.SGD()
+    monkeypatch.undo()
 
 
 def test_failure_under_a_kvstore_is_loud():

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import types
 from typing import Callable
 
 import mxadamax
@@ -15,8 +16,9 @@ from mxadamax.commands.bench import cases, measuring
 from mxadamax.compatibility import gluon_arrays
 
 import mxnet as mx
+import numpy as np
 import pytest
-from support import network_shapes
+from support import network_shapes, run_python
 
 TRAINERS = {"adamax_ext", "adamax", "adam", "nothing"}
 
@@ -84,6 +86,41 @@ def test_half_precision_and_sparse(monkeypatch):
     assert set(samples) == {"adamax_ext", "adamax", "floor", "nothing"}
     for optimizer, lazy in (("adam_ext", True), ("adam_ext", False), ("adam", True)):
         cases.sparse_update(optimizer, lazy, 10, steps=2).call()
+
+
+def test_options(monkeypatch):
+    """Of small arrays; each contender is what its name says."""
+    bounded = []
+
+    def clip(grads, bound):
+        bounded.append((len(grads), bound))
+
+    monkeypatch.setattr(measuring, "BUILDS", 1)
+    monkeypatch.setattr(measuring, "WARM_UP_ROUNDS", 1)
+    monkeypatch.setattr(cases.gluon.utils, "clip_global_norm", clip)
+    case = cases.options_case([(3, 4), (5,)], "adam_ext", rounds=1)
+    samples = measuring.measure(case, 1, lambda: None)
+    options = ("clip_global_norm", "skip_nonfinite", "ema_decay")
+    kinds = ("bfloat16", "float16", "int8")
+    assert set(samples) == {
+        *("adam_ext", "floor", "adam_ext, gluon clip", "adam, gluon clip"),
+        *(f"adam_ext, {option}" for option in options),
+        *(f"adam_ext, {kind} states" for kind in kinds),
+    }
+    # One round to warm up and one that counts, of the two that clip.
+    assert bounded == [(2, 1.0)] * 4
+
+
+def test_dense_gradients_for_an_embedding(monkeypatch):
+    steps = []
+    monkeypatch.setattr(mx.nd, "ones", lambda shape: mx.nd.full((20, 64), 1.0))
+    monkeypatch.setattr(cases, "random_like", lambda shape: np.zeros((20, 64), "float32"))
+    updater = types.SimpleNamespace(update=lambda index, grad, weight: steps.append(grad.stype))
+    monkeypatch.setattr(mx.optimizer, "get_updater", lambda optimizer: updater.update)
+    contender = cases.sparse_update("adam_ext", False, None, steps=3)
+    contender.prepare()
+    contender.call()
+    assert steps == ["default"] * 4
 
 
 @pytest.mark.parametrize("name", ["amsgrad", "sgd", "rmsprop-centered", "adabelief"])
@@ -194,6 +231,9 @@ def arrays(*sizes, dtype="float32"):
         (arrays(3), [arrays(3)], arrays(3, dtype="float16"), "gradient must be of 16 bits"),
         (arrays(3), [arrays(*[3] * 6)], [], "expected a weight and 0 to 4 states"),
         (arrays(3), [[]], [], "expected a weight and 0 to 4 states"),
+        (arrays(3, 3), [arrays(3, 3), arrays(3)], [], "expected a weight and 0 to 4 states"),
+        (arrays(3), [arrays(3)], arrays(3, 3, dtype="float16"), "differ in length"),
+        (arrays(3, dtype="float16"), [arrays(3)], arrays(3), "copy must be of 16 bits"),
         (arrays(3, 3), [arrays(3)], [], "differ in length"),
         ([], [], [], "are empty"),
         ([None], [arrays(3)], [], "object has no attribute 'size'|expected an NDArray"),
@@ -204,6 +244,23 @@ def test_floor_refuses(grads, written, copies, message):
         cases.native().MemoryFloor(grads, written, copies, 1)
     with pytest.raises(ValueError, match="threads must be at least 1"):
         cases.native().MemoryFloor(arrays(3), [arrays(3)], [], 0)
+
+
+FLOOR = """
+import mxnet as mx
+from mxadamax.engine import native
+
+grads = [mx.nd.ones(100), mx.nd.ones(7)]
+written = [[mx.nd.full(grad.shape, 8), mx.nd.full(grad.shape, 8)] for grad in grads]
+mx.nd.waitall()
+native().MemoryFloor(grads, written, [], 1)()
+print(sorted({float(x) for arrays in written for array in arrays for x in array.asnumpy()}))
+"""
+
+
+def test_floor_of_the_plainest_instruction_set():
+    """The state becomes half of it and the gradient's square; the weight the sum of all three."""
+    assert run_python(FLOOR, MXADAMAX_INSTRUCTION_SET="baseline") == "[5.0, 10.0]\n"
 
 
 def test_floor_holds_its_arrays():

@@ -10,6 +10,7 @@ import re
 import stat
 import subprocess
 import sys
+import types
 import warnings
 
 import mxadamax
@@ -286,6 +287,7 @@ def test_a_converted_file_is_loaded_by_the_plain_trainer(tmp_path):
             "amsgrad=True, which MXNet's adam does not have; its third",
         ),
         ("amsgrad_ext", {}, "adam", "holds states of amsgrad_ext, which nothing here can go on"),
+        ("amsgrad_ext", {}, "amsgrad", "MXNet [\\w.]+ has no optimizer 'amsgrad'"),
         ("adamax_ext", {"ema_decay": 0.9}, "adamax", "ema_decay=0.9, .*--drop-averages leaves"),
         ("adamax_ext", {"state_dtype": "int8"}, "adamax", "state_dtype='int8', .*few bits"),
         (
@@ -357,6 +359,15 @@ def test_clip_gradient_of_zero_means_none_to_fused_operators(tmp_path):
 
 
 @pytest.mark.skipif(IS_MXNET_1, reason="the product is compared with MXNet 2's")
+@pytest.mark.skipif(IS_MXNET_1, reason="another formula there")
+def test_clip_weights_of_zero_means_none(tmp_path):
+    theirs = Training("rmsprop", {"clip_weights": 0, "use_fused_step": False}).go(2)
+    theirs.trainer.save_states(str(tmp_path / "file"))
+    ours = Training("rmsprop_ext").give_weights(theirs)
+    load_states(ours.trainer, tmp_path / "file")
+    assert ours.trainer.optimizer.clip_weights is None
+
+
 def test_nadam_counts_its_schedule_as_the_file_does(tmp_path):
     theirs = Training("nadam").go(3)
     theirs.trainer.save_states(str(tmp_path / "file"))
@@ -603,6 +614,17 @@ def test_frozen_and_unused_parameters(tmp_path):
     assert thawed.trainer.optimizer._index_update_count == {0: 4, 1: 2, 2: 4}
 
 
+def test_a_momentum_that_changes_no_state(tmp_path):
+    """RMSProp's centered rule has an array for it, also where it is 0."""
+    first = Training("rmsprop_ext", {"centered": True, "momentum": 0.0}).go(2)
+    save_states(first.trainer, tmp_path / "file")
+    second = Training("rmsprop_ext", {"centered": True, "momentum": 0.5})
+    load_states(second.trainer, tmp_path / "file")
+    assert second.trainer.optimizer.momentum == 0.0
+    for a, b in zip(second.states(), first.states()):
+        assert_same_bits(a, b)
+
+
 # Refusals.
 
 
@@ -707,6 +729,17 @@ class Unfamiliar:
     """Neither states nor an optimizer."""
 
 
+def fail_as_mxnet_does():
+    raise mx.base.MXNetError("no array of any kind of shapes")
+
+
+class Unreadable:
+    """What MXNet refuses to read."""
+
+    def __reduce__(self):
+        return fail_as_mxnet_does, ()
+
+
 def test_files_that_hold_something_else(tmp_path):
     training = Training("adamax_ext", scheduled(ema_decay=0.9)).go(2)
     file = tmp_path / "file"
@@ -734,6 +767,7 @@ def test_files_that_hold_something_else(tmp_path):
         ),
         (pickle.dumps(({**states, 1: states[1][0]}, optimizer)), "parameter 1 .* holds a state"),
         (b"cmxadamax.nowhere\nNothing\n.", "cannot be read .*nowhere"),
+        (pickle.dumps(Unreadable()), "cannot be read .*MXNetError: no array of any kind of shapes"),
     ]:
         file.write_bytes(content)
         refused(training, file, message)
@@ -774,6 +808,13 @@ def test_trainers_that_are_not_ready(tmp_path):
     for call in (load_states, save_states):
         with pytest.raises(ValueError, match=r"parameter 0 \('late'\): its shape is not known yet"):
             call(trainer, tmp_path / "file")
+
+    # As it is on a worker of a parameter server.
+    away = Training("adamax_ext").go(1)
+    away.trainer._update_on_kvstore, away.trainer._kvstore = True, types.SimpleNamespace()
+    with pytest.raises(ValueError, match="the states are on a parameter server, which keeps them"):
+        save_states(away.trainer, tmp_path / "away")
+    assert not (tmp_path / "away").exists()
 
     training = Training("adamax_ext", {"ema_decay": 0.9}).go(2)
     save_states(training.trainer, tmp_path / "file")

@@ -13,7 +13,8 @@ from pathlib import Path
 import mxadamax
 from mxadamax import cuda
 from mxadamax.__main__ import COMMANDS, main
-from mxadamax.commands import info
+from mxadamax.commands import info, machine
+from mxadamax.commands.failed_import import explain_where_the_import_fails
 
 import mxnet as mx
 import numpy as np
@@ -175,6 +176,35 @@ def test_info_names_a_python_that_is_not_supported(monkeypatch):
     report = info.Report()
     info.look_at_python(report)
     assert "make an environment with Python 3.0 to 3.1" in report.problems[0]
+
+
+def test_info_names_a_missing_mxnet(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mxnet", None)
+    report = info.Report()
+    info.look_at_mxnet(report)
+    assert report.facts["MXNet"] is None
+    assert report.problems[-1].startswith("MXNet is not installed: pip install 'mxadamax[mxnet]'")
+
+
+def test_a_processor_that_has_no_name(monkeypatch):
+    def fail(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    monkeypatch.setattr(machine.platform, "processor", lambda: "")
+    monkeypatch.setattr(machine.platform, "machine", lambda: "riscv64")
+    assert machine.cpu_model() == "riscv64"
+
+
+def test_an_interrupted_import_is_no_problem_to_report(monkeypatch, capsys):
+    """Control-C while the command starts ends it as it ends any program."""
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/mxadamax", "info"])
+    monkeypatch.setattr(sys, "excepthook", None)
+    explain_where_the_import_fails()
+    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert sys.excepthook is sys.__excepthook__
+    output, error = capsys.readouterr()
+    assert (output, error.strip()) == ("", "KeyboardInterrupt")
 
 
 def test_info_says_what_the_part_for_gpus_says(monkeypatch):

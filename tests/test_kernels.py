@@ -232,6 +232,13 @@ def test_instruction_set_is_forced_by_the_environment(instruction_set):
     assert found.split() == [instruction_set]
 
 
+def test_a_variable_without_a_value_forces_nothing():
+    found = run_python(
+        "from mxadamax import _native\nprint(_native.instruction_set)", MXADAMAX_INSTRUCTION_SET=""
+    )
+    assert found == f"{_native.instruction_sets[-1]}\n"
+
+
 def test_the_best_instruction_set_is_taken():
     assert os.environ.get("MXADAMAX_INSTRUCTION_SET") or (
         _native.instruction_set == _native.instruction_sets[-1]
@@ -253,10 +260,16 @@ def test_bad_calls_are_refused():
         _native.update_numpy("adamin", weights, grads, states, scalars)
     with pytest.raises(ValueError, match="differ in length"):
         update(weights, [], states, scalars)
+    with pytest.raises(ValueError, match="differ in length"):
+        update(weights, grads, [], scalars)
     with pytest.raises(_native.ParameterError, match="gradient must be C-contiguous"):
         update(weights, [np.zeros(8, "float32")[::2]], states, scalars)
     with pytest.raises(_native.ParameterError, match="gradient must be C-contiguous"):
         update(weights, [np.zeros(5, "float32")], states, scalars)
+    with pytest.raises(_native.ParameterError, match="gradient must be C-contiguous"):
+        update(weights, [np.zeros((4, 1), "float32")], states, scalars)
+    with pytest.raises(_native.ParameterError, match="weight must be C-contiguous"):
+        update([np.zeros(8, "float32")[::2]], grads, states, scalars)
     with pytest.raises(_native.ParameterError, match="state must be C-contiguous"):
         update(weights, grads, [[np.zeros(4), np.zeros(4)]], scalars)
     with pytest.raises(_native.ParameterError, match="the rule has 2 states"):

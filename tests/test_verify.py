@@ -180,6 +180,29 @@ def test_how_far_numbers_are_apart(a, b, dtype, expected):
     assert found == expected
 
 
+def test_arrays_that_cannot_be_compared(few, capsys, monkeypatch):
+    """Of other shapes, or more of them than expected, count as infinitely far apart."""
+    assert verify.apart(np.ones(2), np.ones(3), np.dtype("float64")) == np.inf
+    monkeypatch.setattr(verify, "expected_of", lambda run, *_: [w.asnumpy() for w in run.weights])
+    status, results = verified(capsys, "--instruction-set", HERE)
+    assert status == 1
+    assert results["adam_ext", "float32", HERE]["found"] == np.inf
+
+
+def test_what_a_table_says():
+    def result(optimizer, against, found):
+        return verify.Result(optimizer, against, HERE, 4.0, found)
+
+    results = [result("a", "bits", 0.0), result("a", "fused", 2.0), result("b", "bits", 5.0)]
+    table = verify.table_of(results)
+    columns = [list(column.cells) for column in table.columns]
+    assert columns == [
+        ["a", "b"],
+        ["[green]same bits[/]", "[bold red]FAIL 5 ULP[/]"],
+        ["[green]2 ULP[/]", ""],
+    ]
+
+
 def test_rounding_to_16_bits():
     """Half way to the even one, and up above it."""
     values = np.array([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -1 - 2**-8], "float32")
