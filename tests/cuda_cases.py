@@ -229,6 +229,13 @@ class OnEveryDevice:
         tensors = tables("adamax", dtype, master, first_lazy=False)
         compare(kernels, "adamax", tensors, lambda i, k: (i + k) % 2, steps=2)
 
+    @pytest.mark.parametrize("lazy", [False, True])
+    def test_no_rows_at_all(self, kernels: Kernels, lazy: bool) -> None:
+        """Of a tensor by itself: then nothing else makes room for what belongs to it."""
+        for dtype, master in VARIANTS:
+            rows = Rows(np.arange(0), 5, lazy)
+            compare(kernels, "adam", [Tensor("adam", 20, dtype, master, True, 0, rows=rows)])
+
     @variants
     def test_norm_of_rows(self, kernels: Kernels, dtype: str, master: bool) -> None:
         """Gradients count as they are, in one piece: the norm to the last bit, and the bound."""

@@ -234,10 +234,12 @@ void Batch::Tables::upload_layout(cudaStream_t stream) {
   const int states = rule_of(rule, Variant::float32).states;
   std::vector<TensorEntry> found(tensors.size());
   std::vector<Part> dense[variants], some_rows[variants], row_numbers;
+  std::int64_t widest = 0;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const DeviceTensor& tensor = tensors[i];
     const auto number = static_cast<std::int32_t>(i);
     const Variant v = variant_of(tensor);
+    if (tensor.size > 0) widest = std::max(widest, rule_of(rule, v).row_size);
     TensorEntry& entry = found[i];
     entry = {tensor.grad, tensor.weight, {}, tensor.copy, tensor.average,
              tensor.rows, tensor.size,   0,  grad_type(v)};
@@ -258,11 +260,8 @@ void Batch::Tables::upload_layout(cudaStream_t stream) {
   }
 
   std::vector<Group> made;
-  std::int64_t widest = 0;
-  const auto add_group = [&](const RuleKernels& kernels, const UpdateKernel& kernel,
-                             const std::vector<Part>& parts) {
+  const auto add_group = [&](const UpdateKernel& kernel, const std::vector<Part>& parts) {
     if (parts.empty()) return;
-    widest = std::max(widest, kernels.row_size);
     Group group;
     group.kernel = &kernel;
     group.part_count = static_cast<std::int64_t>(parts.size());
@@ -272,8 +271,8 @@ void Batch::Tables::upload_layout(cudaStream_t stream) {
   };
   for (int v = 0; v < variants; ++v) {
     const RuleKernels& kernels = rule_of(rule, static_cast<Variant>(v));
-    add_group(kernels, kernels.dense, dense[v]);
-    add_group(kernels, kernels.some_rows, some_rows[v]);
+    add_group(kernels.dense, dense[v]);
+    add_group(kernels.some_rows, some_rows[v]);
   }
   row_part_count = static_cast<std::int64_t>(row_numbers.size());
   if (row_part_count > 0) {
