@@ -11,6 +11,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Set, Tuple, Union
 import numpy
 from mxnet.base import MXNetError
 from mxnet.gluon import Trainer
+from mxnet.gluon.parameter import DeferredInitializationError
 from mxnet.libinfo import __version__ as mxnet_version
 from mxnet.ndarray import NDArray
 from mxnet.optimizer import Optimizer
@@ -325,10 +326,17 @@ def _weights(trainer: Trainer) -> Dict[int, List[NDArray]]:
 
 def _initialized_updaters(trainer: Trainer) -> List[Any]:
     """Who holds the states, also before the first step."""
-    if not trainer._kv_initialized:
-        trainer._init_kvstore()
-    if trainer._params_to_init:
-        trainer._init_params()
+    try:
+        if not trainer._kv_initialized:
+            trainer._init_kvstore()
+        if trainer._params_to_init:
+            trainer._init_params()
+    except DeferredInitializationError:
+        unknown = [p.name for p in trainer._params if p._data is None]
+        raise ValueError(
+            f"the shape of {', '.join(map(repr, unknown))} is not known yet (deferred "
+            "initialization), and the trainer cannot begin without it; run the model once"
+        ) from None
     return updaters_of(trainer)
 
 

@@ -547,14 +547,14 @@ class FusedOptimizer(StepOptimizer):
             counts.clear()
             counts.update(counts_before)
             self.__dict__.update(attributes_before)
-            if any(array.stype == "csr" for array in (*weights, *grads) if hasattr(array, "stype")):
-                self._fused_step_on_dense(indices, weights, grads, states)
-                return
             if type(error) is RuntimeError:
                 # With MXNET_ENGINE_TYPE=NaiveEngine the operation has run, and failed, already.
                 raise MXNetError(str(error)) from None
             if not isinstance(error, _native.ParameterError):
                 raise
+            if any(array.stype == "csr" for array in (*weights, *grads) if hasattr(array, "stype")):
+                self._fused_step_on_dense(indices, weights, grads, states)
+                return
             position, message, other = error.args
             raise ValueError(
                 f"{self.registered_name}: parameter {self._name(indices[position])}: "

@@ -565,6 +565,8 @@ def test_what_is_no_batch():
         native().Batch("adamin", [], [], [], memo, False, False, False, None)
     with pytest.raises(TypeError, match="expected a sequence"):
         native().Batch("sgd", 5, [], [], memo, False, False, False, None)
+    with pytest.raises(TypeError, match="expected a sequence"):
+        mxadamax.SGD().fused_step([0], 5, [mx.nd.ones((2,))], [None])
     empty = native().Batch("sgd", [], [], [], memo, False, False, False, None)
     empty.push([{name: 1.0 for name in SCALARS_OF_SGD}], None, False, None, 0)
     assert not empty.pushed

@@ -809,6 +809,14 @@ def test_trainers_that_are_not_ready(tmp_path):
         with pytest.raises(ValueError, match=r"parameter 0 \('late'\): its shape is not known yet"):
             call(trainer, tmp_path / "file")
 
+    # Frozen, it has no state; but the trainer cannot begin either.
+    parameter.grad_req = "null"
+    training = Training("adamax_ext").go(1)
+    save_states(training.trainer, tmp_path / "ours")
+    trainer = gluon.Trainer([*training.parameters, parameter], "adamax_ext")
+    with pytest.raises(ValueError, match="the shape of 'late' is not known yet"):
+        load_states(trainer, tmp_path / "ours")
+
     # As it is on a worker of a parameter server.
     away = Training("adamax_ext").go(1)
     away.trainer._update_on_kvstore, away.trainer._kvstore = True, types.SimpleNamespace()
