@@ -12,8 +12,9 @@ SOURCES := $(wildcard CMakeLists.txt setup.py pyproject.toml csrc/*.* csrc/*/*.*
 train: $(VENV)/installed
 	$(VENV)/bin/python examples/train_mnist.py --optimizer adamax adamax_ext
 
+# One process more than there are processors: some tests wait for processes of their own.
 test: $(VENV)/installed
-	$(VENV)/bin/pytest --numprocesses auto --dist worksteal
+	$(VENV)/bin/pytest --numprocesses "$$(($$(nproc) + 1))" --dist worksteal
 
 # With every Python and every MXNet, as noxfile.py says.
 matrix: $(VENV)/installed

@@ -473,12 +473,14 @@ class FusedOptimizer(StepOptimizer):
         if grad.stype != "default":
             grad = grad.tostype("default")
         grad = grad * s.rescale_grad
-        if self.clip_gradient is not None and not self.clips_decay:
-            grad = clip(grad, -self.clip_gradient, self.clip_gradient)
+        # MXNet takes an integer of more than 64 bits for another one.
+        bound = None if self.clip_gradient is None else float(self.clip_gradient)
+        if bound is not None and not self.clips_decay:
+            grad = clip(grad, -bound, bound)
         if s.wd != NO_PENALTY:
             grad = grad + s.wd * weight
-        if self.clip_gradient is not None and self.clips_decay:
-            grad = clip(grad, -self.clip_gradient, self.clip_gradient)
+        if bound is not None and self.clips_decay:
+            grad = clip(grad, -bound, bound)
         if s.keep != 1.0:
             weight *= s.keep
         self.definition(weight, grad, state, s)

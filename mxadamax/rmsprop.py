@@ -133,4 +133,5 @@ class RMSProp(FusedOptimizer):
             v[:] = s.rho * v + s.one_minus_rho * square(grad)
             weight -= s.lr * (grad / (sqrt(v) + s.epsilon))
         if self.clip_weights is not None:
-            clip(weight, -self.clip_weights, self.clip_weights, out=weight)
+            bound = float(self.clip_weights)
+            clip(weight, -bound, bound, out=weight)

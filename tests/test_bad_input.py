@@ -669,24 +669,6 @@ def test_a_weight_of_another_dtype_with_the_same_state():
         optimizer.fused_step([0], [weight], [grad], [state])
 
 
-def test_a_sparse_weight_on_the_way_to_a_gpu():
-    on_host = pytest.importorskip("mxadamax._cuda_on_host")
-    optimizer = mxadamax.SGD()
-    weight = mx.nd.ones((4, 3)).tostype("row_sparse")
-    _native.update_host_memory_by(on_host)
-    try:
-        with pytest.raises(
-            ValueError, match="weight is row_sparse, expected a dense array on a GPU"
-        ):
-            optimizer.fused_step([0], [weight], [mx.nd.ones((4, 3))], [None])
-        # Of arrays without elements there is nothing that could be refused, or done.
-        optimizer.fused_step([0], [ones(0)], [ones(0)], [None])
-        mx.nd.waitall()
-    finally:
-        _native.update_host_memory_by(None)
-    assert (weight.asnumpy() == 1).all()
-
-
 @pytest.mark.parametrize(
     ("options", "make", "message"),
     [

@@ -12,6 +12,7 @@ import time
 import types
 from typing import ClassVar
 
+import mxadamax
 from mxadamax import _native, cuda
 from mxadamax.compatibility import C_FUNCTIONS, gluon_arrays
 from mxadamax.engine import native
@@ -263,6 +264,13 @@ def test_rows(member, dtype, lazy, kernels):
         norms.append([r.optimizer.gradient_norm for r in (routes.by_device, routes.by_processor)])
     compare(routes)
     assert all(a == b > 3 for a, b in norms)
+
+
+def test_arrays_without_elements(kernels):
+    """There is nothing that could be refused, or done."""
+    weight, grad = (nd(np.zeros((0, 3), "float32")) for _ in range(2))
+    mxadamax.SGD().fused_step([0], [weight], [grad], [None])
+    mx.nd.waitall()
 
 
 @pytest.mark.parametrize("lazy", [False, True])

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -466,3 +467,23 @@ def test_the_picture_names_what_there_is():
     for owner, name in functions:
         assert re.search(rf"\b(?:struct |class |namespace mxadamax::){owner}\b", sources), owner
         assert re.search(rf"\bvoid (?:{owner}::)?{name}\(", sources), name
+
+
+# Figures.
+
+TABLES = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))["tables"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
+def test_figures_are_those_that_were_measured(page):
+    """To the last digit, in the tables: by the script that makes them of what the benchmark wrote."""
+    tables = TABLES()[page]
+    assert len(tables) == 2
+    for table in tables:
+        assert table in (ROOT / page).read_text(), f"run benchmarks/tables.py; missing:\n{table}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_results_that_are_named_are_there(page):
+    for name in re.findall(r"benchmarks/results/[\w.-]+", page.read_text()):
+        assert (ROOT / name).exists()

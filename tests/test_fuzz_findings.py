@@ -43,6 +43,20 @@ def test_a_damaged_optimizer_in_a_file(name, value, tmp_path):
     assert np.array_equal(parameter.data().asnumpy(), before)
 
 
+@pytest.mark.parametrize("option", ["clip_gradient", "clip_weights"])
+def test_a_bound_that_is_an_integer_of_many_bits(option):
+    """MXNet's clip took it for 0, in the definition; the native update did not."""
+    results = []
+    for use_fused_step in (True, False):
+        options = {option: 2**70, "use_fused_step": use_fused_step}
+        update = mx.optimizer.get_updater(mxadamax.RMSProp(**options))
+        weight = mx.nd.array([1.0, -2.0])
+        update(0, mx.nd.array([0.5, 0.25]), weight)
+        results.append(weight.asnumpy())
+    assert np.array_equal(*results)
+    assert not np.array_equal(results[0], [1.0, -2.0])
+
+
 def test_a_state_that_is_another_one_too(tmp_path):
     """Refused when it is loaded, not by the step after it."""
     parameter, trainer = a_trainer()

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of figures in README.md and docs/performance.md, from what `mxadamax bench` wrote.
+
+python benchmarks/tables.py     prints them, to be put there; a test compares
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+class Measured:
+    """What one run has measured."""
+
+    def __init__(self, name: str):
+        self.cases: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())["cases"]
+
+    def ms(self, case: str, contender: str) -> str:
+        """A median in milliseconds; nothing where it was not measured."""
+        found = self.cases[case].get(contender)
+        return "" if found is None else f"{found['median_ms']:.1f}"
+
+    def peer(self, case: str, contender: str, ours: str, note: str = "") -> str:
+        """The same, and how many times as long as ours."""
+        medians = [self.cases[case][name]["median_ms"] for name in (contender, ours)]
+        times = medians[0] / medians[1]
+        return f"{medians[0]:.1f} ({times:.{0 if times >= 30 else 1}f} x{note})"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+UPDATES = {
+    "resnet50": "ResNet-50, 25.6 M in 161 arrays",
+    "single-25m": "one array, 25 M",
+    "small-1000x64": "1000 arrays of 64",
+    "bert-base": "BERT-base, 109 M in 199 arrays",
+}
+TRAININGS = {
+    "mlp-2048-b32": "MLP 784-2048-2048-10, batch 32",
+    "mlp-2048-b256": "the same, batch 256",
+    "layers-8x64-b32": "8 layers of 64, batch 32",
+    "cnn-b32": "small CNN, batch 32",
+}
+
+
+def updates(run: Measured) -> str:
+    """`Trainer.step` of models' shapes."""
+    columns = ["parameters", "`adamax_ext`", "MXNet's `adamax`", "MXNet's `adam`"]
+    return table(
+        [*columns, "`Trainer` alone", "memory alone"],
+        [
+            [
+                label,
+                run.ms(case, "adamax_ext"),
+                run.peer(case, "adamax", "adamax_ext"),
+                *(run.ms(case, contender) for contender in ("adam", "nothing", "floor")),
+            ]
+            for case, label in UPDATES.items()
+        ],
+    )
+
+
+def trainings(run: Measured) -> str:
+    """Whole training steps."""
+    return table(
+        ["model", "`adamax_ext`", "MXNet's `adamax`", "no update"],
+        [
+            [
+                label,
+                run.ms(case, "adamax_ext"),
+                run.peer(case, "adamax", "adamax_ext"),
+                run.ms(case, "nothing"),
+            ]
+            for case, label in TRAININGS.items()
+        ],
+    )
+
+
+class Member(NamedTuple):
+    """An optimizer, as the table calls it, and its contenders."""
+
+    label: str
+    ours: str
+    theirs: str
+    note: str = ""
+
+
+FAMILY = {
+    "adam": Member("`adam_ext`", "adam_ext", "adam"),
+    "amsgrad": Member("`amsgrad_ext`", "amsgrad_ext", "adam", ", `adam`"),
+    "adamw": Member("`adamw_ext`", "adamw_ext", "adamw"),
+    "nadam": Member("`nadam_ext`", "nadam_ext", "nadam"),
+    "adabelief": Member("`adabelief_ext`", "adabelief_ext", "adabelief"),
+    "rmsprop": Member("`rmsprop_ext`", "rmsprop_ext", "rmsprop"),
+    "rmsprop-centered": Member("`rmsprop_ext`, centered", "rmsprop_ext", "rmsprop"),
+    "adagrad": Member("`adagrad_ext`", "adagrad_ext", "adagrad"),
+    "adadelta": Member("`adadelta_ext`", "adadelta_ext", "adadelta"),
+    "sgd": Member("`sgd_ext`", "sgd_ext", "sgd"),
+    "sgd-momentum": Member("`sgd_ext`, momentum", "sgd_ext", "sgd"),
+    "nag": Member("`nag_ext`", "nag_ext", "nag"),
+}
+
+
+def family(run: Measured) -> str:
+    """All optimizers."""
+    header = ["ResNet-50's shapes, ms", "ours", "MXNet's", "`Trainer` alone", "memory alone"]
+    return table(
+        [*header, "torch's"],
+        [
+            [
+                member.label,
+                run.ms(case, member.ours),
+                run.peer(case, member.theirs, member.ours, member.note),
+                *(run.ms(case, contender) for contender in ("nothing", "floor", "torch")),
+            ]
+            for case, member in ((f"family-{name}", member) for name, member in FAMILY.items())
+        ],
+    )
+
+
+OPTIONS = {
+    "floor": "memory alone, float32",
+    "adamax_ext": "no option",
+    "adamax_ext, clip_global_norm": "`clip_global_norm`",
+    "adamax_ext, gluon clip": "`gluon.utils.clip_global_norm`, then the step",
+    "adamax, gluon clip": "the same with MXNet's `adamax`",
+    "adamax_ext, skip_nonfinite": "`skip_nonfinite`",
+    "adamax_ext, ema_decay": "`ema_decay`",
+    "adamax_ext, bfloat16 states": "`state_dtype='bfloat16'`",
+    "adamax_ext, float16 states": "`state_dtype='float16'`",
+    "adamax_ext, int8 states": "`state_dtype='int8'`",
+}
+
+
+def options(run: Measured) -> str:
+    """What options cost."""
+    return table(
+        ["25 M parameters in one array, ms", "`adamax_ext`"],
+        [[label, run.ms("options-25m", contender)] for contender, label in OPTIONS.items()],
+    )
+
+
+def tables() -> dict[str, list[str]]:
+    """All of them, by the file that has them."""
+    run, whole = Measured("cpu-2-cores"), Measured("cpu-2-cores-family")
+    return {
+        "README.md": [updates(run), trainings(run)],
+        "docs/performance.md": [family(whole), options(run)],
+    }
+
+
+if __name__ == "__main__":
+    print("\n".join(found for group in tables().values() for found in group))
