@@ -5,6 +5,7 @@ import contextlib
 import copy
 import os
 import pickle
+import pickletools
 import uuid
 from typing import Any, Dict, Iterator, List, Mapping, Set, Tuple, Union
 
@@ -282,6 +283,7 @@ def _read(file: Path) -> Tuple[States, Optimizer, bool]:
         content = stream.read()
     expected = "expected what save_states writes, a pickle of (states, optimizer)"
     try:
+        _check_memo(content)
         found, numpy_shapes = _unpickle(content)
     except Exception as error:
         reason = str(error).strip().split("\n")[-1].strip()
@@ -297,6 +299,16 @@ def _read(file: Path) -> Tuple[States, Optimizer, bool]:
     if isinstance(found, tuple):
         kind += f" of ({', '.join(type(entry).__name__ for entry in found)})"
     raise ValueError(f"{os.fspath(file)}: holds a {kind}, {expected}")
+
+
+def _check_memo(content: bytes) -> None:
+    """Refuse a pickle that numbers its objects beyond its own length, as damage may do.
+
+    Python takes memory for as many, gigabytes of it, before it notices anything.
+    """
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(content):
+            raise ValueError(f"object {argument} in {len(content)} bytes")
 
 
 def _unpickle(content: bytes) -> Tuple[Any, bool]:

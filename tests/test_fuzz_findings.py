@@ -57,6 +57,15 @@ def test_a_bound_that_is_an_integer_of_many_bits(option):
     assert not np.array_equal(results[0], [1.0, -2.0])
 
 
+def test_a_file_that_numbers_objects_beyond_its_length(tmp_path):
+    """Python would take as much memory as there is, for minutes."""
+    _, trainer = a_trainer()
+    bad = b"\x80\x04" + pickle.LONG_BINPUT.join([b"N", b"\xff\xff\xff\x7f."])
+    (tmp_path / "file").write_bytes(bad)
+    with pytest.raises(ValueError, match="cannot be read .* object 2147483647 in 9 bytes"):
+        mxadamax.load_states(trainer, tmp_path / "file")
+
+
 def test_a_state_that_is_another_one_too(tmp_path):
     """Refused when it is loaded, not by the step after it."""
     parameter, trainer = a_trainer()
