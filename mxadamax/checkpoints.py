@@ -307,7 +307,7 @@ def _check_memo(content: bytes) -> None:
     Python takes memory for as many, gigabytes of it, before it notices anything.
     """
     for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(content):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > len(content):
             raise ValueError(f"object {argument} in {len(content)} bytes")
 
 
