@@ -65,7 +65,7 @@ sanitize-python: $(VENV)/installed
 	mkdir -p build/sanitized && cp -r mxadamax build/sanitized/ && rm -f build/sanitized/mxadamax/*.so
 	cp build/sanitize-module/_native*.so build/sanitized/mxadamax/
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0,suppressions=$(CURDIR)/tests/native/asan.supp \
+	  ASAN_OPTIONS=detect_leaks=0 \
 	  PYTHONPATH=build/sanitized $(VENV)/bin/pytest -p no:cacheprovider -s $(SANITIZED:%=tests/test_%.py) \
 	  --deselect tests/test_kernels.py::test_more_than_2_to_the_31_elements
 

@@ -13,7 +13,7 @@ DIGESTS = {
     "adam_ext": "3ac2169bcbb2316d",
     "amsgrad_ext": "ebe544ca45b2d851",
     "adamw_ext wd=0.0": "0d422d6ef32f6b05",
-    "nadam_ext schedule_per_parameter=True": "fa369a5e8a563cf7",
+    "nadam_ext": "fa369a5e8a563cf7",
     "adabelief_ext": "2546694fb5287487",
     "rmsprop_ext": "3829aa4513495af8",
     "rmsprop_ext centered=True epsilon=0.001": "8dae663413d9e35b",

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "row_sparse.h"
 
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -35,7 +36,8 @@ class Probe {
   Probe& operator=(const Probe&) = delete;
 
   bool read(const void* from, void* to, std::size_t size) const {
-    const ssize_t written = write(ends_[1], from, size);
+    // Not by the C library's function, in which sanitizers would find an error.
+    const long written = syscall(SYS_write, ends_[1], from, size);
     if (written <= 0) return false;
     const ssize_t got = ::read(ends_[0], to, static_cast<std::size_t>(written));
     return got == static_cast<ssize_t>(size);
