@@ -37,6 +37,7 @@ class Probe {
 
   bool read(const void* from, void* to, std::size_t size) const {
     // Not by the C library's function, in which sanitizers would find an error.
+    // NOLINTNEXTLINE(cppcoreguidelines-pro-type-vararg): the kernel's own interface.
     const long written = syscall(SYS_write, ends_[1], from, size);
     if (written <= 0) return false;
     const ssize_t got = ::read(ends_[0], to, static_cast<std::size_t>(written));
