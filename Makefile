@@ -5,6 +5,9 @@ VENV ?= .venv
 SESSION ?= quick
 # The same definitions for CMake, and one more.
 DEFINE = SKBUILD_CMAKE_DEFINE="$(1)$${SKBUILD_CMAKE_DEFINE:+;$$SKBUILD_CMAKE_DEFINE}"
+# What CMake has to know to build a module, where it is not pip that calls it.
+FOR_PYTHON = -DPython_EXECUTABLE=$(abspath $(VENV)/bin/python) \
+  -Dpybind11_DIR="$$($(VENV)/bin/pybind11-config --cmakedir)"
 SOURCES := $(wildcard CMakeLists.txt setup.py pyproject.toml csrc/*.* csrc/*/*.*)
 
 .PHONY: train test matrix benchmark docs lint tidy sanitize sanitize-python coverage clean
@@ -40,8 +43,7 @@ lint: $(VENV)/installed
 # attribute has arguments, which clang does not know.
 tidy: $(VENV)/installed
 	$(VENV)/bin/cmake -S . -B build/tidy -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DMXADAMAX_CUDA=OFF \
-	  -DPython_EXECUTABLE=$(abspath $(VENV)/bin/python) \
-	  -Dpybind11_DIR="$$($(VENV)/bin/pybind11-config --cmakedir)" > /dev/null
+	  $(FOR_PYTHON) > /dev/null
 	printf '%s\n' $(wildcard csrc/*.cc csrc/cpu/*.cc csrc/engine/*.cc) | \
 	  xargs --max-procs="$$(nproc)" --max-args=1 $(VENV)/bin/clang-tidy -p build/tidy --quiet \
 	  --extra-arg=-idirafter"$$($(CXX) -print-file-name=include)" '--extra-arg=-D__malloc__(...)='
@@ -60,7 +62,7 @@ SANITIZED := bad_input half_precision sparse skip_nonfinite global_norm kernels 
 sanitize-python: $(VENV)/installed
 	rm -rf build/sanitized
 	$(VENV)/bin/cmake -B build/sanitize-module -DMXADAMAX_SANITIZE=address,undefined -DMXADAMAX_CUDA=OFF \
-	  -DPython_EXECUTABLE=$(abspath $(VENV)/bin/python) -Dpybind11_DIR="$$($(VENV)/bin/pybind11-config --cmakedir)"
+	  $(FOR_PYTHON)
 	$(VENV)/bin/cmake --build build/sanitize-module --parallel
 	mkdir -p build/sanitized && cp -r mxadamax build/sanitized/ && rm -f build/sanitized/mxadamax/*.so
 	cp build/sanitize-module/_native*.so build/sanitized/mxadamax/
@@ -76,7 +78,7 @@ coverage: $(VENV)/installed
 	rm -rf build/coverage
 	$(VENV)/bin/cmake -B build/coverage-module -DMXADAMAX_CUDA=OFF -DCMAKE_BUILD_TYPE=Debug \
 	  -DCMAKE_CXX_FLAGS='--coverage -fprofile-update=atomic -Dalways_inline=noinline' \
-	  -DPython_EXECUTABLE=$(abspath $(VENV)/bin/python) -Dpybind11_DIR="$$($(VENV)/bin/pybind11-config --cmakedir)"
+	  $(FOR_PYTHON)
 	$(VENV)/bin/cmake --build build/coverage-module --parallel
 	find build/coverage-module -name '*.gcda' -delete
 	mkdir -p build/coverage && cp -r mxadamax build/coverage/

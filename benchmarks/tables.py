@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables of figures in README.md and docs/performance.md, from what `mxadamax bench` wrote.
 
-python benchmarks/tables.py     prints them, to be put there; a test compares
+Run, it prints them, to be put there; a test compares.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from mxadamax.commands.bench.cases import FAMILY
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -84,46 +86,21 @@ def trainings(run: Measured) -> str:
     )
 
 
-class Member(NamedTuple):
-    """An optimizer, as the table calls it, and its contenders."""
-
-    label: str
-    ours: str
-    theirs: str
-    note: str = ""
-
-
-FAMILY = {
-    "adam": Member("`adam_ext`", "adam_ext", "adam"),
-    "amsgrad": Member("`amsgrad_ext`", "amsgrad_ext", "adam", ", `adam`"),
-    "adamw": Member("`adamw_ext`", "adamw_ext", "adamw"),
-    "nadam": Member("`nadam_ext`", "nadam_ext", "nadam"),
-    "adabelief": Member("`adabelief_ext`", "adabelief_ext", "adabelief"),
-    "rmsprop": Member("`rmsprop_ext`", "rmsprop_ext", "rmsprop"),
-    "rmsprop-centered": Member("`rmsprop_ext`, centered", "rmsprop_ext", "rmsprop"),
-    "adagrad": Member("`adagrad_ext`", "adagrad_ext", "adagrad"),
-    "adadelta": Member("`adadelta_ext`", "adadelta_ext", "adadelta"),
-    "sgd": Member("`sgd_ext`", "sgd_ext", "sgd"),
-    "sgd-momentum": Member("`sgd_ext`, momentum", "sgd_ext", "sgd"),
-    "nag": Member("`nag_ext`", "nag_ext", "nag"),
-}
+LABELS = {"rmsprop-centered": "`rmsprop_ext`, centered", "sgd-momentum": "`sgd_ext`, momentum"}
+"""Of those that are an optimizer with an option."""
 
 
 def family(run: Measured) -> str:
     """All optimizers."""
+    rows = []
+    for name, peers in FAMILY.items():
+        case, ours, theirs = f"family-{name}", peers.ours, peers.built_in
+        note = "" if ours == f"{theirs}_ext" else f", `{theirs}`"
+        others = [run.ms(case, contender) for contender in ("nothing", "floor", "torch")]
+        label = LABELS.get(name, f"`{ours}`")
+        rows.append([label, run.ms(case, ours), run.peer(case, theirs, ours, note), *others])
     header = ["ResNet-50's shapes, ms", "ours", "MXNet's", "`Trainer` alone", "memory alone"]
-    return table(
-        [*header, "torch's"],
-        [
-            [
-                member.label,
-                run.ms(case, member.ours),
-                run.peer(case, member.theirs, member.ours, member.note),
-                *(run.ms(case, contender) for contender in ("nothing", "floor", "torch")),
-            ]
-            for case, member in ((f"family-{name}", member) for name, member in FAMILY.items())
-        ],
-    )
+    return table([*header, "torch's"], rows)
 
 
 OPTIONS = {

@@ -24,6 +24,11 @@ inline bool operator==(const HeldRows& a, const HeldRows& b) {
   return a.numbers == b.numbers && a.count == b.count && a.length == b.length && a.lazy == b.lazy;
 }
 
+// How many elements a gradient holds, of a weight with `size`.
+inline std::int64_t held_elements(const HeldRows& rows, std::int64_t size) {
+  return rows.length > 0 ? rows.count * rows.length : size;
+}
+
 // Whether the row at this place is none of a weight with `total` of them, or does not ascend.
 MXADAMAX_RULE bool is_wrong_row(const std::int64_t* numbers, std::int64_t place,
                                 std::int64_t total) {

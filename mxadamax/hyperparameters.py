@@ -3,7 +3,7 @@
 
 import math
 import numbers
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import numpy
 
@@ -80,6 +80,11 @@ FINITE = Range(-math.inf, math.inf)
 NOT_NEGATIVE = Range(0.0, math.inf)
 DECAY_RATE = Range(0.0, 1.0)
 """Of an exponentially weighted mean: how much of the old value is kept."""
+
+
+def bound_of(value: Optional[float]) -> float:
+    """A bound as a float, infinite for none. MXNet takes a long integer for another one."""
+    return math.inf if value is None else float(value)
 
 
 def check_integer(

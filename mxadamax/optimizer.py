@@ -30,7 +30,7 @@ from mxnet.optimizer import Optimizer
 from . import _native
 from .compatibility import IS_MXNET_1, StepOptimizer, aggregate_num_here, as_lists
 from .engine import inside_kvstore_update, native
-from .hyperparameters import FINITE, NOT_NEGATIVE, Range, check_flag, check_integer
+from .hyperparameters import FINITE, NOT_NEGATIVE, Range, bound_of, check_flag, check_integer
 from .ledger import Index, Ledger
 
 State = Any
@@ -473,14 +473,12 @@ class FusedOptimizer(StepOptimizer):
         if grad.stype != "default":
             grad = grad.tostype("default")
         grad = grad * s.rescale_grad
-        # MXNet takes an integer of more than 64 bits for another one.
-        bound = None if self.clip_gradient is None else float(self.clip_gradient)
-        if bound is not None and not self.clips_decay:
-            grad = clip(grad, -bound, bound)
+        if self.clip_gradient is not None and not self.clips_decay:
+            grad = clip(grad, -s.clip_gradient, s.clip_gradient)
         if s.wd != NO_PENALTY:
             grad = grad + s.wd * weight
-        if bound is not None and self.clips_decay:
-            grad = clip(grad, -bound, bound)
+        if self.clip_gradient is not None and self.clips_decay:
+            grad = clip(grad, -s.clip_gradient, s.clip_gradient)
         if s.keep != 1.0:
             weight *= s.keep
         self.definition(weight, grad, state, s)
@@ -754,7 +752,7 @@ class FusedOptimizer(StepOptimizer):
             decay = {"wd": NO_PENALTY, "keep": [1.0 - rate * wd for rate, wd in zip(rates, wds)]}
         return {
             "rescale_grad": -self.rescale_grad if self.maximize else self.rescale_grad,
-            "clip_gradient": math.inf if self.clip_gradient is None else self.clip_gradient,
+            "clip_gradient": bound_of(self.clip_gradient),
             **decay,
             **self.scalars(lrs, updates),
         }

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Mapping, Optional, Sequence
 
 from mxnet.ndarray import NDArray, clip, sqrt, square
 
-from .hyperparameters import DECAY_RATE, NOT_NEGATIVE, Range, check_flag
+from .hyperparameters import DECAY_RATE, NOT_NEGATIVE, Range, bound_of, check_flag
 from .optimizer import FusedOptimizer, Scalars, State, register
 
 
@@ -115,7 +115,7 @@ class RMSProp(FusedOptimizer):
             "rho": self.rho,
             "one_minus_rho": 1.0 - self.rho,
             "epsilon": self.epsilon,
-            "clip_weights": math.inf if self.clip_weights is None else self.clip_weights,
+            "clip_weights": bound_of(self.clip_weights),
         }
         if self.centered:
             scalars["momentum"] = self.momentum
@@ -133,5 +133,4 @@ class RMSProp(FusedOptimizer):
             v[:] = s.rho * v + s.one_minus_rho * square(grad)
             weight -= s.lr * (grad / (sqrt(v) + s.epsilon))
         if self.clip_weights is not None:
-            bound = float(self.clip_weights)
-            clip(weight, -bound, bound, out=weight)
+            clip(weight, -s.clip_weights, s.clip_weights, out=weight)

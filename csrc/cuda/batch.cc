@@ -44,7 +44,7 @@ Variant variant_of(const DeviceTensor& tensor) {
 bool holds_some_rows(const DeviceTensor& tensor) { return tensor.rows.length > 0; }
 
 std::int64_t gradient_size(const DeviceTensor& tensor) {
-  return holds_some_rows(tensor) ? tensor.rows.count * tensor.rows.length : tensor.size;
+  return held_elements(tensor.rows, tensor.size);
 }
 
 // One array of a tensor.

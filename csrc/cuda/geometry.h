@@ -77,6 +77,9 @@ inline unsigned blocks_for(std::int64_t work, int processors, int blocks_per_pro
   return static_cast<unsigned>(std::min(work, at_a_time));
 }
 
+// More than a processor holds of small kernels; what is left over waits its turn.
+constexpr int small_blocks_per_processor = 8;
+
 // Consecutive elements of one gradient whose sum is one number of a chunk. That is made of
 // segments, one unless numbers are converted; each leaves a sum for each lane, from `first_segment`
 // on.

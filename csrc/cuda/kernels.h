@@ -141,7 +141,7 @@ struct RowTable {
   std::int32_t* refused;
 };
 
-// Sets `refused` where a gradient holds rows that are wrong.
+// Sets `refused` where a gradient holds rows that are wrong. There must be parts.
 void start_row_check(const RowTable& table, int processors, cudaStream_t stream);
 
 // Fills the control block: three kernels, each of which needs what the one before has written.

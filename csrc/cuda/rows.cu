@@ -20,9 +20,8 @@ __global__ void __launch_bounds__(threads_per_block) check_rows(RowTable table) 
 }  // namespace
 
 void start_row_check(const RowTable& table, int processors, cudaStream_t stream) {
-  constexpr int blocks_per_processor = 8;
-  const unsigned blocks = blocks_for(table.part_count, processors, blocks_per_processor);
-  if (blocks > 0) launch(check_rows, blocks, threads_per_block, stream, table);
+  const unsigned blocks = blocks_for(table.part_count, processors, small_blocks_per_processor);
+  launch(check_rows, blocks, threads_per_block, stream, table);
 }
 
 }  // namespace mxadamax::cuda

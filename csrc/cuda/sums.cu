@@ -140,11 +140,9 @@ __global__ void decide(SumTable table) {
 }  // namespace
 
 void start_sums(const SumTable& table, int processors, cudaStream_t stream) {
-  // More than a processor holds of these small kernels; what is left over waits its turn.
-  constexpr int blocks_per_processor = 8;
   const auto blocks = [&](std::int64_t threads) {
     return blocks_for((threads + threads_per_block - 1) / threads_per_block, processors,
-                      blocks_per_processor);
+                      small_blocks_per_processor);
   };
   if (table.part_count > 0) {
     launch(sum_lanes_of, blocks(table.part_count * table.threads), threads_per_block, stream,

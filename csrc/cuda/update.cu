@@ -118,16 +118,22 @@ MXADAMAX_RULE Row<R> row_of(const UpdateTable& table, std::int32_t tensor, doubl
   return row;
 }
 
-// The variant is a parameter for the kernel's name to tell it. With two blocks asked for, the
-// compiler is content with the registers it needs, instead of spilling for a third.
-template <class R, Variant>
-__global__ void __launch_bounds__(threads_per_block, 2) update(UpdateTable table) {
+// Calls visit(part, tensor, row) for each part of a block of threads, unless nothing is updated.
+template <class R, class Visit>
+MXADAMAX_RULE void for_each_part(const UpdateTable& table, Visit&& visit) {
   double factor;
   if (!goes_on(table, &factor)) return;
   for (std::int64_t k = blockIdx.x; k < table.part_count; k += gridDim.x) {
     const Part part = table.parts[k];
-    const TensorEntry& tensor = table.tensors[part.tensor];
-    const Row<R> row = row_of<R>(table, part.tensor, factor);
+    visit(part, table.tensors[part.tensor], row_of<R>(table, part.tensor, factor));
+  }
+}
+
+// The variant is a parameter for the kernel's name to tell it. With two blocks asked for, the
+// compiler is content with the registers it needs, instead of spilling for a third.
+template <class R, Variant>
+__global__ void __launch_bounds__(threads_per_block, 2) update(UpdateTable table) {
+  for_each_part<R>(table, [](const Part& part, const TensorEntry& tensor, const Row<R>& row) {
     const Split cut = split(part.count, tensor.head, at_once);
     const auto thread = static_cast<std::int32_t>(threadIdx.x);
     const auto threads = static_cast<std::int32_t>(blockDim.x);
@@ -139,19 +145,14 @@ __global__ void __launch_bounds__(threads_per_block, 2) update(UpdateTable table
     for (std::int32_t i = thread; i < others; i += threads) {
       update_dense<R, 1>(tensor, row, part.first + (i < cut.head ? i : cut.tail + i - cut.head));
     }
-  }
+  });
 }
 
 // Updates weights of whose rows the gradients hold some. Elements go one by one: neighbours are
 // read and written together all the same, by threads side by side.
 template <class R, Variant>
 __global__ void __launch_bounds__(threads_per_block, 2) update_rows(UpdateTable table) {
-  double factor;
-  if (!goes_on(table, &factor)) return;
-  for (std::int64_t k = blockIdx.x; k < table.part_count; k += gridDim.x) {
-    const Part part = table.parts[k];
-    const TensorEntry& tensor = table.tensors[part.tensor];
-    const Row<R> row = row_of<R>(table, part.tensor, factor);
+  for_each_part<R>(table, [](const Part& part, const TensorEntry& tensor, const Row<R>& row) {
     const HeldRows& rows = tensor.rows;
     const Cell first{part.first / rows.length, part.first % rows.length};
     const auto threads = static_cast<std::int32_t>(blockDim.x);
@@ -168,7 +169,7 @@ __global__ void __launch_bounds__(threads_per_block, 2) update_rows(UpdateTable 
       if (place >= 0) load<Grad, 1>(tensor.grad, place * rows.length + cell.column, &grad);
       update_elements<R, 1>(tensor, row, &grad, part.first + i);
     }
-  }
+  });
 }
 
 template <void (*kernel)(UpdateTable)>

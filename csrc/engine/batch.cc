@@ -201,35 +201,47 @@ const std::vector<double>& zeros() {
   return elements;
 }
 
-// Adds the parts of a tensor of `count` rows that a gradient with only some of them updates: its
-// rows alone, or with `lazy` off the others as well, whose gradient is zero.
-void add_rows(const cpu::Tensor& whole, const Rows& rows, std::int64_t count, bool lazy,
-              std::vector<cpu::Tensor>& parts) {
-  const std::int64_t length = whole.size / count;
+// What a gradient holds, of all rows of its weight or of some.
+struct Gradient {
+  const void* data;
+  HeldRows rows;
+};
+
+// Adds what a gradient updates of a tensor: all of it, or with some rows alone these, or unless
+// lazy the others as well, whose gradient is zero.
+void add_parts(cpu::Tensor whole, const Gradient& gradient, std::vector<cpu::Tensor>& parts) {
+  const HeldRows& rows = gradient.rows;
+  const std::int64_t length = rows.length;
+  if (length == 0) {
+    whole.grad = gradient.data;
+    parts.push_back(whole);
+    return;
+  }
   const auto add = [&](std::int64_t first, std::int64_t size, const void* grad) {
     parts.push_back(cpu::part_of(whole, first, size, grad));
   };
   const auto add_zeros = [&](std::int64_t from_row, std::int64_t to_row) {
-    if (lazy) return;
+    if (rows.lazy) return;
     const auto most = static_cast<std::int64_t>(zeros().size());
     for (std::int64_t first = from_row * length; first < to_row * length; first += most) {
       add(first, std::min(most, to_row * length - first), zeros().data());
     }
   };
 
-  check_rows(rows.indices, rows.count, count);
+  const std::int64_t total = whole.size / length;
+  check_rows(rows.numbers, rows.count, total);
   std::int64_t next = 0;
   for (std::int64_t k = 0; k < rows.count;) {
-    const std::int64_t row = rows.indices[k];
+    const std::int64_t row = rows.numbers[k];
     // Rows that follow one another do so in the gradient as well.
     std::int64_t end = k + 1;
-    while (end < rows.count && rows.indices[end] == row + end - k) ++end;
+    while (end < rows.count && rows.numbers[end] == row + end - k) ++end;
     add_zeros(next, row);
-    add(row * length, (end - k) * length, cpu::moved(rows.data, whole.grad_type, k * length));
+    add(row * length, (end - k) * length, cpu::moved(gradient.data, whole.grad_type, k * length));
     next = row + end - k;
     k = end;
   }
-  add_zeros(next, count);
+  add_zeros(next, total);
 }
 
 // Calls body() and lets nothing but std::runtime_error out: the engine turns a std::exception into
@@ -328,12 +340,24 @@ struct Operation {
     const double* row = table().data();
     std::vector<cpu::Tensor> tensors;
     tensors.reserve(batch.size());
+    // Each in one piece: their norm depends neither on which rows they hold nor on what is done to
+    // the others.
+    std::vector<cpu::Tensor> gradients;
     for (const Batch::Parameter& parameter : batch.parameters_) {
-      add_tensors(parameter, row, tensors);
+      if (parameter.size > 0) {
+        cpu::Tensor tensor = tensor_of(parameter);
+        tensor.scalars = row;
+        const Gradient gradient = gradient_of(parameter);
+        add_parts(tensor, gradient, tensors);
+        if (has_option()) {
+          tensor.grad = gradient.data;
+          tensor.size = held_elements(gradient.rows, parameter.size);
+          gradients.push_back(tensor);
+        }
+      }
       row += batch.rule_.scalars;
     }
     if (has_option()) {
-      const std::vector<cpu::Tensor> gradients = whole_gradients();
       const double norm =
           std::abs(table()[rescale_grad_scalar]) * cpu::gradient_norm(batch.rule_, gradients);
       options.report->gradient_norm = norm;
@@ -404,13 +428,9 @@ struct Operation {
     tensor.size = p.size;
     if (p.size == 0) return tensor;
     const cpu::Tensor found = tensor_of(p);
-    if (p.grad_in_rows) {
-      const Rows rows = rows_of(p.grad.get());
-      tensor.grad = rows.data;
-      tensor.rows = {rows.indices, rows.count, p.size / p.shape.dims[0], batch.lazy_};
-    } else {
-      tensor.grad = gradient_address(p);
-    }
+    const Gradient gradient = gradient_of(p);
+    tensor.grad = gradient.data;
+    tensor.rows = gradient.rows;
     tensor.weight = found.weight;
     std::copy(found.states, found.states + max_states, tensor.states);
     tensor.copy = found.copy;
@@ -418,50 +438,10 @@ struct Operation {
     return tensor;
   }
 
-  void add_tensors(const Batch::Parameter& p, const double* row,
-                   std::vector<cpu::Tensor>& tensors) const {
-    if (p.size == 0) return;
-    cpu::Tensor tensor = tensor_of(p);
-    tensor.scalars = row;
-    if (p.grad_in_rows) {
-      add_rows(tensor, rows_of(p.grad.get()), p.shape.dims[0], batch.lazy_, tensors);
-    } else {
-      tensor.grad = gradient_address(p);
-      tensors.push_back(tensor);
-    }
-  }
-
-  // All that gradients hold, each in one piece: their norm depends neither on which rows these are
-  // nor on what is done to the others. Nothing but what sums need is filled in.
-  std::vector<cpu::Tensor> whole_gradients() const {
-    std::vector<cpu::Tensor> gradients;
-    gradients.reserve(batch.size());
-    for (const Batch::Parameter& p : batch.parameters_) {
-      if (p.size == 0) continue;
-      cpu::Tensor gradient{};
-      gradient.compute = compute(p);
-      gradient.grad_type = stored(p.dtype);
-      if (p.grad_in_rows) {
-        const Rows rows = rows_of(p.grad.get());
-        gradient.size = rows.count * (p.size / p.shape.dims[0]);
-        gradient.grad = rows.data;
-      } else {
-        gradient.size = p.size;
-        gradient.grad = gradient_address(p);
-      }
-      gradients.push_back(gradient);
-    }
-    return gradients;
-  }
-
-  static Compute compute(const Batch::Parameter& p) {
-    return p.dtype == float64_dtype ? Compute::float64 : Compute::float32;
-  }
-
   // A parameter's arrays but for the gradient.
   cpu::Tensor tensor_of(const Batch::Parameter& p) const {
     cpu::Tensor tensor{};
-    tensor.compute = compute(p);
+    tensor.compute = p.dtype == float64_dtype ? Compute::float64 : Compute::float32;
     tensor.size = p.size;
     tensor.grad_type = stored(p.dtype);
     auto array = p.state->arrays.begin();
@@ -487,8 +467,12 @@ struct Operation {
     return tensor;
   }
 
-  static const void* gradient_address(const Batch::Parameter& p) {
-    return p.is_matrix ? checked_address_of(p.grad.get(), p.size) : address_of(p.grad.get());
+  Gradient gradient_of(const Batch::Parameter& p) const {
+    if (p.grad_in_rows) {
+      const Rows rows = rows_of(p.grad.get());
+      return {rows.data, {rows.indices, rows.count, p.size / p.shape.dims[0], batch.lazy_}};
+    }
+    return {p.is_matrix ? checked_address_of(p.grad.get(), p.size) : address_of(p.grad.get()), {}};
   }
 
   static void* weight_address(const Batch::Parameter& p) {

@@ -100,6 +100,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def chosen(given: argparse.Namespace) -> list[str]:
+    """The cases asked for, once each."""
+    return list(dict.fromkeys(name for group in given.only for name in group))
+
+
 def restart_with(threads: int, argv: Sequence[str]) -> None:
     """Start over with as many OpenMP threads: MXNet reads their number only when it is imported."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -117,7 +122,7 @@ def check(given: argparse.Namespace) -> None:
     if given.plot and not given.source:
         from .plots import panels_of
 
-        panels_of([name for group in given.only for name in group])
+        panels_of(chosen(given))
     files: list[Path] = [file for file in (given.json, given.plot) if file is not None]
     for file in files:
         if not file.absolute().parent.is_dir():
@@ -137,8 +142,7 @@ def run(given: argparse.Namespace) -> int:
 
     console = Console()
     console.print(", ".join(f"{key} {value}" for key, value in machine().items()), soft_wrap=True)
-    names = dict.fromkeys(name for group in given.only for name in group)
-    samples = run_cases(list(names), given.repeat, console)
+    samples = run_cases(chosen(given), given.repeat, console)
     for name, times in samples.items():
         console.print(case_table(name, times))
     console.print(summary_table(samples))
