@@ -13,13 +13,16 @@
 namespace mxadamax {
 
 // The name of the capsule. It changes with everything below.
-constexpr const char* device_kernels_name = "mxadamax.DeviceKernels.2";
+constexpr const char* device_kernels_name = "mxadamax.DeviceKernels.3";
 
 // The memory of one parameter. With `copy`, that is the weight, rounded, and `weight` its float32
-// master; states are like the latter.
+// master; states are like the latter, unless they are kept in few bits.
 struct DeviceTensor {
   // Of the gradient and of the weight.
   Stored type;
+  // Whether states are rounded at random, and to what: float16, bfloat16 or int8.
+  bool in_few_bits;
+  Stored state_type;
   std::int64_t size;
   // Of a tensor without elements none is read.
   const void* grad;
@@ -29,6 +32,8 @@ struct DeviceTensor {
   void* copy;
   // Null for none. Of the type that is computed in.
   void* average;
+  // Of states in 8 bits.
+  float* scales;
   // Of the gradient.
   HeldRows rows;
 };

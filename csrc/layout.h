@@ -29,6 +29,10 @@ static_assert(std::string_view(preparation_scalars[rescale_grad_scalar]) == "res
 // random which update of the parameter this is, and a number for the parameter.
 constexpr const char* pass_scalars[] = {"average_share", "update", "stream"};
 constexpr int pass_scalar_count = 3;
+struct PassScalars {
+  double average_share, update, stream;
+};
+inline PassScalars pass_scalars_at(const double* place) { return {place[0], place[1], place[2]}; }
 
 // The names of all scalars of a rule, in the order of a row: those of every rule first, then the
 // rule's own, then those that no kernel sees.

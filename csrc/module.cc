@@ -377,10 +377,9 @@ py::tuple encode_int8(const Floats& plain, const Floats& divisor, const Key& key
                       const std::string& instruction_set) {
   const cpu::SharedKernels& shared = *cpu::instruction_set(instruction_set).table.rules[0].shared;
   if (plain.size() != divisor.size()) throw std::invalid_argument("sizes differ");
-  const py::ssize_t blocks = (plain.size() + cpu::scaled_block - 1) / cpu::scaled_block;
   py::array_t<std::int8_t> ratios(plain.size());
   py::array_t<std::uint8_t> divisors(plain.size());
-  Floats scales(blocks * cpu::scales_of_block);
+  Floats scales(scaled_blocks_of(plain.size()) * scales_of_block);
   const auto bits = random_bits(key, plain.size(), shared);
   shared.int8_codec.encode(plain.data(), divisor.data(), bits.data(), ratios.mutable_data(),
                            divisors.mutable_data(), scales.mutable_data(), plain.size());
@@ -391,8 +390,8 @@ py::tuple decode_int8(const py::array_t<std::int8_t>& ratios,
                       const py::array_t<std::uint8_t>& divisors, const Floats& scales,
                       const std::string& instruction_set) {
   const cpu::SharedKernels& shared = *cpu::instruction_set(instruction_set).table.rules[0].shared;
-  const py::ssize_t blocks = (ratios.size() + cpu::scaled_block - 1) / cpu::scaled_block;
-  if (divisors.size() != ratios.size() || scales.size() != blocks * cpu::scales_of_block) {
+  if (divisors.size() != ratios.size() ||
+      scales.size() != scaled_blocks_of(ratios.size()) * scales_of_block) {
     throw std::invalid_argument("sizes differ");
   }
   Floats plain(ratios.size()), divisor(ratios.size());
@@ -405,12 +404,21 @@ py::tuple decode_int8(const py::array_t<std::int8_t>& ratios,
 void update_numpy(const std::string& rule_name, const std::vector<py::array>& weights,
                   const std::vector<py::array>& grads,
                   const std::vector<std::vector<py::array>>& states, const py::dict& scalars,
-                  const std::string& instruction_set, int threads) {
+                  const std::string& instruction_set, int threads, const std::string& state_dtype,
+                  const std::optional<std::vector<py::array>>& scales) {
   const cpu::InstructionSet& set = instruction_set.empty() ? cpu::chosen_instruction_set()
                                                            : cpu::instruction_set(instruction_set);
   const cpu::RuleKernels& rule = rule_named(rule_name, set);
   if (weights.size() != grads.size() || weights.size() != states.size()) {
     throw std::invalid_argument("weights, grads and states differ in length");
+  }
+  const bool in_few_bits = !state_dtype.empty();
+  const bool in_int8 = state_dtype == "int8";
+  if (in_few_bits && !(in_int8 ? rule.keeps_in_int8 : rule.keeps_in_few_bits)) {
+    throw std::invalid_argument("the rule keeps no states in " + state_dtype);
+  }
+  if (in_int8 && (!scales || scales->size() != weights.size())) {
+    throw std::invalid_argument("weights and scales differ in length");
   }
   std::vector<cpu::Tensor> tensors;
   for (std::size_t i = 0; i < weights.size(); ++i) {
@@ -441,10 +449,31 @@ void update_numpy(const std::string& rule_name, const std::vector<py::array>& we
     tensor.grad = grads[i].data();
     py::array weight = weights[i];
     tensor.weight = weight.mutable_data();
+    if (in_few_bits) {
+      if (tensor.compute != Compute::float32) throw ParameterError(i, "weight must be float32");
+      tensor.state_type = low_bit_type(state_dtype);
+      tensor.at_random = true;
+    }
+    const auto check_bytes = [&](const py::array& array, std::int64_t bytes, const char* what) {
+      if (array.nbytes() != bytes || !(array.flags() & py::array::c_style)) {
+        throw ParameterError(i, std::string(what) + " must be C-contiguous and of " +
+                                    std::to_string(bytes) + " bytes");
+      }
+    };
     for (int k = 0; k < rule.states; ++k) {
-      check(states[i][k], "state");
+      if (in_few_bits) {
+        check_bytes(states[i][k], tensor.size * stored_size(tensor.state_type), "state");
+      } else {
+        check(states[i][k], "state");
+      }
       py::array state = states[i][k];
       tensor.states[k] = state.mutable_data();
+    }
+    if (in_int8) {
+      const std::int64_t numbers = scaled_blocks_of(tensor.size) * scales_of_block;
+      check_bytes((*scales)[i], numbers * stored_size(Stored::float32), "scales");
+      py::array own = (*scales)[i];
+      tensor.scales = static_cast<float*>(own.mutable_data());
     }
     tensors.push_back(tensor);
   }
@@ -543,10 +572,10 @@ PYBIND11_MODULE(_native, m) {
       .def_readonly("states", &cpu::RuleKernels::states, "How many arrays of state it has.")
       .def_readonly("keeps_in_few_bits", &cpu::RuleKernels::keeps_in_few_bits,
                     "Whether its states can be kept in 16 bits, rounded at random.")
-      .def_property_readonly("keeps_in_int8", &cpu::RuleKernels::keeps_in_int8,
-                             "Whether they can be kept in 8 bits.");
-  m.attr("scaled_block") = cpu::scaled_block;
-  m.attr("scales_of_block") = cpu::scales_of_block;
+      .def_readonly("keeps_in_int8", &cpu::RuleKernels::keeps_in_int8,
+                    "Whether they can be kept in 8 bits.");
+  m.attr("scaled_block") = scaled_block;
+  m.attr("scales_of_block") = scales_of_block;
 
   // Refuses a bad MXADAMAX_INSTRUCTION_SET at import.
   m.attr("instruction_set") = cpu::chosen_instruction_set().name;
@@ -651,8 +680,9 @@ PYBIND11_MODULE(_native, m) {
         py::arg("instruction_set"), "The two states that they stand for.");
   m.def("update_numpy", &update_numpy, py::arg("rule"), py::arg("weights"), py::arg("grads"),
         py::arg("states"), py::arg("scalars"), py::arg("instruction_set") = "",
-        py::arg("threads") = 0,
-        "Update lists of NumPy arrays in place. Scalars as for Batch.push, taken as they are.");
+        py::arg("threads") = 0, py::arg("state_dtype") = "", py::arg("scales") = py::none(),
+        "Update lists of NumPy arrays in place. Scalars as for Batch.push, taken as they are. With "
+        "a state_dtype, states are arrays of the bits, and each weight has scales for int8.");
 
   py::class_<ArraysToMove>(m, "MemoryFloor",
                            "What the memory allows: reads and writes the NDArrays of an update and "

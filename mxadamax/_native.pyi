@@ -173,12 +173,17 @@ def update_numpy(
     rule: str,
     weights: Sequence[_Float],
     grads: Sequence[_Float],
-    states: Sequence[Sequence[_Float]],
+    states: Sequence[Sequence[npt.NDArray[Any]]],
     scalars: _Scalars,
     instruction_set: str = "",
     threads: int = 0,
+    state_dtype: _Short | Literal["int8", ""] = "",
+    scales: Sequence[npt.NDArray[numpy.float32]] | None = None,
 ) -> None:
-    """Update arrays in place, in the calling thread; scalars are taken as they are."""
+    """Update arrays in place, in the calling thread; scalars are taken as they are.
+
+    With a `state_dtype`, states are arrays of its bits, and each weight has scales for int8.
+    """
 
 class MemoryFloor:
     """What the memory allows: reads and writes the NDArrays of an update, computes next to nothing.

@@ -6,8 +6,6 @@ nothing but NumPy. Arrays show themselves by ``__cuda_array_interface__`` or by 
 
     batch = cuda.Batch("adam", weights, grads, states)
     batch.update({"lr": 0.001, "beta1": 0.9, ...}, stream=stream)
-
-States of few bits are for the processor's kernels only.
 """
 
 import functools
@@ -32,11 +30,15 @@ _DLPACK_TYPES = {
     (2, 64): "float64",
     (2, 16): "float16",
     (0, 64): "int64",
+    (0, 8): "int8",
+    (1, 8): "uint8",
     (4, 16): "bfloat16",
 }
 # Of which infinity is one.
 _BOUNDS = ("clip_gradient", "clip_weights")
 _ITEM_SIZES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
+# Elements that share the scales of their 8-bit states.
+_BLOCK = 64
 
 
 _NOT_BUILT = (
@@ -319,6 +321,22 @@ class _Look:
         return numbers
 
 
+def _state_dtypes(rule: str, state_dtype: Optional[str]) -> List[Optional[str]]:
+    """The dtype of each state of a rule; None where it is that of what is updated."""
+    native = kernels()
+    count = native.rules[rule][0]
+    if state_dtype is None:
+        return [None] * count
+    if state_dtype not in ("float16", "bfloat16", "int8"):
+        raise ValueError(
+            f"state_dtype must be 'float16', 'bfloat16', 'int8' or None, got {state_dtype!r}"
+        )
+    is_int8 = state_dtype == "int8"
+    if rule not in (native.rules_in_int8 if is_int8 else native.rules_in_few_bits):
+        raise ValueError(f"state_dtype must be None with rule {rule!r}, got {state_dtype!r}")
+    return ["int8", "uint8"] if is_int8 else [state_dtype] * count
+
+
 def _as_list(given: Any, count: int, what: str) -> List[Any]:
     if given is None:
         return [None] * count
@@ -359,6 +377,14 @@ class Batch:
     lazy : bool, default False
         Leave rows that a gradient does not hold alone, with their states and averages; otherwise
         they are updated with a gradient of zero.
+    state_dtype : {'float16', 'bfloat16', 'int8'}, optional
+        What states are kept as in few bits, rounded at random: those of `FusedOptimizer` with this
+        option. Random bits depend on the scalars ``stream``, a number for each weight, and
+        ``update``, which counts its updates. Squares are kept as their roots. With ``'int8'``
+        states are an int8 and an uint8 array.
+    scales : sequence of arrays, optional
+        With ``'int8'``, for each weight a float32 array of shape (blocks, 2), where a block is 64
+        elements; zeros at first, like the states.
     device : int, optional
         The number of the GPU; by default that of the first weight.
     stream : int or stream, optional
@@ -384,6 +410,8 @@ class Batch:
         averages: Optional[Sequence[Any]] = None,
         rows: Optional[Sequence[Any]] = None,
         lazy: bool = False,
+        state_dtype: Optional[str] = None,
+        scales: Optional[Sequence[Any]] = None,
         device: Optional[int] = None,
         stream: Any = None,
     ):
@@ -391,7 +419,10 @@ class Batch:
         if rule not in native.rules:
             raise ValueError(f"there is no rule {rule!r}; there are {', '.join(native.rules)}")
         self.rule = rule
-        state_count, self._scalar_names = native.rules[rule]
+        self._scalar_names = native.rules[rule][1]
+        state_dtypes = _state_dtypes(rule, state_dtype)
+        if scales is not None and state_dtype != "int8":
+            raise ValueError(f"scales are given, which state_dtype {state_dtype!r} does not have")
         weights = list(weights)
         count = self._count = len(weights)
         first_stream = _stream_address(stream)
@@ -403,11 +434,13 @@ class Batch:
             _as_list(masters, count, "masters"),
             _as_list(averages, count, "averages"),
             _as_list(rows, count, "rows"),
+            _as_list(scales, count, "scales"),
         )
         tensors = []
-        for i, (given, grad, own, master, average, held) in enumerate(columns):
+        for i, (given, grad, own, master, average, held, ranges) in enumerate(columns):
             at = f"tensor {i}: "
             weight = look.at(given, at + "weight")
+            shape, elements = weight.shape, math.prod(weight.shape)
             if weight.dtype not in _ITEM_SIZES:
                 raise TypeError(
                     f"{at}weight is {weight.dtype}, expected one of {', '.join(_ITEM_SIZES)}"
@@ -420,14 +453,24 @@ class Batch:
             updated = weight.dtype if master is None else "float32"
             computed = "float32" if is_short else weight.dtype
             own = list(own)
-            if len(own) != state_count:
-                raise ValueError(f"{at}{len(own)} states, rule {rule} has {state_count}")
-            numbers = None
-            grad_shape = weight.shape
+            if len(own) != len(state_dtypes):
+                raise ValueError(f"{at}{len(own)} states, rule {rule} has {len(state_dtypes)}")
+            held_rows, grad_shape = None, shape
             if held is not None:
                 numbers = look.rows(held, at, weight)
-                grad_shape = (*numbers.shape, *weight.shape[1:])
-            elements, row_length = math.prod(weight.shape), math.prod(weight.shape[1:])
+                grad_shape = (*numbers.shape, *shape[1:])
+                if elements:
+                    row_length = math.prod(shape[1:])
+                    held_rows = (numbers.address, numbers.shape[0], row_length, bool(lazy))
+            few_bits = None
+            if state_dtype is not None:
+                blocks = -(-elements // _BLOCK)
+                few_bits = (
+                    state_dtype,
+                    look.at(ranges, at + "scales", "float32", (blocks, 2)).address
+                    if state_dtype == "int8"
+                    else 0,
+                )
             tensors.append(
                 (
                     weight.dtype,
@@ -437,18 +480,17 @@ class Batch:
                     ).address,
                     weight.address,
                     [
-                        look.at(state, f"{at}state {k}", updated, weight.shape).address
-                        for k, state in enumerate(own)
+                        look.at(state, f"{at}state {k}", dtype or updated, shape).address
+                        for k, (state, dtype) in enumerate(zip(own, state_dtypes))
                     ],
                     0
                     if master is None
-                    else look.at(master, at + "master", "float32", weight.shape).address,
+                    else look.at(master, at + "master", "float32", shape).address,
                     0
                     if average is None
-                    else look.at(average, at + "average", computed, weight.shape).address,
-                    None
-                    if numbers is None or elements == 0
-                    else (numbers.address, numbers.shape[0], row_length, bool(lazy)),
+                    else look.at(average, at + "average", computed, shape).address,
+                    held_rows,
+                    few_bits,
                 )
             )
         if device is None:
@@ -556,6 +598,8 @@ def update(
     averages: Optional[Sequence[Any]] = None,
     rows: Optional[Sequence[Any]] = None,
     lazy: bool = False,
+    state_dtype: Optional[str] = None,
+    scales: Optional[Sequence[Any]] = None,
     clip_global_norm: Optional[float] = None,
     skip_nonfinite: bool = False,
     stream: Any = None,
@@ -564,7 +608,7 @@ def update(
 
     Parameters
     ----------
-    rule, weights, grads, states, masters, averages, rows, lazy
+    rule, weights, grads, states, masters, averages, rows, lazy, state_dtype, scales
         As for :class:`Batch`.
     scalars, clip_global_norm, skip_nonfinite, stream
         As for :meth:`Batch.update`.
@@ -580,6 +624,8 @@ def update(
         averages=averages,
         rows=rows,
         lazy=lazy,
+        state_dtype=state_dtype,
+        scales=scales,
         stream=stream,
     )
     batch.update(

@@ -15,6 +15,7 @@ import pytest
 from bits import SPECIAL
 from cuda_tensors import (
     ITEM_SIZES,
+    STATE_DTYPES,
     VARIANTS,
     Device,
     Kernels,
@@ -31,6 +32,13 @@ variants = pytest.mark.parametrize(("dtype", "master"), VARIANTS)
 # Every rule in two variants, one rule in all.
 MANY = [(rule, *v) for rule in _native.rules for v in (("float32", False), ("float16", True))]
 MANY += [("adamax", *v) for v in VARIANTS if ("adamax", *v) not in MANY]
+
+IN_FEW_BITS = [
+    (name, state_dtype)
+    for name, rule in _native.rules.items()
+    for state_dtype in STATE_DTYPES
+    if (rule.keeps_in_int8 if state_dtype == "int8" else rule.keeps_in_few_bits)
+]
 
 # Parts are 4096 long, chunks of sums 16384 places.
 MANY_SIZES = (
@@ -74,7 +82,9 @@ SUMMED_SIZES = (0, 3, 64, 0, 511, 512, 513, 16384 - 1200, 40000, 17, 18 * 16384 
 TABLES = ((50, 7), (40, 1), (1, 1), (3, 5000), (9000, 1), (5, 4096), (300, 64), (7, 4097))
 
 
-def tables(rule: str, dtype: str, master: bool, first_lazy: bool) -> list[Tensor]:
+def tables(
+    rule: str, dtype: str, master: bool, first_lazy: bool, state_dtype: str = ""
+) -> list[Tensor]:
     """Weights whose gradients hold no row, all, some, neighbours, and dense ones between them.
 
     Every other is lazy.
@@ -91,8 +101,10 @@ def tables(rule: str, dtype: str, master: bool, first_lazy: bool) -> list[Tensor
             numbers = np.arange(*sorted(rng.randint(0, total + 1, 2)))
         rows = Rows(numbers, length, (k + kind) % 2 != first_lazy)
         average = k % 3 == 0
-        tensors.append(Tensor(rule, total * length, dtype, master, average, seed=k, rows=rows))
-        tensors.append(Tensor(rule, 10 * k, dtype, master, not average, seed=k))
+        few = {"state_dtype": state_dtype}
+        size = total * length
+        tensors.append(Tensor(rule, size, dtype, master, average, seed=k, rows=rows, **few))
+        tensors.append(Tensor(rule, 10 * k, dtype, master, not average, seed=k, **few))
     return tensors
 
 
@@ -163,6 +175,77 @@ class OnEveryDevice:
             rule,
             [Tensor(rule, values[0].size, dtype, master, average=True, seed=0, values=values)],
         )
+
+    @pytest.mark.parametrize(("rule", "state_dtype"), IN_FEW_BITS)
+    def test_states_in_few_bits(self, kernels: Kernels, rule: str, state_dtype: str) -> None:
+        """Rounded by the same random bits, whatever the weight is; at every misalignment."""
+        kinds = [variant for variant in VARIANTS if variant[0] != "float64"]
+        tensors = [
+            Tensor(
+                *(rule, size, *kinds[k % len(kinds)]),
+                average=k % 3 == 0,
+                seed=k,
+                state_dtype=state_dtype if k % 7 else "",
+            )
+            for k, size in enumerate(MANY_SIZES)
+        ]
+        compare(kernels, rule, tensors, lambda tensor, array: (tensor + array) % 3, steps=3)
+
+    @pytest.mark.parametrize(("rule", "state_dtype"), IN_FEW_BITS)
+    def test_special_values_with_states_in_few_bits(
+        self, kernels: Kernels, rule: str, state_dtype: str
+    ) -> None:
+        """Gradients of all magnitudes, alike in a block or not; some are not finite."""
+        rng = np.random.RandomState(7)
+        blocks = 120
+        magnitudes = np.repeat(10.0 ** rng.uniform(-44, 38, blocks), 64)
+        magnitudes[: 64 * blocks // 2] = 10.0 ** rng.uniform(-44, 38, 64 * blocks // 2)
+        values = rng.standard_normal((8, magnitudes.size)) * magnitudes
+        values[:2, ::970] = rng.choice(SPECIAL, (2, len(values[0, ::970])))
+        with np.errstate(over="ignore"):
+            values = [x.astype(np.float32) for x in values]
+        tensor = Tensor(
+            *(rule, magnitudes.size, "float32", False, True, 0),
+            values=values,
+            state_dtype=state_dtype,
+        )
+        device = Device(kernels, rule, [tensor])
+        for step in range(4):
+            # Nothing that would bring the gradients to one magnitude.
+            scalars = {**scalars_of(rule, device.names, 0, step), "clip_gradient": np.inf, "wd": -1}
+            device.update([scalars])
+            tensor.update(rule, scalars)
+            tensor.compare(device.arrays()[0], f"step {step}")
+
+    @pytest.mark.parametrize("rule", _native.rules)
+    @pytest.mark.parametrize("state_dtype", ["float16", "bfloat16"])
+    def test_rows_with_states_in_few_bits(
+        self, kernels: Kernels, rule: str, state_dtype: str
+    ) -> None:
+        """Random bits go by the place in the weight."""
+        if (rule, state_dtype) not in IN_FEW_BITS:
+            pytest.skip("the rule does not keep its states so")
+        tensors = tables(rule, "float16", True, first_lazy=True, state_dtype=state_dtype)
+        compare(kernels, rule, tensors, steps=2)
+
+    def test_what_is_not_kept_in_few_bits(self, kernels: Kernels) -> None:
+        """Refused, before anything is there to be written."""
+        rows = Rows(np.arange(2), 7, False)
+        for rule, dtype, held, state_dtype, message in (
+            ("adam", "float64", None, "float16", "weight is float64, whose states are not kept"),
+            ("adam", "float32", rows, "int8", "gradient holds some rows, expected all of them"),
+            ("sgd", "float32", None, "int8", "the states of rule sgd are not kept in 8 bits"),
+            ("rmsprop_centered", "float32", None, "float16", "are not kept in few bits"),
+        ):
+            tensor = Tensor(rule, 21, dtype, False, False, seed=1, rows=held)
+            tensor.state_dtype = state_dtype
+            try:
+                Device(kernels, rule, [Tensor(rule, 3, "float32", False, False, 0), tensor])
+            except kernels.native.TensorError as error:
+                assert "tensor 1: " in str(error)
+                assert message in str(error)
+            else:
+                raise AssertionError(f"{rule}, {dtype}, {state_dtype} was taken")
 
     @pytest.mark.parametrize("kinds", [*([variant] for variant in VARIANTS), VARIANTS], ids=str)
     def test_global_norm(self, kernels: Kernels, kinds: Sequence[tuple[str, bool]]) -> None:

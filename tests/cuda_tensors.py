@@ -61,6 +61,14 @@ class Rows(NamedTuple):
     lazy: bool
 
 
+STATE_DTYPES = {
+    "float16": [np.uint16] * 4,
+    "bfloat16": [np.uint16] * 4,
+    "int8": [np.int8, np.uint8],
+}
+"""What states in few bits are arrays of."""
+
+
 class Tensor:
     """One tensor as NumPy arrays: 16-bit numbers as their bits, all else as what it is."""
 
@@ -74,8 +82,9 @@ class Tensor:
         seed: int,
         values: Sequence[np.ndarray] | None = None,
         rows: Rows | None = None,
+        state_dtype: str = "",
     ):
-        self.dtype, self.size, self.rows = dtype, size, rows
+        self.dtype, self.size, self.rows, self.state_dtype = dtype, size, rows, state_dtype
         computed = "float64" if dtype == "float64" else "float32"
         if values is None:
             values = np.random.RandomState(seed).standard_normal((8, size))
@@ -90,6 +99,10 @@ class Tensor:
             self.arrays["master"] = w
         for k, state in enumerate(states):
             self.arrays[f"state {k}"] = state if master else stored(state)
+            if state_dtype:
+                self.arrays[f"state {k}"] = np.zeros(size, STATE_DTYPES[state_dtype][k])
+        if state_dtype == "int8":
+            self.arrays["scales"] = np.zeros(-(-size // 64) * 2, np.float32)
         if average:
             self.arrays["average"] = np.asarray(w * 0.5, computed)
         if rows is not None:
@@ -120,13 +133,24 @@ class Tensor:
             whole = np.zeros((self.size // self.rows.length, self.rows.length), grad.dtype)
             whole[self.rows.numbers] = grad.reshape(-1, self.rows.length)
             grad = whole.ravel()
-        states = [self.read(arrays[name]) for name in names]
+        few_bits: dict[str, Any] = {}
+        if self.state_dtype:
+            states = [np.array(arrays[name]) for name in names]
+            few_bits = {"state_dtype": self.state_dtype}
+            if self.state_dtype == "int8":
+                few_bits["scales"] = [arrays["scales"]]
+        else:
+            states = [self.read(arrays[name]) for name in names]
         _native.update_numpy(
-            rule, [weight], [grad], [states], scalars, instruction_set="baseline", threads=1
+            *(rule, [weight], [grad], [states], scalars),
+            instruction_set="baseline",
+            threads=1,
+            **few_bits,
         )
         arrays["weight"] = self.stored(weight)
         for name, state in zip(names, states):
-            arrays[name] = state if updated == "master" else self.stored(state)
+            is_stored = self.state_dtype or updated == "master"
+            arrays[name] = state if is_stored else self.stored(state)
         if updated == "master":
             arrays["master"] = weight
         if "average" in arrays:
@@ -142,8 +166,8 @@ class Tensor:
     def compare(self, other: dict[str, np.ndarray], where: str) -> None:
         """Fail unless arrays of another have the same bits."""
         for name, array in self.arrays.items():
-            if name == "rows":
-                assert np.array_equal(other[name], array)
+            if name == "rows" or (self.state_dtype and name.startswith("state")):
+                assert np.array_equal(other[name], array), f"{where}, {self.dtype}, {name}"
                 continue
             assert_same_bits(
                 self.read(other[name]), self.read(array), f"{where}, {self.dtype}, {name}"
@@ -219,6 +243,7 @@ class Device:
                     at.get("master", 0),
                     at.get("average", 0),
                     tensor.rows and (at["rows"], tensor.rows.numbers.size, *tensor.rows[1:]),
+                    (tensor.state_dtype, at.get("scales", 0)) if tensor.state_dtype else None,
                 )
             )
         self.array_names = [list(tensor.arrays) for tensor in tensors]
@@ -245,6 +270,7 @@ def scalars_of(rule: str, names: Sequence[str], tensor: int = 0, step: int = 0) 
     """Scalars that differ from tensor to tensor and from step to step."""
     found = {name: SCALARS[name] for name in names}
     found["lr"] *= 1 + tensor % 7 + 0.1 * step
+    found["update"], found["stream"] = 1.0 + step, 1000.0 * tensor
     found["wd"] = (-1.0, 0.0, 0.013)[tensor % 3]
     return found
 

@@ -123,6 +123,6 @@ def test_memory_of_the_host_is_refused(torch):
     with pytest.raises(ValueError, match="tensor 0: gradient is on the CPU, expected a CUDA"):
         cuda.update("adamax", there[:1], [torch.ones(8)], [there[1:]], scalars())
     native, address = cuda.kernels(), np.zeros(8, np.float32)
-    entry = ("float32", 8, address.ctypes.data, there[0].data_ptr(), [], 0, 0, None)
+    entry = ("float32", 8, address.ctypes.data, there[0].data_ptr(), [], 0, 0, None, None)
     with pytest.raises(native.TensorError, match="gradient is memory .*, expected memory of dev"):
         native.Batch("sgd", [entry], 0)

@@ -35,6 +35,9 @@ class Kernel(NamedTuple):
     def of(cls, architecture, function):
         """Nothing for a kernel of no rule."""
         found = re.search(r"\d(update|update_rows)INS_(.*)ELNS0_7VariantE(\d)E", function)
+        few_bits = re.search(r"\d(update_few_bits|update_few_bits_rows)INS_(.*)EEv", function)
+        if few_bits:
+            return cls(architecture, *few_bits.groups(), "")
         return cls(architecture, *found.groups()) if found else None
 
 
@@ -125,6 +128,12 @@ def test_every_rule_has_a_kernel_for_every_variant(needs):
             ]
             assert len(set(here)) == len(here) == len(_native.rules) * len(VARIANTS)
             assert {kernel.variant for kernel in here} == VARIANTS
+        for function in ("update_few_bits", "update_few_bits_rows"):
+            here = [
+                kernel for kernel in kernels if kernel and kernel[:2] == (architecture, function)
+            ]
+            assert len(set(here)) == len(here)
+            assert len(here) == sum(rule.keeps_in_few_bits for rule in _native.rules.values())
 
 
 def test_nothing_is_spilled(needs):

@@ -61,7 +61,7 @@ class Step(ctypes.Structure):
     )
 
 
-CAPSULE = b"mxadamax.DeviceKernels.2"
+CAPSULE = b"mxadamax.DeviceKernels.3"
 
 
 def functions_of(capsule):
@@ -238,9 +238,14 @@ TABLES = [(50, 7), (40,), (9, 2, 3), (3000, 2)]
 @members
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 @pytest.mark.parametrize("lazy", [False, True])
-def test_rows(member, dtype, lazy, kernels):
+@pytest.mark.parametrize("state_dtype", [None, "bfloat16"])
+def test_rows(member, dtype, lazy, state_dtype, kernels):
     """Of gradients that hold other rows in every step, beside dense ones, with all options."""
     options = {**OPTIONS, **member.options, "clip_global_norm": 3.0, "ema_decay": 0.9}
+    if state_dtype is not None:
+        if dtype == "float64" or not keeps(member, state_dtype):
+            pytest.skip("not kept in few bits")
+        options["state_dtype"] = state_dtype
     shapes = [*TABLES, (30, 4)]
     rng = np.random.RandomState(5)
     start = [mx.nd.array(rng.standard_normal(s), dtype=dtype) for s in shapes]
@@ -264,6 +269,43 @@ def test_rows(member, dtype, lazy, kernels):
         norms.append([r.optimizer.gradient_norm for r in (routes.by_device, routes.by_processor)])
     compare(routes)
     assert all(a == b > 3 for a, b in norms)
+
+
+STATE_DTYPES = ("float16", "bfloat16", "int8")
+
+
+def keeps(member, state_dtype):
+    """Whether an optimizer keeps its states in these."""
+    rule = _native.rules[member.create(**member.options).rule]
+    return rule.keeps_in_int8 if state_dtype == "int8" else rule.keeps_in_few_bits
+
+
+@pytest.mark.parametrize(
+    ("member", "state_dtype"),
+    [
+        pytest.param(member, state_dtype, id=f"{member} {state_dtype}")
+        for member in FAMILY
+        for state_dtype in STATE_DTYPES
+        if keeps(member, state_dtype)
+    ],
+)
+@pytest.mark.parametrize("multi_precision", [False, True])
+def test_states_in_few_bits(member, state_dtype, multi_precision, kernels):
+    """Rounded by the same random bits, for weights of all types, with all options."""
+    options = {
+        **{"multi_precision": multi_precision, "state_dtype": state_dtype, "state_seed": 11},
+        **{"ema_decay": 0.9, "clip_global_norm": 40.0, "skip_nonfinite": True},
+    }
+    if "schedule_per_parameter" in member.ours:
+        options["schedule_per_parameter"] = False
+    dtypes = ("float32", "float16", "bfloat16")
+    routes = Routes(lambda: make_run(member, dtypes, **options), kernels)
+    for t, grads in enumerate(gradients(SHAPES, "float32", 8)):
+        grads = spoiled(grads, *BAD[0]) if t == 3 else grads
+        for run in routes.each():
+            step(run, grads)
+        compare(routes, f"step {t}")
+    assert routes.by_device.optimizer.skipped_steps == 1
 
 
 def test_arrays_without_elements(kernels):
@@ -412,18 +454,6 @@ def test_what_fails_on_the_device_is_an_error_of_mxnet(where, kernels):
     kernels.fails = None
     step(run, grads)
     mx.nd.waitall()
-
-
-def test_what_is_for_the_processor_only(kernels):
-    weight = mx.nd.ones((4, 3))
-    for state_dtype in ("float16", "int8"):
-        few = mx.optimizer.create("adamax_ext", state_dtype=state_dtype)
-        state = few.create_state(0, weight)
-        message = "parameter 0: weight is on a GPU, expected host memory with state_dtype"
-        with pytest.raises(ValueError, match=message):
-            few.update_multi_precision([0], [weight], [mx.nd.ones((4, 3))], [state])
-    assert kernels.streams == []
-    assert weight.asnumpy().tolist() == np.ones((4, 3)).tolist()
 
 
 def test_kernels_of_another_build(monkeypatch):

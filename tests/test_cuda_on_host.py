@@ -107,7 +107,7 @@ def test_same_bits_as_the_optimizer(member, dtype, monkeypatch):
         master = at.pop(0) if has_master else 0
         average = at.pop()
         addresses = (grad.ctypes.data, weight.ctypes.data, at, master, average)
-        entries.append((dtype, weight.size, *addresses, None))
+        entries.append((dtype, weight.size, *addresses, None, None))
     batch = native.Batch(optimizer.rule, entries, 0)
 
     names = native.rules[optimizer.rule][1]
@@ -208,8 +208,18 @@ def test_blocks_fill_the_device_and_are_no_more_than_the_work():
 # Bad input, as the kernels see it.
 
 
-def entry(*, size=8, grad=4096, weight=8192, states=(12288, 16384), master=0, average=0, rows=None):
-    return ("float32", size, grad, weight, list(states), master, average, rows)
+def entry(
+    *,
+    size=8,
+    grad=4096,
+    weight=8192,
+    states=(12288, 16384),
+    master=0,
+    average=0,
+    rows=None,
+    few=None,
+):
+    return ("float32", size, grad, weight, list(states), master, average, rows, few)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +241,11 @@ def entry(*, size=8, grad=4096, weight=8192, states=(12288, 16384), master=0, av
         ),
         ([entry(rows=(32768, 3, 4, True))], "holds 3 rows of 4 elements, the weight has 8"),
         ([entry(rows=(32768, 1, 3, True))], "holds 1 rows of 3 elements, the weight has 8"),
+        ([entry(few=("int8", 12288))], "shares memory with the .* of tensor 0"),
+        ([entry(states=(12288, 12295), few=("int8", 64))], "state shares memory with the state"),
+        ([entry(few=("int8", 66))], "scales begins at address 66, expected a multiple of 4"),
+        ([entry(size=65, few=("int8", 8192 - 12))], "weight shares memory with the scales"),
+        ([entry(states=(12288, 12303), few=("float16", 0))], "begins at address 12303, .* of 2"),
     ],
 )
 def test_memory_that_is_refused(entries, message):
@@ -241,6 +256,9 @@ def test_memory_that_is_refused(entries, message):
 def test_gradients_may_share_memory_and_empty_tensors_have_none():
     native.Batch("sgd", [entry(states=()), entry(weight=16384, states=())], 0)
     native.Batch("adamax", [entry(size=0, grad=0, weight=0, states=(0, 0))] * 2, 0)
+    # Of bytes and pairs of bytes, next to each other.
+    native.Batch("adamax", [entry(states=(12288, 12296), few=("int8", 64))], 0)
+    native.Batch("adamax", [entry(states=(12288, 12304), few=("bfloat16", 0))], 0)
 
 
 def test_bad_calls_of_the_module():
@@ -402,6 +420,72 @@ def test_rows(door, show, lazy):
     batch.update(scalars(), skip_nonfinite=True)
     assert batch.skipped_steps == 0
     assert not np.array_equal(weight[2], expected[0][2])
+
+
+@pytest.mark.parametrize("state_dtype", ["float16", "int8"])
+@pytest.mark.parametrize("show", [Shown, Packed])
+def test_states_in_few_bits(door, show, state_dtype):
+    w, g, _, _ = columns(100)
+    kinds = {"float16": ("float16", "float16"), "int8": ("int8", "uint8")}[state_dtype]
+    states = [np.zeros(100, kind) for kind in kinds]
+    scales = np.zeros((2, 2), "float32")
+    expected = [np.array(x) for x in (w, *states, scales)]
+    options = {"scales": [show(scales)]} if state_dtype == "int8" else {}
+    batch = door.Batch(
+        *("adam", [show(w)], [show(g)], [[show(state) for state in states]]),
+        state_dtype=state_dtype,
+        **options,
+    )
+    for step in range(3):
+        own = {**scalars("adam"), "update": 1.0 + step, "stream": 5.0}
+        batch.update(own)
+        _native.update_numpy(
+            *("adam", expected[:1], [g], [expected[1:3]], own),
+            state_dtype=state_dtype,
+            scales=expected[3:],
+        )
+        for found, wanted in zip((w, *states, scales), expected):
+            assert np.array_equal(found.view(np.uint8), wanted.view(np.uint8))
+    assert all(state.any() for state in states)
+    assert scales.any() == (state_dtype == "int8")
+
+
+@pytest.mark.parametrize(
+    ("rule", "kinds", "options", "message"),
+    [
+        ("adam", ("int8", "int8"), {"state_dtype": "int8"}, "tensor 0: state 1 is int8, .* uint8"),
+        ("adam", ("float32",) * 2, {"state_dtype": "float16"}, "state 0 is float32, .* float16"),
+        ("adam", ("int8", "uint8"), {"state_dtype": "int8", "scales": None}, "scales is NoneType"),
+        ("adam", ("float16",) * 2, {"state_dtype": "float16"}, "scales are given, which"),
+        ("adam", ("int8", "uint8"), {"state_dtype": "int4"}, "'int8' or None, got 'int4'"),
+        ("sgd", (), {"state_dtype": "int8"}, "must be None with rule 'sgd', got 'int8'"),
+        (
+            "rmsprop_centered",
+            ("float16",) * 4,
+            {"state_dtype": "float16"},
+            "must be None with rule",
+        ),
+    ],
+)
+def test_states_that_are_refused(door, rule, kinds, options, message):
+    w, g, _, _ = columns(100)
+    states = [[Shown(np.zeros(100, kind)) for kind in kinds]]
+    options = {"scales": [Shown(np.zeros((2, 2), "float32"))], **options}
+    if "state 0" in message:
+        del options["scales"]
+    with pytest.raises((TypeError, ValueError), match=message):
+        door.Batch(rule, [Shown(w)], [Shown(g)], states, **options)
+    with pytest.raises(ValueError, match=r"scales has shape \(1, 2\), expected \(2, 2\)"):
+        door.Batch(
+            *(
+                "adam",
+                [Shown(w)],
+                [Shown(g)],
+                [[Shown(np.zeros(100, k)) for k in ("int8", "uint8")]],
+            ),
+            state_dtype="int8",
+            scales=[Shown(np.zeros((1, 2), "float32"))],
+        )
 
 
 def test_rows_of_a_weight_without_elements(door):

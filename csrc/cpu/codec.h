@@ -2,14 +2,14 @@
 // Conversion between float and the 16-bit types that arrays may be stored in.
 //
 // Compiled once per instruction set, inside kernels.cc, hence internal linkage. numbers16.h says
-// what is converted to what. States may be rounded at random instead, so that the mean of many
-// roundings is the number itself: steps that are too small to change a rounded state do so now and
-// then. The loops have no branches, so that the compiler vectorises them; F16C is what the compiler
-// does not find by itself.
+// what is converted to what, few_bits.h what is rounded at random instead. The loops have no
+// branches, so that the compiler vectorises them; F16C is what the compiler does not find by
+// itself.
 #pragma once
 
 #include <cstdint>
 
+#include "few_bits.h"
 #include "kernel.h"
 #include "numbers16.h"
 
@@ -20,26 +20,11 @@
 namespace mxadamax::cpu {
 namespace {
 
-// Integers with a sign are what most instruction sets compare.
-inline std::int32_t signed_bits_of(float x) { return static_cast<std::int32_t>(bits_of(x)); }
-
 struct Float16 {
   static float decode(std::uint16_t h) { return decode_float16(h); }
   static std::uint16_t encode(float x) { return encode_float16(x); }
-
-  // Rounds up with a probability of what would be cut off, from 16 random bits. Finite numbers stay
-  // finite.
   static std::int32_t encode_at_random(float x, std::int32_t random) {
-    const std::int32_t sign = signed_bits_of(x) >> 16 & 0x8000;
-    const std::int32_t magnitude = signed_bits_of(x) & 0x7fffffff;
-    const std::int32_t normal = (magnitude - (112 << 23) + (random & 0x1fff)) >> 13;
-    const float small = magnitude < 0x38800000 ? x : 0.0f;
-    const std::int32_t units = static_cast<std::int32_t>(__builtin_fabsf(small) * 0x1p40f);
-    const std::int32_t subnormal = (units + random) >> 16;
-    const std::int32_t finite = magnitude < 0x38800000 ? subnormal : normal;
-    const std::int32_t bounded = finite < 0x7bff ? finite : 0x7bff;
-    const std::int32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
-    return sign | (magnitude >= 0x7f800000 ? special : bounded);
+    return encode_float16_at_random(x, random);
   }
 
 #if defined(__F16C__)
@@ -67,15 +52,8 @@ struct Float16 {
 struct Bfloat16 {
   static float decode(std::uint16_t h) { return decode_bfloat16(h); }
   static std::uint16_t encode(float x) { return encode_bfloat16(x); }
-
   static std::int32_t encode_at_random(float x, std::int32_t random) {
-    const std::int32_t sign = signed_bits_of(x) >> 16 & 0x8000;
-    const std::int32_t magnitude = signed_bits_of(x) & 0x7fffffff;
-    const std::int32_t rounded = (magnitude + random) >> 16;
-    // Finite numbers stay finite.
-    const std::int32_t bounded = rounded < 0x7f7f ? rounded : 0x7f7f;
-    const std::int32_t special = magnitude > 0x7f800000 ? 0x7fc0 : 0x7f80;
-    return sign | (magnitude >= 0x7f800000 ? special : bounded);
+    return encode_bfloat16_at_random(x, random);
   }
 };
 
@@ -99,8 +77,7 @@ void encode(const float* from, void* to, std::int64_t count) noexcept {
   for (; i < count; ++i) stored[i] = Type::encode(from[i]);
 }
 
-// `shift` says which 16 of an element's random bits are meant. Of numbers that steps are divided
-// by, what is not 0 does not become 0, which would make a step without bounds of it.
+// `shift` says which 16 of an element's random bits are meant.
 template <class Type, bool divisor>
 void encode_at_random(const float* from, const std::uint32_t* random, int shift, void* to,
                       std::int64_t count) noexcept {
@@ -108,10 +85,7 @@ void encode_at_random(const float* from, const std::uint32_t* random, int shift,
   for (std::int64_t i = 0; i < count; ++i) {
     const auto bits = static_cast<std::int32_t>(random[i] >> shift & 0xffffu);
     std::int32_t found = Type::encode_at_random(from[i], bits);
-    if constexpr (divisor) {
-      const std::int32_t least = (signed_bits_of(from[i]) & 0x7fffffff) > 0 ? 1 : 0;
-      found = found > least ? found : least;
-    }
+    if constexpr (divisor) found = encoded_divisor(from[i], found);
     stored[i] = static_cast<std::uint16_t>(found);
   }
 }

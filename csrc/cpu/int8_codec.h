@@ -1,13 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Two states of a rule in 8 bits each.
-//
-// Steps are a plain state divided by another (itself or its root, which is what comes in here). In
-// 8 bits neither survives alone: a divisor rounded towards zero under a first moment that was not
-// makes a step without bounds. So the first is kept as a ratio to the second, in equal levels of
-// both signs, which is the size of the step itself; whatever rounding does to the divisor, the step
-// is right. The divisor, which has no sign, uses all 256 levels, spaced like squares: fine near 0,
-// and nothing but 0 becomes 0. Each block of elements has its own ranges. Rounding is at random, so
-// that a decay of a thousandth is not lost below the distance of two levels.
+// Two states of a rule in 8 bits each, as few_bits.h says.
 //
 // This is arithmetic of one core against the memory, so every operation counts. What depends on the
 // largest of a block is a loop of its own, after all blocks of a group have been looked at: else
@@ -17,18 +9,14 @@
 // Compiled once per instruction set, inside kernels.cc, hence internal linkage.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <cstring>
 
-#include "codec.h"
+#include "few_bits.h"
 #include "kernel.h"
 
 namespace mxadamax::cpu {
 namespace {
-
-constexpr float ratio_levels = 127;
-constexpr float divisor_levels = 255;
 
 // The largest magnitude of `n` numbers; infinite or NaN if one is. The bits of magnitudes are
 // ordered like the magnitudes, and integers are what the compiler finds the largest of in vectors.
@@ -42,16 +30,7 @@ float largest_of(const float* numbers) {
   return from_bits(static_cast<std::uint32_t>(largest));
 }
 
-// What a range is divided by stays far from where quotients overflow.
-float bounded_below(float range) { return range > 0x1p-100f ? range : 0x1p-100f; }
-
-// Where the elements of a block round up: with a chance that is left of it, the divisors, as a
-// float from 0 to 1; and the ratios, in units of a 2^15th of a level.
-//
-// A chance is a bit pattern of the element's own with random bits exclusive-or: any of 2^16 (2^15)
-// numbers, equally likely. So every rounding is without bias and independent of the other state's
-// and of other updates'. Within a block they differ by fixed patterns, which lie evenly, also in
-// pairs: 39 i and 37 i, modulo 64.
+// Where the elements of a block round up.
 struct Chances {
   float divisor[scaled_block];
   // chance - chance^2
@@ -59,24 +38,13 @@ struct Chances {
   std::int32_t ratio[scaled_block];
 };
 
-template <std::uint32_t factor>
-constexpr std::array<std::uint32_t, scaled_block> pattern = [] {
-  std::array<std::uint32_t, scaled_block> found{};
-  for (std::uint32_t i = 0; i < scaled_block; ++i) found[i] = factor * i % scaled_block;
-  return found;
-}();
-
 Chances chances_of(std::uint32_t random) {
   Chances found;
-  const std::uint32_t upper = random >> 16;
-  const std::uint32_t lower = random & 0x7fffu;
-  for (int i = 0; i < scaled_block; ++i) {
-    // The fraction of a number from 1 to 2; half a unit off, so that none is 0.
-    const std::uint32_t fraction = (pattern<39>[i] << 10 ^ upper) << 7 | 1u << 6;
-    const float chance = from_bits(bits_of(1.0f) | fraction) - 1;
+  for (std::uint32_t i = 0; i < scaled_block; ++i) {
+    const float chance = divisor_chance(random, i);
     found.divisor[i] = chance;
     found.spread[i] = chance - chance * chance;
-    found.ratio[i] = static_cast<std::int32_t>(pattern<37>[i] << 9 ^ lower);
+    found.ratio[i] = ratio_chance(random, i);
   }
   return found;
 }
@@ -84,10 +52,7 @@ Chances chances_of(std::uint32_t random) {
 // Finds the ratios of a block, and the ranges of both states.
 void find_ratios(const float* plain, const float* divisor, float* ratio, float* scales) {
   constexpr int n = scaled_block;
-  for (int i = 0; i < n; ++i) {
-    // Divided by infinity, what is finite becomes 0, and what is not, NaN.
-    ratio[i] = plain[i] / (divisor[i] <= 0 ? __builtin_inff() : divisor[i]);
-  }
+  for (int i = 0; i < n; ++i) ratio[i] = ratio_of(plain[i], divisor[i]);
   scales[0] = largest_of<n>(ratio);
   scales[1] = largest_of<n>(divisor);
 }
@@ -96,29 +61,17 @@ void find_ratios(const float* plain, const float* divisor, float* ratio, float* 
 void encode_block(const float* ratio, const float* divisor, const Chances& chances, float per_ratio,
                   float per_divisor, std::int8_t* ratios, std::uint8_t* divisors) {
   constexpr int n = scaled_block;
-  // Levels are found as integers of full width, and made narrow by themselves: mixed, the compiler
-  // spends most of its time between the widths.
-  std::int32_t ratio_level[n], divisor_level[n];
+  // Made narrow in loops of their own.
+  std::int32_t ratio_levels_found[n], divisor_levels_found[n];
   for (int i = 0; i < n; ++i) {
-    // From 256 levels below 0 on, so that what is cut off is below; the lowest 8 bits are those of
-    // the level. The largest of a block comes out as 127 levels to the unit: what it may be off by
-    // is less than half of one, and this sum rounds to whole ones.
-    const auto units = static_cast<std::int32_t>(ratio[i] * per_ratio + 0x1p23f);
-    ratio_level[i] = (units + chances.ratio[i]) >> 15;
+    ratio_levels_found[i] = ratio_level(ratio[i], per_ratio, chances.ratio[i]);
   }
   for (int i = 0; i < n; ++i) {
-    // Level q stands for q^2 units. One goes from q to the next where, of the 2 q + 1 units between
-    // them, there are more than a share of 1 - chance. Solved for q, that is:
-    const float units = divisor[i] * per_divisor - chances.spread[i];
-    const std::int32_t positive = signed_bits_of(units) > 0 ? signed_bits_of(units) : 0;
-    const float root = square_root(from_bits(static_cast<std::uint32_t>(positive)));
-    const auto level = static_cast<std::int32_t>(root + chances.divisor[i]);
-    const std::int32_t bounded = level < 255 ? level : 255;
-    const std::int32_t least = signed_bits_of(divisor[i]) < 1 ? signed_bits_of(divisor[i]) : 1;
-    divisor_level[i] = bounded > least ? bounded : least;
+    divisor_levels_found[i] =
+        divisor_level(divisor[i], per_divisor, chances.divisor[i], chances.spread[i]);
   }
-  for (int i = 0; i < n; ++i) ratios[i] = static_cast<std::int8_t>(ratio_level[i]);
-  for (int i = 0; i < n; ++i) divisors[i] = static_cast<std::uint8_t>(divisor_level[i]);
+  for (int i = 0; i < n; ++i) ratios[i] = static_cast<std::int8_t>(ratio_levels_found[i]);
+  for (int i = 0; i < n; ++i) divisors[i] = static_cast<std::uint8_t>(divisor_levels_found[i]);
 }
 
 // Encodes whole blocks of one group.
@@ -132,8 +85,7 @@ void encode_group(const float* plain, const float* divisor, std::uint32_t random
     find_ratios(plain + k * n, divisor + k * n, ratio + k * n, scales + k * scales_of_block);
   }
   for (int k = 0; k < numbers; ++k) {
-    constexpr float units[] = {0x1p15f * ratio_levels, divisor_levels * divisor_levels};
-    per[k] = units[k % 2] / bounded_below(scales[k]);
+    per[k] = k % 2 == 0 ? ratio_units(scales[k]) : divisor_units(scales[k]);
   }
   const Chances chances = chances_of(random);
   for (int k = 0; k < blocks; ++k) {
@@ -156,12 +108,11 @@ void encode_group(const float* plain, const float* divisor, std::uint32_t random
 void decode_block(const std::int8_t* ratios, const std::uint8_t* divisors, const float* scales,
                   float* plain, float* divisor) noexcept {
   constexpr int n = scaled_block;
-  const float ratio_unit = scales[0] / ratio_levels;
-  const float divisor_unit = scales[1] / (divisor_levels * divisor_levels);
+  const float ratio_size = ratio_level_size(scales[0]);
+  const float divisor_size = divisor_unit_size(scales[1]);
   for (int i = 0; i < n; ++i) {
-    const float level = static_cast<float>(divisors[i]);
-    divisor[i] = divisor_unit * (level * level);
-    plain[i] = ratio_unit * static_cast<float>(ratios[i]) * divisor[i];
+    divisor[i] = divisor_at(divisors[i], divisor_size);
+    plain[i] = plain_at(ratios[i], ratio_size, divisor[i]);
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "few_bits.h"
 #include "layout.h"
 
 namespace mxadamax::cpu {
@@ -25,17 +26,6 @@ struct Codec {
                             std::int64_t count) noexcept;
   AtRandom encode_at_random, encode_divisor_at_random;
 };
-
-// What random bits depend on, besides the position of an element.
-struct RandomKey {
-  std::uint32_t first, second;
-};
-
-// Elements that share the scales of their 8-bit states.
-constexpr std::int64_t scaled_block = 64;
-constexpr int scales_of_block = 2;
-// Elements that share the random bits of their 8-bit states.
-constexpr std::int64_t random_group = 512;
 
 // Two states of a rule in 8 bits each: a divisor of steps, and another relative to it. `random` has
 // one number for each random_group.
@@ -67,27 +57,17 @@ struct RuleKernels {
   const char* rule;
   int states;
   const StateKind* kinds;
-  bool keeps_in_few_bits;
+  bool keeps_in_few_bits, keeps_in_int8;
   // As ScalarNames says.
   const char* const* scalar_names;
   int scalars;
   Kernel kernels[compute_types];
   const SharedKernels* shared;
-
-  // Whether Int8Codec fits its states.
-  bool keeps_in_int8() const {
-    return keeps_in_few_bits && states == 2 && kinds[0] == StateKind::plain &&
-           kinds[1] != StateKind::plain;
-  }
 };
 
 // What the pass itself takes of a row.
-struct PassScalars {
-  double average_share, update, stream;
-};
 inline PassScalars pass_scalars_of(const RuleKernels& rule, const double* row) {
-  const double* const last = row + rule.scalars - pass_scalar_count;
-  return {last[0], last[1], last[2]};
+  return pass_scalars_at(row + rule.scalars - pass_scalar_count);
 }
 
 // All rules as compiled for one instruction set, in the order of rules/all.h.

@@ -9,9 +9,9 @@
 
 #include "average.h"
 #include "codec.h"
+#include "few_bits.h"
 #include "int8_codec.h"
 #include "kernel.h"
-#include "random_bits.h"
 #include "reductions.h"
 #include "rules/all.h"
 
@@ -65,6 +65,13 @@ template <class Type>
 constexpr Codec codec = {decode<Type>, encode<Type>, encode_at_random<Type, false>,
                          encode_at_random<Type, true>};
 
+void random_bits(RandomKey key, std::uint32_t first, std::uint32_t* bits,
+                 std::int64_t count) noexcept {
+  for (std::int64_t i = 0; i < count; ++i) {
+    bits[i] = random_bits_at(key, first + static_cast<std::uint32_t>(i));
+  }
+}
+
 void square_all(float* numbers, std::int64_t count) noexcept {
   for (std::int64_t i = 0; i < count; ++i) numbers[i] = square(numbers[i]);
 }
@@ -89,6 +96,7 @@ constexpr RuleKernels describe() {
           R::states,
           R::kinds,
           R::keeps_in_few_bits,
+          keeps_in_int8<R>,
           names.data(),
           static_cast<int>(names.size()),
           {run<R, float>, run<R, double>},

@@ -45,27 +45,11 @@ void store(const RuleKernels& rule, const void* from, void* array, Stored type, 
   codec(rule, type).encode(static_cast<const float*>(from), moved(array, type, first), count);
 }
 
-// A good mix of 64 bits (Steele, Lea & Flood, "Fast splittable pseudorandom number generators").
-std::uint64_t mixed(std::uint64_t x) {
-  x += 0x9e3779b97f4a7c15u;
-  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-  return x ^ x >> 31;
-}
-
-// What the random bits of two states of a tensor depend on.
-RandomKey random_key(const PassScalars& s, int pair, std::int64_t position) {
-  std::uint64_t key = mixed(static_cast<std::uint64_t>(s.stream));
-  key = mixed(key ^ static_cast<std::uint64_t>(s.update));
-  key = mixed(key ^ static_cast<std::uint64_t>(position) >> 32 << 8 ^ static_cast<unsigned>(pair));
-  return {static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(key >> 32)};
-}
-
 // The states of one block of a tensor, in float32 or float64 for as long as a kernel works on them.
 class States {
  public:
   States(const RuleKernels& rule, const Tensor& tensor, const PassScalars& scalars)
-      : rule_(rule), tensor_(tensor), scalars_(scalars) {}
+      : rule_(rule), tensor_(tensor), seed_(random_seed(scalars.stream, scalars.update)) {}
 
   void* const* read(std::int64_t first, std::int64_t count) noexcept {
     if (tensor_.state_type == Stored::int8) {
@@ -90,7 +74,7 @@ class States {
     if (tensor_.state_type == Stored::int8) {
       if (rule_.kinds[1] == StateKind::square) rule_.shared->square_root(buffers_[1], count);
       const std::int64_t group = first / random_group;
-      rule_.shared->random_bits(random_key(scalars_, 0, group), static_cast<std::uint32_t>(group),
+      rule_.shared->random_bits(random_key(seed_, 0, group), static_cast<std::uint32_t>(group),
                                 random_, 1);
       const auto encode = rule_.shared->int8_codec.encode;
       encode(buffers_[0], buffers_[1], random_, moved(tensor_.states[0], Stored::int8, first),
@@ -122,13 +106,13 @@ class States {
 
   void make_random_bits(int pair, std::int64_t first, std::int64_t count) noexcept {
     const std::int64_t position = tensor_.offset + first;
-    rule_.shared->random_bits(random_key(scalars_, pair, position),
+    rule_.shared->random_bits(random_key(seed_, pair, position),
                               static_cast<std::uint32_t>(position), random_, count);
   }
 
   const RuleKernels& rule_;
   const Tensor& tensor_;
-  const PassScalars& scalars_;
+  const std::uint64_t seed_;
   void* states_[max_states] = {};
   alignas(64) float buffers_[max_states][block];
   alignas(64) std::uint32_t random_[block];

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 
+#include "few_bits.h"
 #include "memory.h"
 
 namespace mxadamax::cuda {
@@ -21,6 +22,8 @@ KernelTable kernels_of(Variant variant) {
       return kernels_float16_master();
     case Variant::bfloat16_master:
       return kernels_bfloat16_master();
+    case Variant::few_bits:
+      return kernels_few_bits();
     default:
       return kernels_float32();
   }
@@ -38,7 +41,42 @@ Variant variant_of(Stored type, bool master) {
                                      : "8 bits are no type of weights");
 }
 Variant variant_of(const DeviceTensor& tensor) {
-  return variant_of(tensor.type, tensor.copy != nullptr);
+  const Variant found = variant_of(tensor.type, tensor.copy != nullptr);
+  return tensor.in_few_bits ? Variant::few_bits : found;
+}
+
+const RuleKernels& rule_of(int rule, const DeviceTensor& tensor) {
+  return rule_of(rule, variant_of(tensor));
+}
+
+bool has_master(const DeviceTensor& tensor) { return tensor.copy != nullptr; }
+// Of what the rule updates, and of the average.
+Stored weight_type(const DeviceTensor& tensor) {
+  return has_master(tensor) ? Stored::float32 : tensor.type;
+}
+Stored computed_type(const DeviceTensor& tensor) {
+  return tensor.type == Stored::float64 ? Stored::float64 : Stored::float32;
+}
+Stored state_type(const DeviceTensor& tensor) {
+  return tensor.in_few_bits ? tensor.state_type : weight_type(tensor);
+}
+
+// Refuses states in few bits where there are none.
+void check_few_bits(std::size_t position, const DeviceTensor& tensor, const RuleKernels& rule) {
+  if (!tensor.in_few_bits) return;
+  const bool is_int8 = tensor.state_type == Stored::int8;
+  if (tensor.type == Stored::float64) {
+    throw TensorError(position, "weight is float64, whose states are not kept in few bits");
+  }
+  if (!(is_int8 ? rule.keeps_in_int8 : rule.keeps_in_few_bits)) {
+    throw TensorError(position, std::string("the states of rule ") + rule.rule +
+                                    " are not kept in " + (is_int8 ? "8 bits" : "few bits"));
+  }
+  if (is_int8 && tensor.rows.length > 0) {
+    throw TensorError(position,
+                      "gradient holds some rows, expected all of them with states of 8 "
+                      "bits");
+  }
 }
 
 bool holds_some_rows(const DeviceTensor& tensor) { return tensor.rows.length > 0; }
@@ -57,21 +95,23 @@ struct Array {
 };
 
 std::vector<Array> arrays_of(const DeviceTensor& tensor, int states) {
-  const Variant v = variant_of(tensor);
   std::vector<Array> arrays;
+  const auto add_of = [&](const char* role, const void* address, Stored type, std::int64_t count) {
+    arrays.push_back({role, address, count, stored_size(type), true});
+  };
   const auto add = [&](const char* role, const void* address, Stored type) {
-    arrays.push_back({role, address, tensor.size, stored_size(type), true});
+    add_of(role, address, type, tensor.size);
   };
   arrays.push_back(
-      {"gradient", tensor.grad, gradient_size(tensor), stored_size(grad_type(v)), false});
-  if (has_master(v)) {
-    add("weight", tensor.copy, grad_type(v));
-    add("master", tensor.weight, weight_type(v));
-  } else {
-    add("weight", tensor.weight, weight_type(v));
+      {"gradient", tensor.grad, gradient_size(tensor), stored_size(tensor.type), false});
+  if (has_master(tensor)) add("weight", tensor.copy, tensor.type);
+  add(has_master(tensor) ? "master" : "weight", tensor.weight, weight_type(tensor));
+  for (int k = 0; k < states; ++k) add("state", tensor.states[k], state_type(tensor));
+  if (tensor.average != nullptr) add("average", tensor.average, computed_type(tensor));
+  if (tensor.in_few_bits && tensor.state_type == Stored::int8) {
+    add_of("scales", tensor.scales, Stored::float32,
+           scaled_blocks_of(tensor.size) * scales_of_block);
   }
-  for (int k = 0; k < states; ++k) add("state", tensor.states[k], weight_type(v));
-  if (tensor.average != nullptr) add("average", tensor.average, computed_type(v));
   if (holds_some_rows(tensor)) {
     constexpr std::int64_t number_size = sizeof *tensor.rows.numbers;
     arrays.push_back({"row numbers", tensor.rows.numbers, tensor.rows.count, number_size, false});
@@ -165,7 +205,7 @@ Batch::Batch(int rule, std::vector<DeviceTensor> tensors, int device)
     : rule_(rule), device_(device), tensors_(std::move(tensors)) {
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     const DeviceTensor& tensor = tensors_[i];
-    variant_of(tensor);
+    check_few_bits(i, tensor, rule_of(rule_, tensor));
     if (!holds_some_rows(tensor)) continue;
     const std::int64_t total = tensor.size / tensor.rows.length;
     if (total * tensor.rows.length != tensor.size || tensor.rows.count > total) {
@@ -241,8 +281,17 @@ void Batch::Tables::upload_layout(cudaStream_t stream) {
     const Variant v = variant_of(tensor);
     if (tensor.size > 0) widest = std::max(widest, rule_of(rule, v).row_size);
     TensorEntry& entry = found[i];
-    entry = {tensor.grad, tensor.weight, {}, tensor.copy, tensor.average,
-             tensor.rows, tensor.size,   0,  grad_type(v)};
+    entry = {};
+    entry.grad = tensor.grad;
+    entry.weight = tensor.weight;
+    entry.copy = tensor.copy;
+    entry.average = tensor.average;
+    entry.scales = tensor.scales;
+    entry.rows = tensor.rows;
+    entry.size = tensor.size;
+    entry.grad_type = tensor.type;
+    entry.weight_type = weight_type(tensor);
+    entry.state_type = state_type(tensor);
     std::copy(tensor.states, tensor.states + states, entry.states);
     if (holds_some_rows(tensor)) {
       add_parts(number, tensor.rows.lazy ? gradient_size(tensor) : tensor.size,
@@ -293,7 +342,7 @@ void Batch::Tables::upload_rows(const std::vector<double>& scalars, cudaStream_t
   const double* from = scalars.data();
   unsigned char* to = found.data();
   for (const DeviceTensor& tensor : tensors) {
-    const RuleKernels& kernels = rule_of(rule, variant_of(tensor));
+    const RuleKernels& kernels = rule_of(rule, tensor);
     if (tensor.size > 0) kernels.write_row(from, to);
     from += kernels.scalars;
     to += row_size;
@@ -309,7 +358,7 @@ void Batch::Tables::prepare_sums(cudaStream_t stream) {
   std::vector<bool> converted;
   for (const DeviceTensor& tensor : tensors) {
     sizes.push_back(gradient_size(tensor));
-    converted.push_back(is_converted(grad_type(variant_of(tensor))));
+    converted.push_back(is_converted(tensor.type));
   }
   const Sums found = sums_of(sizes, converted);
   sum_parts = uploaded(found.parts, stream);

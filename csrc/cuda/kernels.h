@@ -12,34 +12,19 @@
 namespace mxadamax::cuda {
 
 // What the arrays of a tensor are stored as. With a master, that is what the rule updates, with
-// states like it, and the weight is a rounded copy.
-enum class Variant { float32, float64, float16, bfloat16, float16_master, bfloat16_master };
-constexpr int variants = 6;
+// states like it, and the weight is a rounded copy. With states in few bits, each tensor tells what
+// the others are.
+enum class Variant {
+  float32,
+  float64,
+  float16,
+  bfloat16,
+  float16_master,
+  bfloat16_master,
+  few_bits
+};
+constexpr int variants = 7;
 
-constexpr Stored grad_type(Variant variant) {
-  switch (variant) {
-    case Variant::float64:
-      return Stored::float64;
-    case Variant::float16:
-    case Variant::float16_master:
-      return Stored::float16;
-    case Variant::bfloat16:
-    case Variant::bfloat16_master:
-      return Stored::bfloat16;
-    default:
-      return Stored::float32;
-  }
-}
-constexpr bool has_master(Variant variant) {
-  return variant == Variant::float16_master || variant == Variant::bfloat16_master;
-}
-// Of what the rule updates, and of its states.
-constexpr Stored weight_type(Variant variant) {
-  return has_master(variant) ? Stored::float32 : grad_type(variant);
-}
-constexpr Stored computed_type(Variant variant) {
-  return variant == Variant::float64 ? Stored::float64 : Stored::float32;
-}
 MXADAMAX_RULE constexpr bool is_converted(Stored type) { return stored_size(type) == 2; }
 
 // One tensor, as the kernels find it.
@@ -51,10 +36,12 @@ struct TensorEntry {
   void* copy;
   // Null for none.
   void* average;
+  // Of states in 8 bits.
+  float* scales;
   HeldRows rows;
   std::int64_t size;
   std::int32_t head;
-  Stored grad_type;
+  Stored grad_type, weight_type, state_type;
 };
 
 // What is decided about a step on the device, from all gradients together.
@@ -90,6 +77,7 @@ struct UpdateKernel {
 struct RuleKernels {
   const char* rule;
   int states;
+  bool keeps_in_few_bits, keeps_in_int8;
   const char* const* scalar_names;
   int scalars;
   std::int64_t row_size;
@@ -112,6 +100,7 @@ KernelTable kernels_float16();
 KernelTable kernels_bfloat16();
 KernelTable kernels_float16_master();
 KernelTable kernels_bfloat16_master();
+KernelTable kernels_few_bits();
 
 struct SumTable {
   const SumPart* parts;

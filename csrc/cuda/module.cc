@@ -29,15 +29,16 @@ Stored type_named(const std::string& dtype) {
 
 void* pointer(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
 
-// One tensor from Python: dtype of the weight, number of elements, addresses, 0 for none; and of a
+// One tensor from Python: dtype of the weight, number of elements, addresses, 0 for none; of a
 // gradient that holds some rows, their numbers' address, how many, the length of a row, whether
-// lazy.
+// lazy; and of states in few bits, their dtype and the address of their scales.
 DeviceTensor tensor_of(const py::tuple& given, int states) {
   using Rows = std::tuple<std::uintptr_t, std::int64_t, std::int64_t, bool>;
-  const auto [dtype, size, grad, weight, own, master, average, rows] = py::cast<
-      std::tuple<std::string, std::int64_t, std::uintptr_t, std::uintptr_t,
-                 std::vector<std::uintptr_t>, std::uintptr_t, std::uintptr_t, std::optional<Rows>>>(
-      given);
+  using FewBits = std::pair<std::string, std::uintptr_t>;
+  const auto [dtype, size, grad, weight, own, master, average, rows, few_bits] =
+      py::cast<std::tuple<std::string, std::int64_t, std::uintptr_t, std::uintptr_t,
+                          std::vector<std::uintptr_t>, std::uintptr_t, std::uintptr_t,
+                          std::optional<Rows>, std::optional<FewBits>>>(given);
   if (static_cast<int>(own.size()) != states) {
     throw std::invalid_argument("the rule has " + std::to_string(states) + " states");
   }
@@ -53,6 +54,12 @@ DeviceTensor tensor_of(const py::tuple& given, int states) {
     const auto [numbers, count, length, lazy] = *rows;
     if (count < 0 || length < 1) throw std::invalid_argument("rows of less than nothing");
     tensor.rows = {static_cast<const std::int64_t*>(pointer(numbers)), count, length, lazy};
+  }
+  if (few_bits) {
+    const auto& [state_dtype, scales] = *few_bits;
+    tensor.in_few_bits = true;
+    tensor.state_type = state_dtype == "int8" ? Stored::int8 : type_named(state_dtype);
+    tensor.scales = static_cast<float*>(pointer(scales));
   }
   return tensor;
 }
@@ -200,14 +207,19 @@ PYBIND11_MODULE(MXADAMAX_MODULE, m) {
       "What is wrong with one tensor of a batch.";
 
   py::dict rules;
+  py::list few_bits, int8;
   const KernelTable table = kernels_float32();
   for (int k = 0; k < table.count; ++k) {
     const RuleKernels& rule = table.rules[k];
     py::list names;
     for (int i = 0; i < rule.scalars; ++i) names.append(rule.scalar_names[i]);
     rules[rule.rule] = py::make_tuple(rule.states, py::tuple(names));
+    if (rule.keeps_in_few_bits) few_bits.append(rule.rule);
+    if (rule.keeps_in_int8) int8.append(rule.rule);
   }
   m.attr("rules") = rules;
+  m.attr("rules_in_few_bits") = py::tuple(few_bits);
+  m.attr("rules_in_int8") = py::tuple(int8);
   m.attr("optional_scalars") = py::make_tuple(pass_scalars[0], pass_scalars[1], pass_scalars[2]);
   m.attr("part_length") = part_length;
   m.attr("architectures") = MXADAMAX_CUDA_ARCHITECTURES;
@@ -222,11 +234,11 @@ PYBIND11_MODULE(MXADAMAX_MODULE, m) {
   py::class_<Batch>(m, "Batch", py::module_local(),
                     "Tensors that are updated together, step after step.")
       .def(py::init(&make_batch), py::arg("rule"), py::arg("tensors"), py::arg("device"),
-           "Each tensor is (dtype, size, gradient, weight, states, master, average, rows): the "
-           "dtype "
-           "of the weight, the number of elements, and addresses, 0 for none. Rows are None, or "
-           "(address of their numbers, how many, elements of a row, lazy). What is wrong with the "
-           "memory is a TensorError.")
+           "Each tensor is (dtype, size, gradient, weight, states, master, average, rows, few "
+           "bits): the dtype of the weight, the number of elements, and addresses, 0 for none. "
+           "Rows are None, or (address of their numbers, how many, elements of a row, lazy). Few "
+           "bits are None, or (dtype of the states, address of the scales). What is wrong with "
+           "the memory is a TensorError.")
       .def("update", &update, py::arg("scalars"), py::arg("clip_global_norm"),
            py::arg("skip_nonfinite"), py::arg("stream"),
            "Queue an update on a stream. Scalars are a row for each tensor, one after another.")

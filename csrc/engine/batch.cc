@@ -10,6 +10,7 @@
 #include <numeric>
 
 #include "dlpack.h"
+#include "few_bits.h"
 #include "row_sparse.h"
 #include "rows.h"
 
@@ -435,6 +436,9 @@ struct Operation {
     std::copy(found.states, found.states + max_states, tensor.states);
     tensor.copy = found.copy;
     tensor.average = found.average;
+    tensor.in_few_bits = found.at_random;
+    tensor.state_type = found.state_type;
+    tensor.scales = found.scales;
     return tensor;
   }
 
@@ -523,9 +527,6 @@ void Batch::add(Handle weight, Handle grad) {
   const bool grad_in_rows = check_storage(position, role_name(gradient_role), grad);
   if (position == 0) place_ = place_of(weight);
   check_place(position, role_name(weight_role), weight);
-  if (device_kernels_ != nullptr && format_.low_bit) {
-    throw ParameterError(position, "weight is on a GPU, expected host memory with state_dtype");
-  }
   const int dtype = dtype_of(weight);
   if (!is_supported(dtype)) {
     throw ParameterError(position, "weight has dtype " + dtype_name(dtype) +
@@ -579,8 +580,8 @@ std::vector<Batch::Expected> Batch::expected_state() const {
     }
   }
   if (format_.low_bit == Stored::int8) {
-    const std::int64_t blocks = (p.size + cpu::scaled_block - 1) / cpu::scaled_block;
-    list.push_back({scales_role, float32_dtype, Shape(blocks, cpu::scales_of_block), other, other});
+    const Shape shape(scaled_blocks_of(p.size), scales_of_block);
+    list.push_back({scales_role, float32_dtype, shape, other, other});
   }
   if (format_.average) {
     list.push_back({average_role, computed, p.shape, p.dtype == computed ? "weight has " : other});

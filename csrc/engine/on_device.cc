@@ -12,7 +12,8 @@ namespace {
 constexpr std::size_t most_batches = 4096;
 
 bool same(const DeviceTensor& a, const DeviceTensor& b) {
-  return a.type == b.type && a.size == b.size && a.grad == b.grad && a.weight == b.weight &&
+  return a.type == b.type && a.in_few_bits == b.in_few_bits && a.state_type == b.state_type &&
+         a.scales == b.scales && a.size == b.size && a.grad == b.grad && a.weight == b.weight &&
          std::equal(a.states, a.states + max_states, b.states) && a.copy == b.copy &&
          a.average == b.average && a.rows == b.rows;
 }

@@ -130,15 +130,15 @@ void test_16_bits(const Codec& codec, bool bfloat) {
 
 void test_int8(const cpu::SharedKernels& shared, const cpu::SharedKernels& plainest) {
   std::mt19937 source(3);
-  for (std::int64_t size = 0; size <= 3 * cpu::random_group + 1; size += size < 200 ? 1 : 61) {
+  for (std::int64_t size = 0; size <= 3 * random_group + 1; size += size < 200 ? 1 : 61) {
     const auto n = static_cast<std::size_t>(size);
-    const std::size_t blocks = (n + cpu::scaled_block - 1) / cpu::scaled_block;
+    const std::size_t blocks = (n + scaled_block - 1) / scaled_block;
     std::vector<float> plain(n), divisor(n);
     for (std::size_t i = 0; i < n; ++i) {
       plain[i] = random_number<float>(source);
       divisor[i] = std::abs(random_number<float>(source));
     }
-    const std::vector<std::uint32_t> random(n / cpu::random_group + 1, source());
+    const std::vector<std::uint32_t> random(n / random_group + 1, source());
     const auto encode = [&](const cpu::SharedKernels& kernels, auto& ratios, auto& divisors,
                             auto& scales) {
       kernels.int8_codec.encode(plain.data(), divisor.data(), random.data(), ratios.data(),
@@ -189,7 +189,7 @@ void test_int8(const cpu::SharedKernels& shared, const cpu::SharedKernels& plain
 }
 
 void test_random_bits(const cpu::SharedKernels& shared, const cpu::SharedKernels& plainest) {
-  const cpu::RandomKey key{0xfffffff0u, 0x12345678u};
+  const RandomKey key{0xfffffff0u, 0x12345678u};
   std::vector<std::uint32_t> all(300), expected(300);
   shared.random_bits(key, 0xffffff80u, all.data(), 300);
   plainest.random_bits(key, 0xffffff80u, expected.data(), 300);

@@ -63,9 +63,9 @@ class Model {
       if (kind.average) tensor.average = memory(size, computed, source, true);
       tensor.at_random = kind.at_random;
       if (kind.state == Stored::int8) {
-        const std::int64_t blocks = (size + cpu::scaled_block - 1) / cpu::scaled_block;
-        tensor.scales = static_cast<float*>(
-            memory(blocks * cpu::scales_of_block, Stored::float32, source, false));
+        const std::int64_t blocks = (size + scaled_block - 1) / scaled_block;
+        tensor.scales =
+            static_cast<float*>(memory(blocks * scales_of_block, Stored::float32, source, false));
       }
       tensors.push_back(tensor);
     }
@@ -107,7 +107,7 @@ class Model {
 };
 
 bool fits(const cpu::RuleKernels& rule, const Kind& kind) {
-  return kind.state == Stored::int8 ? rule.keeps_in_int8()
+  return kind.state == Stored::int8 ? rule.keeps_in_int8
                                     : !kind.at_random || rule.keeps_in_few_bits;
 }
 

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// What all kernels that update weights share: the scalars of a tensor, the way over its parts, and
+// the tables of the kernels themselves.
+#pragma once
+
+#include <cstring>
+#include <type_traits>
+
+#include "few_bits.h"
+#include "kernels.h"
+#include "rules/all.h"
+
+namespace mxadamax::cuda {
+namespace {
+
+// The scalars of one tensor, rounded once to what is computed with. The gradient's factor comes as
+// it is, since what bounds the norm of all gradients has still to be multiplied with it.
+template <class R, class T>
+struct Row {
+  using Number = T;
+  double rescale_grad;
+  // Of the random bits, for states that are rounded by them.
+  std::uint64_t seed;
+  Preparation<T> preparation;
+  typename R::template Scalars<T> scalars;
+  T share_of_old, share_of_new;
+};
+
+template <class R, class T>
+void write_row(const double* scalars, void* row) {
+  constexpr int common = sizeof(Preparation<T>) / sizeof(T);
+  constexpr int own = sizeof(typename R::template Scalars<T>) / sizeof(T);
+  T rounded[common + own];
+  for (int k = 0; k < common + own; ++k) rounded[k] = static_cast<T>(scalars[k]);
+  const PassScalars pass = pass_scalars_at(scalars + common + own);
+  Row<R, T> made;
+  made.rescale_grad = scalars[rescale_grad_scalar];
+  made.seed = random_seed(pass.stream, pass.update);
+  std::memcpy(&made.preparation, rounded, sizeof made.preparation);
+  std::memcpy(&made.scalars, rounded + common, sizeof made.scalars);
+  made.share_of_old = static_cast<T>(1 - pass.average_share);
+  made.share_of_new = static_cast<T>(pass.average_share);
+  std::memcpy(row, &made, sizeof made);
+}
+
+// Updates one element.
+template <class R, class T>
+MXADAMAX_RULE void run_rule(const Row<R, T>& row, T grad, T* weight, T* state) {
+  const T prepared = prepared_gradient<R>(row.preparation, grad, *weight);
+  T x = decayed_weight(row.preparation, *weight);
+  R::update(row.scalars, prepared, x, state);
+  *weight = x;
+}
+
+template <class R, class T>
+MXADAMAX_RULE T new_average(const Row<R, T>& row, T average, T weight) {
+  return row.share_of_old * average + row.share_of_new * weight;
+}
+
+// Whether anything is to be updated, and what all gradients are multiplied by then.
+MXADAMAX_RULE bool goes_on(const UpdateTable& table, double* factor) {
+  *factor = 1;
+  if (table.refused != nullptr && *table.refused != 0) return false;
+  if (table.control == nullptr) return true;
+  *factor = table.control->factor;
+  return table.control->skip == 0;
+}
+
+template <class Row>
+MXADAMAX_RULE Row row_of(const UpdateTable& table, std::int32_t tensor, double factor) {
+  Row row = *reinterpret_cast<const Row*>(table.rows + tensor * table.row_size);
+  row.preparation.rescale_grad = static_cast<typename Row::Number>(row.rescale_grad * factor);
+  return row;
+}
+
+// Calls visit(part, tensor, row) for each part of a block of threads, unless nothing is updated.
+template <class Row, class Visit>
+MXADAMAX_RULE void for_each_part(const UpdateTable& table, Visit&& visit) {
+  double factor;
+  if (!goes_on(table, &factor)) return;
+  for (std::int64_t k = blockIdx.x; k < table.part_count; k += gridDim.x) {
+    const Part part = table.parts[k];
+    visit(part, table.tensors[part.tensor], row_of<Row>(table, part.tensor, factor));
+  }
+}
+
+// Calls visit(place, element) for each element of a thread that a gradient of some rows updates:
+// where in the gradient it is, -1 where that is zero.
+template <class Visit>
+MXADAMAX_RULE void for_each_cell(const Part& part, const HeldRows& rows, Visit&& visit) {
+  const Cell first{part.first / rows.length, part.first % rows.length};
+  const auto threads = static_cast<std::int32_t>(blockDim.x);
+  for (auto i = static_cast<std::int32_t>(threadIdx.x); i < part.count; i += threads) {
+    const Cell cell = cell_after(first, i, rows.length);
+    if (rows.lazy) {
+      visit(part.first + i, rows.numbers[cell.row] * rows.length + cell.column);
+      continue;
+    }
+    const std::int64_t place = place_of_row(rows, cell.row);
+    visit(place >= 0 ? place * rows.length + cell.column : -1, part.first + i);
+  }
+}
+
+template <void (*kernel)(UpdateTable)>
+int blocks_per_processor() {
+  int blocks = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads_per_block, 0),
+        "occupancy");
+  return blocks;
+}
+
+template <void (*kernel)(UpdateTable)>
+void start(const UpdateTable& table, unsigned blocks, cudaStream_t stream) {
+  launch(kernel, blocks, threads_per_block, stream, table);
+}
+
+template <void (*kernel)(UpdateTable)>
+constexpr UpdateKernel started{blocks_per_processor<kernel>, start<kernel>};
+
+// The table of all rules, of which each has KernelsOf<Rule>::dense and some_rows, and computes in
+// T.
+template <template <class> class KernelsOf, class T, class... Rules>
+KernelTable table(RuleList<Rules...>) {
+  static constexpr RuleKernels rules[] = {
+      {Rules::name, Rules::states, Rules::keeps_in_few_bits, keeps_in_int8<Rules>,
+       ScalarNames<Rules>::names.data(), static_cast<int>(ScalarNames<Rules>::names.size()),
+       sizeof(Row<Rules, T>), write_row<Rules, T>, KernelsOf<Rules>::dense,
+       KernelsOf<Rules>::some_rows}...};
+  return {rules, static_cast<int>(sizeof...(Rules))};
+}
+
+}  // namespace
+}  // namespace mxadamax::cuda

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+// Threads that go in step, and what they tell each other.
+#pragma once
+
+#include <cstdint>
+
+#include "numbers16.h"
+#include "runtime.h"
+
+namespace mxadamax::cuda {
+
+constexpr std::int32_t warp_size = 32;
+
+// The largest magnitudes of two kinds of numbers; infinite or NaN if one is. The bits of magnitudes
+// are ordered like the magnitudes.
+struct Largest {
+  std::uint32_t first = 0, second = 0;
+
+  MXADAMAX_RULE void add(float a, float b) {
+    add_bits(bits_of(a) & 0x7fffffffu, bits_of(b) & 0x7fffffffu);
+  }
+  MXADAMAX_RULE void add_bits(std::uint32_t a, std::uint32_t b) {
+    first = first > a ? first : a;
+    second = second > b ? second : b;
+  }
+};
+
+// For each thread of a warp read(lane, share, largest), which fills a share of its own and adds to
+// what is largest; and after all of them write(lane, share, largest) with the largest of all. All
+// threads of a warp must call it. On the host the first one does it for all.
+template <class Share, class Read, class Write>
+MXADAMAX_RULE void in_step(std::int32_t lane, Read&& read, Write&& write) {
+#if defined(MXADAMAX_CUDA_ON_HOST)
+  if (lane != 0) return;
+  Share shares[warp_size];
+  Largest largest;
+  for (std::int32_t k = 0; k < warp_size; ++k) read(k, shares[k], largest);
+  for (std::int32_t k = 0; k < warp_size; ++k) write(k, shares[k], largest);
+#else
+  Share share;
+  Largest largest;
+  read(lane, share, largest);
+#if defined(__CUDA_ARCH__)
+  constexpr unsigned all = 0xffffffffu;
+  for (int distance = warp_size / 2; distance > 0; distance /= 2) {
+    largest.add_bits(__shfl_xor_sync(all, largest.first, distance),
+                     __shfl_xor_sync(all, largest.second, distance));
+  }
+  // Nothing is written before all have read.
+  __syncwarp();
+#endif
+  write(lane, share, largest);
+#endif
+}
+
+}  // namespace mxadamax::cuda
