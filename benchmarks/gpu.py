@@ -33,6 +33,7 @@ Samples = Dict[str, Dict[str, Dict[str, List[float]]]]
 
 DEVICE = "cuda"
 OURS, OURS_ADAM, COPY = "mxadamax adamax", "mxadamax adam", "copy of the same bytes"
+OURS_INT8 = "mxadamax adam, states in int8"
 TORCH_FUSED, TORCH_FOREACH = "torch Adam, fused", "torch Adamax, foreach"
 # AdaMax reads gradient, weight and two states, and writes all but the gradient.
 BYTES_PER_ELEMENT = 28
@@ -74,13 +75,30 @@ def contenders(shapes: Sequence[Shape]) -> dict[str, Step]:
     def arrays() -> list[Any]:
         return [torch.rand(shape, device=DEVICE) for shape in shapes]
 
-    def ours(rule: str) -> Step:
-        states, names = cuda.kernels().rules[rule]
-        scalars = {name: SCALARS[name] for name in names if name in SCALARS}
-        weights, grads, *columns = (arrays() for _ in range(2 + states))
-        batch = cuda.Batch(rule, weights, grads, list(zip(*columns)))
+    def scalars_of(rule: str) -> dict[str, float]:
+        return {name: SCALARS[name] for name in cuda.kernels().rules[rule][1] if name in SCALARS}
+
+    def stepping(batch: cuda.Batch, scalars: Mapping[str, float]) -> Step:
         stream = torch.cuda.current_stream()
         return lambda: batch.update(scalars, stream=stream)
+
+    def ours(rule: str) -> Step:
+        states = cuda.kernels().rules[rule][0]
+        weights, grads, *columns = (arrays() for _ in range(2 + states))
+        return stepping(cuda.Batch(rule, weights, grads, list(zip(*columns))), scalars_of(rule))
+
+    def ours_in_int8() -> Step:
+        def zeros(dtype: Any, of: Sequence[Shape] = shapes) -> list[Any]:
+            return [torch.zeros(shape, dtype=dtype, device=DEVICE) for shape in of]
+
+        states = list(zip(zeros(torch.int8), zeros(torch.uint8)))
+        blocks = [(-(-math.prod(shape) // 64), 2) for shape in shapes]
+        batch = cuda.Batch(
+            *("adam", arrays(), arrays(), states),
+            state_dtype="int8",
+            scales=zeros(torch.float32, blocks),
+        )
+        return stepping(batch, scalars_of("adam"))
 
     def theirs(optimizer: Any, **options: Any) -> Step:
         parameters = [torch.nn.Parameter(array) for array in arrays()]
@@ -96,6 +114,7 @@ def contenders(shapes: Sequence[Shape]) -> dict[str, Step]:
     return {
         OURS: ours("adamax"),
         OURS_ADAM: ours("adam"),
+        OURS_INT8: ours_in_int8(),
         TORCH_FUSED: theirs(torch.optim.Adam, fused=True),
         TORCH_FOREACH: theirs(torch.optim.Adamax, foreach=True),
         COPY: copy(),

@@ -233,7 +233,7 @@ class OnEveryDevice:
         rows = Rows(np.arange(2), 7, False)
         for rule, dtype, held, state_dtype, message in (
             ("adam", "float64", None, "float16", "weight is float64, whose states are not kept"),
-            ("adam", "float32", rows, "int8", "gradient holds some rows, expected all of them"),
+            ("adam", "float32", rows, "int8", "gradient holds some rows, expected all with"),
             ("sgd", "float32", None, "int8", "the states of rule sgd are not kept in 8 bits"),
             ("rmsprop_centered", "float32", None, "float16", "are not kept in few bits"),
         ):

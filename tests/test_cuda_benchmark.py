@@ -94,19 +94,22 @@ def test_contenders(benchmark, monkeypatch):
     monkeypatch.setattr(cuda, "kernels", lambda: on_host)
     monkeypatch.setattr(
         *(cuda, "_by_dlpack"),
-        lambda array, *_: cuda._Array(array.data_ptr(), "float32", tuple(array.shape), None),
+        lambda array, *_: cuda._Array(
+            array.data_ptr(), str(array.dtype).replace("torch.", ""), tuple(array.shape), None
+        ),
     )
     samples = benchmark.run(4)
     assert list(samples) == ["small"]
     assert list(samples["small"]) == [
         "mxadamax adamax",
         "mxadamax adam",
+        "mxadamax adam, states in int8",
         "torch Adam, fused",
         "torch Adamax, foreach",
         "copy of the same bytes",
     ]
     assert all(len(times["gpu"]) == 4 for times in samples["small"].values())
-    assert len(benchmark.rows_of(samples)) == 5
+    assert len(benchmark.rows_of(samples)) == 6
 
 
 def test_refusal_without_a_gpu(benchmark, capsys, monkeypatch, tmp_path):

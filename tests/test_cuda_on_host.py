@@ -271,6 +271,8 @@ def test_bad_calls_of_the_module():
     for rows in ((64, -1, 4, True), (64, 1, 0, True)):
         with pytest.raises(ValueError, match="rows of less than nothing"):
             native.Batch("adamax", [entry(rows=rows)], 0)
+    with pytest.raises(ValueError, match="few bits are float16, bfloat16 or int8"):
+        native.Batch("adamax", [entry(few=("float32", 0))], 0)
     with pytest.raises(ValueError, match="dtype 'int8' is unknown"):
         native.Batch("adamax", [("int8", *entry()[1:])], 0)
     with pytest.raises(ValueError, match="got 3 scalars, expected 12 for each of 1 tensors"):

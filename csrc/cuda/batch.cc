@@ -65,6 +65,9 @@ Stored state_type(const DeviceTensor& tensor) {
 void check_few_bits(std::size_t position, const DeviceTensor& tensor, const RuleKernels& rule) {
   if (!tensor.in_few_bits) return;
   const bool is_int8 = tensor.state_type == Stored::int8;
+  if (!is_int8 && !is_converted(tensor.state_type)) {
+    throw std::invalid_argument("states in few bits are float16, bfloat16 or int8");
+  }
   if (tensor.type == Stored::float64) {
     throw TensorError(position, "weight is float64, whose states are not kept in few bits");
   }
@@ -73,9 +76,7 @@ void check_few_bits(std::size_t position, const DeviceTensor& tensor, const Rule
                                     " are not kept in " + (is_int8 ? "8 bits" : "few bits"));
   }
   if (is_int8 && tensor.rows.length > 0) {
-    throw TensorError(position,
-                      "gradient holds some rows, expected all of them with states of 8 "
-                      "bits");
+    throw TensorError(position, "gradient holds some rows, expected all with states of 8 bits");
   }
 }
 
