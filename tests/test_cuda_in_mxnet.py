@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import mxadamax
 from mxadamax import _native, cuda
-from mxadamax.compatibility import C_FUNCTIONS, gluon_arrays
+from mxadamax.compatibility import C_FUNCTIONS, IS_MXNET_1, gluon_arrays
 from mxadamax.engine import native
 from mxadamax.optimizer import BFLOAT16
 
@@ -298,7 +298,8 @@ def test_states_in_few_bits(member, state_dtype, multi_precision, kernels):
     }
     if "schedule_per_parameter" in member.ours:
         options["schedule_per_parameter"] = False
-    dtypes = ("float32", "float16", "bfloat16")
+    # MXNet 1 updates weights of several types one after another, where no norm is of all.
+    dtypes = ("float16",) if IS_MXNET_1 else ("float32", "float16", "bfloat16")
     routes = Routes(lambda: make_run(member, dtypes, **options), kernels)
     for t, grads in enumerate(gradients(SHAPES, "float32", 8)):
         grads = spoiled(grads, *BAD[0]) if t == 3 else grads
