@@ -3,6 +3,7 @@
 
 import math
 import numbers
+import sys
 from typing import Any, NamedTuple, Optional
 
 import numpy
@@ -23,6 +24,8 @@ class Range(NamedTuple):
         Whether None is allowed as well.
     includes_low : bool, default True
         Whether `low` itself is allowed.
+    smallest : float, default 2.2e-308
+        Smallest magnitude of what is not 0: MXNet's operators read no smaller numbers.
 
     Examples
     --------
@@ -39,6 +42,7 @@ class Range(NamedTuple):
     includes_high: bool = False
     optional: bool = False
     includes_low: bool = True
+    smallest: float = sys.float_info.min
 
     def __str__(self) -> str:
         left, right = "[" if self.includes_low else "(", "]" if self.includes_high else ")"
@@ -62,7 +66,7 @@ class Range(NamedTuple):
         Raises
         ------
         ValueError
-            Where `value` is no real number, NaN, or outside.
+            Where `value` is no real number, NaN, outside, or too small to be read.
         """
         if value is None and self.optional:
             return
@@ -72,9 +76,17 @@ class Range(NamedTuple):
             at_low = self.includes_low and value == self.low
             at_high = self.includes_high and value == self.high
             if (inside or at_low or at_high) and value != -math.inf:
+                if 0 < abs(value) < self.smallest:
+                    raise ValueError(
+                        f"{owner}: {name} must be 0 or at least {self.smallest:.2g} in magnitude, "
+                        f"got {value!r}"
+                    )
                 return
         raise ValueError(f"{owner}: {name} must be {self}, got {value!r}")
 
+
+SMALLEST_FLOAT32 = float(numpy.finfo("float32").tiny)
+"""Of what MXNet's operators read as float32."""
 
 FINITE = Range(-math.inf, math.inf)
 NOT_NEGATIVE = Range(0.0, math.inf)

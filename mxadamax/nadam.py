@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nadam."""
 
+import math
 from types import SimpleNamespace
-from typing import Any, ClassVar, List, Mapping, Sequence, Tuple
+from typing import Any, ClassVar, Dict, List, Mapping, Sequence, Tuple
 
 from mxnet.ndarray import NDArray, sqrt, square
 
@@ -90,6 +91,7 @@ class Nadam(MomentOptimizer):
     ):
         if "correct_bias" in kwargs:
             raise TypeError(f"{self.registered_name}: unexpected argument 'correct_bias'")
+        self.m_schedule = 1.0
         super().__init__(
             learning_rate=learning_rate,
             beta1=beta1,
@@ -106,10 +108,28 @@ class Nadam(MomentOptimizer):
                 f"{self.registered_name}: skip_nonfinite must be False with "
                 "schedule_per_parameter, which must know of each step whether it counts"
             )
-        self.m_schedule = 1.0
-        self._products: List[float] = [1.0]
-        self._products_of = (beta1, schedule_decay)
+        self._forget_products()
         self.check_hyperparameters()
+
+    def _forget_products(self) -> None:
+        self._products: List[float] = [1.0]
+        self._products_of = (self.beta1, self.schedule_decay)
+
+    def __getstate__(self) -> Dict[str, Any]:
+        state = super().__getstate__()
+        del state["_products"], state["_products_of"]
+        return state
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget_products()
+
+    def check_hyperparameters(self) -> None:
+        super().check_hyperparameters()
+        # A product of many momenta comes as near to 0 as numbers do.
+        Range(-math.inf, math.inf, smallest=0.0).check(
+            self.registered_name, "m_schedule", self.m_schedule
+        )
 
     def scalars(self, lrs: Sequence[float], updates: Sequence[int]) -> Scalars:
         products = self._products_up_to(updates)
@@ -137,8 +157,7 @@ class Nadam(MomentOptimizer):
                 found.append(self.m_schedule)
             return found
         if self._products_of != (self.beta1, self.schedule_decay):
-            self._products_of = (self.beta1, self.schedule_decay)
-            self._products = [1.0]
+            self._forget_products()
         for t in range(len(self._products), max(updates) + 1):
             self._products.append(self._products[-1] * self._momentum(t))
         return [self._products[t] for t in updates]

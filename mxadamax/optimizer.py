@@ -24,13 +24,21 @@ from typing import (
 
 import numpy
 from mxnet.base import MXNetError
-from mxnet.ndarray import NDArray, cast, clip, zeros
+from mxnet.ndarray import NDArray, array, cast, clip, zeros
 from mxnet.optimizer import Optimizer
 
 from . import _native
 from .compatibility import IS_MXNET_1, StepOptimizer, aggregate_num_here, as_lists
 from .engine import inside_kvstore_update, native
-from .hyperparameters import FINITE, NOT_NEGATIVE, Range, bound_of, check_flag, check_integer
+from .hyperparameters import (
+    FINITE,
+    NOT_NEGATIVE,
+    SMALLEST_FLOAT32,
+    Range,
+    bound_of,
+    check_flag,
+    check_integer,
+)
 from .ledger import Index, Ledger
 
 State = Any
@@ -181,7 +189,9 @@ class FusedOptimizer(StepOptimizer):
     _common_ranges: ClassVar[Mapping[str, Range]] = {
         "rescale_grad": FINITE,
         "wd": NOT_NEGATIVE,
-        "clip_gradient": Range(0.0, math.inf, includes_high=True, optional=True),
+        "clip_gradient": Range(
+            *(0.0, math.inf), includes_high=True, optional=True, smallest=SMALLEST_FLOAT32
+        ),
         "clip_global_norm": Range(
             0.0, math.inf, includes_low=False, includes_high=True, optional=True
         ),
@@ -458,7 +468,12 @@ class FusedOptimizer(StepOptimizer):
                 self._step_one(index, weight, grad, own, factor)
             if average is not None:
                 share = self._share(self._updates([index])[0])
-                average[:] = (1.0 - share) * average + share * target
+                # As arrays: operators may read another number than the one that is given.
+                kept, taken = (
+                    array(numpy.full(average.shape, x), average.context, average.dtype)
+                    for x in (1.0 - share, share)
+                )
+                average[:] = kept * average + taken * target
 
     def _step_one(
         self, index: Index, weight: NDArray, grad: NDArray, state: State, factor: float

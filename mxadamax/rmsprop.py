@@ -7,7 +7,14 @@ from typing import Any, ClassVar, Mapping, Optional, Sequence
 
 from mxnet.ndarray import NDArray, clip, sqrt, square
 
-from .hyperparameters import DECAY_RATE, NOT_NEGATIVE, Range, bound_of, check_flag
+from .hyperparameters import (
+    DECAY_RATE,
+    NOT_NEGATIVE,
+    SMALLEST_FLOAT32,
+    Range,
+    bound_of,
+    check_flag,
+)
 from .optimizer import FusedOptimizer, Scalars, State, register
 
 
@@ -85,7 +92,13 @@ class RMSProp(FusedOptimizer):
         "rho": DECAY_RATE,
         "momentum": DECAY_RATE,
         "epsilon": NOT_NEGATIVE,
-        "clip_weights": Range(0.0, math.inf, includes_low=False, includes_high=True, optional=True),
+        "clip_weights": Range(
+            *(0.0, math.inf),
+            includes_low=False,
+            includes_high=True,
+            optional=True,
+            smallest=SMALLEST_FLOAT32,
+        ),
     }
 
     def __init__(

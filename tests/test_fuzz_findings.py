@@ -10,7 +10,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 from mxnet import gluon
-from support import run_python
+from support import assert_same_bits, run_python
 
 
 def a_trainer():
@@ -113,3 +113,79 @@ mx.nd.waitall()
 print(sizes[0])
 """
     assert 5 <= int(run_python(code).split()[-1]) < 100
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("epsilon", 5e-324, "epsilon must be 0 or at least 2.2e-308 in magnitude, got 5e-324"),
+        ("rescale_grad", -1e-310, "rescale_grad must be 0 or at least 2.2e-308"),
+        ("clip_gradient", 1e-40, "clip_gradient must be 0 or at least 1.2e-38 in magnitude"),
+        ("clip_weights", 1e-40, "clip_weights must be 0 or at least 1.2e-38 in magnitude"),
+    ],
+)
+def test_numbers_that_operators_do_not_read(name, value, message):
+    """MXNet's own refused them in the middle of a step of the definition."""
+    with pytest.raises(ValueError, match=message):
+        mxadamax.RMSProp(**{name: value})
+    optimizer = mxadamax.RMSProp()
+    setattr(optimizer, name, value)
+    with pytest.raises(ValueError, match=message):
+        optimizer.update_multi_precision([0], [mx.nd.ones(2)], [mx.nd.ones(2)], [mx.nd.ones(2)])
+
+
+def test_a_skipped_step_leaves_subnormal_numbers_alone():
+    """What brings a weight into the plain layout multiplied it by one, and by zero in effect."""
+    values = np.full((3, 4), 1e-42, "float32")
+    weight, bad = mx.nd.array(values), mx.nd.full((3, 4), np.nan)
+    update = mx.optimizer.get_updater(mxadamax.Adamax(skip_nonfinite=True))
+    update([0], [bad], [weight])
+    assert np.array_equal(weight.asnumpy().view(np.uint32), values.view(np.uint32))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_averages_begun_late(dtype):
+    """Of some shares, MXNet's operators read another number than the one that is given."""
+    results = []
+    for use_fused_step in (True, False):
+        optimizer = mxadamax.SGD(
+            0.1, ema_decay=0.9, begin_num_update=5, use_fused_step=use_fused_step
+        )
+        rng = np.random.RandomState(0)
+        weight = mx.nd.array(rng.standard_normal(500), dtype=dtype)
+        state = optimizer.create_state_multi_precision(0, weight)
+        for _ in range(20):
+            grad = mx.nd.array(rng.standard_normal(500), dtype=dtype)
+            optimizer.update_multi_precision([0], [weight], [grad], [state])
+        results.append(optimizer.average_of(state, weight).asnumpy())
+    assert_same_bits(*results)
+
+
+@pytest.mark.parametrize(("name", "refused"), [("_products", False), ("m_schedule", True)])
+def test_a_damaged_schedule_of_nadam_in_a_file(name, refused, tmp_path, monkeypatch):
+    parameter = gluon.Parameter("w", shape=(3, 4))
+    parameter.initialize(mx.init.One())
+    parameters = [parameter] if IS_MXNET_1 else {"w": parameter}
+    options = {"schedule_per_parameter": refused}
+    trainer = gluon.Trainer(parameters, "nadam_ext", options, kvstore=None)
+
+    def step():
+        with mx.autograd.record():
+            loss = (parameter.data() * 2).sum()
+        loss.backward()
+        trainer.step(1)
+        return parameter.data().asnumpy()
+
+    step()
+    mxadamax.save_states(trainer, tmp_path / "file")
+    states, optimizer = pickle.loads((tmp_path / "file").read_bytes())
+    state = {**optimizer.__getstate__(), name: "0.9"}
+    monkeypatch.setattr(mxadamax.Nadam, "__getstate__", lambda self: state)
+    (tmp_path / "file").write_bytes(pickle.dumps((states, optimizer)))
+    monkeypatch.undo()
+    if refused:
+        with pytest.raises(ValueError, match="m_schedule must be finite, got '0.9'"):
+            mxadamax.load_states(trainer, tmp_path / "file")
+    else:
+        mxadamax.load_states(trainer, tmp_path / "file")
+        assert np.isfinite(step()).all()

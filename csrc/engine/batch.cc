@@ -157,23 +157,24 @@ class OneOperation {
 // seen from here, and inside our own operation it could not be undone: it would wait for the array
 // that the operation holds. An MXNet operator that writes part of the array undoes it, and
 // completing that write makes MXNet drop every reordering queued later by a forward pass from
-// before it. Multiplying by one leaves all values as they are.
-void restore_layout(Handle weight) {
-  static void* const multiply = [] {
+// before it. A cast to the type that it has leaves all bits as they are; arithmetic would not,
+// since MXNet 2 lets the processor take subnormal numbers for zero.
+void restore_layout(Handle weight, int dtype) {
+  static void* const cast = [] {
     void* op = nullptr;
-    check(api().NNGetOpHandle("_mul_scalar", &op));
+    check(api().NNGetOpHandle("Cast", &op));
     return op;
   }();
   Handle slice = nullptr;
   check(api().MXNDArraySlice(weight, 0, 1, &slice));
   const Array owner(slice);
-  const char* key = "scalar";
-  const char* value = "1.0";
+  const char* key = "dtype";
+  const std::string type = dtype_name(dtype);
+  const char* value = type.c_str();
   int outputs = 1;
   Handle* out = &slice;
   const int* storage_types = nullptr;
-  check(api().MXImperativeInvoke(multiply, 1, &slice, &outputs, &out, 1, &key, &value,
-                                 &storage_types));
+  check(api().MXImperativeInvoke(cast, 1, &slice, &outputs, &out, 1, &key, &value, &storage_types));
 }
 
 // The address of an array that may be in a layout of oneDNN's. Unlike MXNDArrayGetData, which would
@@ -665,7 +666,8 @@ void Batch::restore_layouts() const {
   const NotRecording not_recording;
   const OneOperation one_operation(size());
   for (const Parameter& parameter : parameters_) {
-    if (parameter.is_matrix && !parameter.weight_in_rows) restore_layout(parameter.weight.get());
+    if (parameter.is_matrix && !parameter.weight_in_rows)
+      restore_layout(parameter.weight.get(), parameter.dtype);
   }
 }
 
