@@ -2,6 +2,7 @@
 """Any shapes, types, hyperparameters and aggregation: equal to the built-in, or refused."""
 
 import math
+import sys
 
 from mxadamax.hyperparameters import Range
 from mxadamax.optimizer import FusedOptimizer
@@ -115,12 +116,14 @@ def test_a_hyperparameter_is_taken_or_refused_by_name(hyperparameter, value):
     st.floats(allow_nan=False),
     st.booleans(),
     st.booleans(),
+    st.sampled_from([0.0, sys.float_info.min, 1.0]),
 )
-def test_ranges(value, low, high, includes_high, includes_low):
+def test_ranges(value, low, high, includes_high, includes_low, smallest):
     low, high = min(low, high), max(low, high)
     inside = low < value < high or (includes_high and value == high)
     inside = inside or (includes_low and value == low)
-    allowed = Range(low, high, includes_high, includes_low=includes_low)
+    inside = inside and not 0 < abs(value) < smallest
+    allowed = Range(low, high, includes_high, includes_low=includes_low, smallest=smallest)
     try:
         allowed.check("owner", "name", value)
         accepted = True
