@@ -4,6 +4,7 @@
 // no exception passes from one to the other.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -27,7 +28,7 @@ struct DeviceTensor {
   // Of a tensor without elements none is read.
   const void* grad;
   void* weight;
-  void* states[max_states];
+  std::array<void*, max_states> states;
   // Null for none.
   void* copy;
   // Null for none. Of the type that is computed in.

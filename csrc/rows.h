@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "rules/rule.h"
 
@@ -21,7 +22,8 @@ struct HeldRows {
 };
 
 inline bool operator==(const HeldRows& a, const HeldRows& b) {
-  return a.numbers == b.numbers && a.count == b.count && a.length == b.length && a.lazy == b.lazy;
+  return std::tie(a.numbers, a.count, a.length, a.lazy) ==
+         std::tie(b.numbers, b.count, b.length, b.lazy);
 }
 
 // How many elements a gradient holds, of a weight with `size`.

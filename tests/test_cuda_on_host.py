@@ -340,6 +340,19 @@ def test_update(door, show, dtype):
         assert_same_bits(found, wanted)
 
 
+def test_strides_of_arrays_without_gaps(door):
+    """They may be told or not; those of a dimension of length 1 say nothing."""
+    w, g, m, u = (x[:32].reshape(8, 1, 4).copy() for x in columns())
+    expected = [np.array(x) for x in (w, g, m, u)]
+    arrays = [Shown(x, strides=(16, 999, 4)) for x in (w, g, m, u)]
+    # Scalars that have a value without being given are left out.
+    given = {k: v for k, v in scalars().items() if k not in native.optional_scalars}
+    door.update("adamax", arrays[:1], arrays[1:2], [arrays[2:]], given)
+    _native.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], given)
+    for found, wanted in zip((w, g, m, u), expected):
+        assert_same_bits(found, wanted)
+
+
 def test_a_batch_is_used_again(door):
     w, g, m, u = columns()
     expected = [np.array(x) for x in (w, g, m, u)]

@@ -253,6 +253,33 @@ def test_unknown_instruction_set_is_refused():
         update([], [], [], instruction_set="sse9")
 
 
+def test_bad_states_in_few_bits_are_refused():
+    w, g = random_values(100, "float32", columns=2)
+
+    def refused(message, rule="adam", weight=w, kinds=("int8", "uint8"), **options):
+        states = [[np.zeros(100, kind) for kind in kinds]]
+        options = {"state_dtype": "int8", "scales": [np.zeros((2, 2), "float32")], **options}
+        with pytest.raises(ValueError, match=message):
+            update([weight], [g.astype(weight.dtype)], states, RULES[rule], rule=rule, **options)
+
+    refused("the rule keeps no states in int8", rule="sgd", kinds=())
+    refused(
+        "the rule keeps no states in float16",
+        rule="rmsprop_centered",
+        kinds=("float16",) * 4,
+        state_dtype="float16",
+    )
+    refused("weights and scales differ in length", scales=None)
+    refused("weights and scales differ in length", scales=[])
+    refused("weight must be float32", weight=w.astype("float64"))
+    refused("state must be C-contiguous and of 100 bytes", kinds=("int8", "float32"))
+    refused("state must be C-contiguous and of 200 bytes", state_dtype="bfloat16")
+    refused("scales must be C-contiguous and of 16 bytes", scales=[np.zeros((1, 2), "float32")])
+    refused(
+        "scales must be C-contiguous and of 16 bytes", scales=[np.zeros((2, 4), "float32")[:, ::2]]
+    )
+
+
 def test_bad_calls_are_refused():
     w, g, *states = random_values(4, "float32", columns=4)
     weights, grads, states, scalars = [w], [g], [states], RULES["adamax"]

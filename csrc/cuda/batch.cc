@@ -293,7 +293,7 @@ void Batch::Tables::upload_layout(cudaStream_t stream) {
     entry.grad_type = tensor.type;
     entry.weight_type = weight_type(tensor);
     entry.state_type = state_type(tensor);
-    std::copy(tensor.states, tensor.states + states, entry.states);
+    std::copy_n(tensor.states.begin(), states, entry.states);
     if (holds_some_rows(tensor)) {
       add_parts(number, tensor.rows.lazy ? gradient_size(tensor) : tensor.size,
                 some_rows[static_cast<std::size_t>(v)]);

@@ -434,7 +434,7 @@ struct Operation {
     tensor.grad = gradient.data;
     tensor.rows = gradient.rows;
     tensor.weight = found.weight;
-    std::copy(found.states, found.states + max_states, tensor.states);
+    std::copy(found.states, found.states + max_states, tensor.states.begin());
     tensor.copy = found.copy;
     tensor.average = found.average;
     tensor.in_few_bits = found.at_random;

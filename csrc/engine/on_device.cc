@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <tuple>
 
 namespace mxadamax::engine {
 namespace {
@@ -11,12 +12,12 @@ namespace {
 // many all are prepared anew.
 constexpr std::size_t most_batches = 4096;
 
-bool same(const DeviceTensor& a, const DeviceTensor& b) {
-  return a.type == b.type && a.in_few_bits == b.in_few_bits && a.state_type == b.state_type &&
-         a.scales == b.scales && a.size == b.size && a.grad == b.grad && a.weight == b.weight &&
-         std::equal(a.states, a.states + max_states, b.states) && a.copy == b.copy &&
-         a.average == b.average && a.rows == b.rows;
+// Everything that a batch is made from.
+auto parts_of(const DeviceTensor& t) {
+  return std::tie(t.type, t.in_few_bits, t.state_type, t.size, t.grad, t.weight, t.states, t.copy,
+                  t.average, t.scales, t.rows);
 }
+bool same(const DeviceTensor& a, const DeviceTensor& b) { return parts_of(a) == parts_of(b); }
 
 }  // namespace
 
@@ -30,9 +31,10 @@ std::shared_ptr<void> DeviceBatches::batch_of(const DeviceKernels& kernels, cons
   const auto known = entries_.find(key);
   if (known != entries_.end()) {
     const Entry& entry = known->second;
-    if (entry.kernels == &kernels && entry.rule == rule && entry.device == device &&
-        std::equal(tensors.begin(), tensors.end(), entry.tensors.begin(), entry.tensors.end(),
-                   same)) {
+    const bool is_for_these = std::tie(entry.kernels, entry.rule, entry.device) ==
+                              std::make_tuple(&kernels, rule, device);
+    if (is_for_these && std::equal(tensors.begin(), tensors.end(), entry.tensors.begin(),
+                                   entry.tensors.end(), same)) {
       return entry.batch;
     }
     entries_.erase(known);
