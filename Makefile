@@ -89,11 +89,10 @@ coverage: $(VENV)/installed
 	export COVERAGE_FILE=build/coverage/data && $(VENV)/bin/coverage combine --quiet && \
 	  $(VENV)/bin/coverage report; python=$$?; $(VENV)/bin/gcovr build/coverage-module && exit $$python
 
-# Python compiles what is imported when it is, which is a small part of what is installed.
 $(VENV)/installed: $(SOURCES)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(call DEFINE,MXADAMAX_CUDA_ON_HOST=ON) \
-	  $(VENV)/bin/pip install --quiet --no-compile --editable '.[mxnet,examples,test,plot,docs,lint,coverage]'
+	  $(VENV)/bin/pip install --quiet --editable '.[mxnet,examples,test,plot,docs,lint,coverage]'
 	touch $@
 
 clean:
