@@ -92,7 +92,8 @@ def contenders(shapes: Sequence[Shape]) -> dict[str, Step]:
             return [torch.zeros(shape, dtype=dtype, device=DEVICE) for shape in of]
 
         states = list(zip(zeros(torch.int8), zeros(torch.uint8)))
-        blocks = [(-(-math.prod(shape) // 64), 2) for shape in shapes]
+        length = cuda.kernels().scaled_block
+        blocks = [(-(-math.prod(shape) // length), 2) for shape in shapes]
         batch = cuda.Batch(
             *("adam", arrays(), arrays(), states),
             state_dtype="int8",

@@ -19,6 +19,16 @@ enum class Stored { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3, int8 = 
 MXADAMAX_RULE constexpr std::int64_t stored_size(Stored type) {
   return type == Stored::float64 ? 8 : type == Stored::float32 ? 4 : type == Stored::int8 ? 1 : 2;
 }
+// Whether numbers are converted to and from float32.
+MXADAMAX_RULE constexpr bool is_converted(Stored type) { return stored_size(type) == 2; }
+// Of a weight of this type: what is computed in, and what the rule updates. States are of the
+// latter type, unless they are kept in few bits.
+constexpr Stored computed_type(Stored type) {
+  return type == Stored::float64 ? Stored::float64 : Stored::float32;
+}
+constexpr Stored updated_type(Stored type, bool has_master) {
+  return has_master ? Stored::float32 : type;
+}
 constexpr int max_states = 4;
 
 // Which of the scalars of every rule multiplies the gradient.

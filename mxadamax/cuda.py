@@ -37,8 +37,6 @@ _DLPACK_TYPES = {
 # Of which infinity is one.
 _BOUNDS = ("clip_gradient", "clip_weights")
 _ITEM_SIZES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
-# Elements that share the scales of their 8-bit states.
-_BLOCK = 64
 
 
 _NOT_BUILT = (
@@ -464,7 +462,7 @@ class Batch:
                     held_rows = (numbers.address, numbers.shape[0], row_length, bool(lazy))
             few_bits = None
             if state_dtype is not None:
-                blocks = -(-elements // _BLOCK)
+                blocks = -(-elements // native.scaled_block)
                 few_bits = (
                     state_dtype,
                     look.at(ranges, at + "scales", "float32", (blocks, 2)).address

@@ -24,8 +24,6 @@ static_assert(block == random_group, "a block has random bits of one group");
 constexpr bool is_power_of_two(std::int64_t n) { return (n & (n - 1)) == 0; }
 static_assert(is_power_of_two(block) && is_power_of_two(block_in_place), "cut by masks");
 
-bool converted(Stored type) { return type == Stored::float16 || type == Stored::bfloat16; }
-
 const Codec& codec(const RuleKernels& rule, Stored type) {
   return rule.shared->codecs[static_cast<int>(type) - static_cast<int>(Stored::float16)];
 }
@@ -35,7 +33,7 @@ template <class Pointer>
 Pointer load(const RuleKernels& rule, Pointer array, Stored type, std::int64_t first,
              std::int64_t count, float* buffer) noexcept {
   const Pointer part = moved(array, type, first);
-  if (!converted(type)) return part;
+  if (!is_converted(type)) return part;
   codec(rule, type).decode(part, buffer, count);
   return buffer;
 }
@@ -81,7 +79,7 @@ class States {
              moved(tensor_.states[1], Stored::int8, first), scales(first), count);
       return;
     }
-    if (!converted(tensor_.state_type)) return;
+    if (!is_converted(tensor_.state_type)) return;
     for (int k = 0; k < rule_.states; ++k) {
       if (!tensor_.at_random) {
         store(rule_, states_[k], tensor_.states[k], tensor_.state_type, first, count);
@@ -126,7 +124,7 @@ void update_blocks(const RuleKernels& rule, const Tensor& tensor, std::int64_t b
   const Stored computed = tensor.compute == Compute::float64 ? Stored::float64 : Stored::float32;
   const PassScalars scalars = pass_scalars_of(rule, tensor.scalars);
   States states(rule, tensor, scalars);
-  const bool in_place = !converted(tensor.state_type) && tensor.state_type != Stored::int8;
+  const bool in_place = !is_converted(tensor.state_type) && tensor.state_type != Stored::int8;
   const std::int64_t length = in_place ? block_in_place : block;
   // Cut where groups of random bits are, wherever a chunk begins.
   for (std::int64_t first = begin, count; first < end; first += count) {
@@ -135,7 +133,7 @@ void update_blocks(const RuleKernels& rule, const Tensor& tensor, std::int64_t b
     void* const weight = load(rule, tensor.weight, tensor.weight_type, first, count, weight_buffer);
     rule.kernels[compute](tensor.scalars, grad, weight, states.read(first, count), count);
     states.write(first, count);
-    if (converted(tensor.weight_type)) {
+    if (is_converted(tensor.weight_type)) {
       store(rule, weight, tensor.weight, tensor.weight_type, first, count);
     }
     if (tensor.copy != nullptr) {
@@ -150,8 +148,8 @@ void update_blocks(const RuleKernels& rule, const Tensor& tensor, std::int64_t b
 
 void update_part(const RuleKernels& rule, const Tensor& tensor, std::int64_t first,
                  std::int64_t count) noexcept {
-  if (tensor.copy != nullptr || tensor.average != nullptr || converted(tensor.grad_type) ||
-      converted(tensor.weight_type) || converted(tensor.state_type) ||
+  if (tensor.copy != nullptr || tensor.average != nullptr || is_converted(tensor.grad_type) ||
+      is_converted(tensor.weight_type) || is_converted(tensor.state_type) ||
       tensor.state_type == Stored::int8) {
     update_blocks(rule, tensor, first, first + count);
     return;
@@ -186,7 +184,7 @@ using Reduce = double (*)(const void* numbers, std::int64_t count) noexcept;
 
 double reduce_gradient(const RuleKernels& rule, const Tensor& tensor, Reduce reduce,
                        std::int64_t begin, std::int64_t end) noexcept {
-  if (!converted(tensor.grad_type)) {
+  if (!is_converted(tensor.grad_type)) {
     return reduce(moved(tensor.grad, tensor.grad_type, begin), end - begin);
   }
   double sum = 0;

@@ -31,6 +31,8 @@ KernelTable kernels_of(Variant variant) {
 
 const RuleKernels& rule_of(int rule, Variant variant) { return kernels_of(variant).rules[rule]; }
 
+bool has_master(const DeviceTensor& tensor) { return tensor.copy != nullptr; }
+
 // Of a weight of this type.
 Variant variant_of(Stored type, bool master) {
   if (type == Stored::float16) return master ? Variant::float16_master : Variant::float16;
@@ -41,7 +43,7 @@ Variant variant_of(Stored type, bool master) {
                                      : "8 bits are no type of weights");
 }
 Variant variant_of(const DeviceTensor& tensor) {
-  const Variant found = variant_of(tensor.type, tensor.copy != nullptr);
+  const Variant found = variant_of(tensor.type, has_master(tensor));
   return tensor.in_few_bits ? Variant::few_bits : found;
 }
 
@@ -49,13 +51,8 @@ const RuleKernels& rule_of(int rule, const DeviceTensor& tensor) {
   return rule_of(rule, variant_of(tensor));
 }
 
-bool has_master(const DeviceTensor& tensor) { return tensor.copy != nullptr; }
-// Of what the rule updates, and of the average.
 Stored weight_type(const DeviceTensor& tensor) {
-  return has_master(tensor) ? Stored::float32 : tensor.type;
-}
-Stored computed_type(const DeviceTensor& tensor) {
-  return tensor.type == Stored::float64 ? Stored::float64 : Stored::float32;
+  return updated_type(tensor.type, has_master(tensor));
 }
 Stored state_type(const DeviceTensor& tensor) {
   return tensor.in_few_bits ? tensor.state_type : weight_type(tensor);
@@ -108,7 +105,7 @@ std::vector<Array> arrays_of(const DeviceTensor& tensor, int states) {
   if (has_master(tensor)) add("weight", tensor.copy, tensor.type);
   add(has_master(tensor) ? "master" : "weight", tensor.weight, weight_type(tensor));
   for (int k = 0; k < states; ++k) add("state", tensor.states[k], state_type(tensor));
-  if (tensor.average != nullptr) add("average", tensor.average, computed_type(tensor));
+  if (tensor.average != nullptr) add("average", tensor.average, computed_type(tensor.type));
   if (tensor.in_few_bits && tensor.state_type == Stored::int8) {
     add_of("scales", tensor.scales, Stored::float32,
            scaled_blocks_of(tensor.size) * scales_of_block);

@@ -25,8 +25,6 @@ enum class Variant {
 };
 constexpr int variants = 7;
 
-MXADAMAX_RULE constexpr bool is_converted(Stored type) { return stored_size(type) == 2; }
-
 // One tensor, as the kernels find it.
 struct TensorEntry {
   const void* grad;

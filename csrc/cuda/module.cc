@@ -12,6 +12,7 @@
 
 #include "batch.h"
 #include "c_functions.h"
+#include "few_bits.h"
 #include "memory.h"
 
 namespace py = pybind11;
@@ -222,6 +223,7 @@ PYBIND11_MODULE(MXADAMAX_MODULE, m) {
   m.attr("rules_in_int8") = py::tuple(int8);
   m.attr("optional_scalars") = py::make_tuple(pass_scalars[0], pass_scalars[1], pass_scalars[2]);
   m.attr("part_length") = part_length;
+  m.attr("scaled_block") = scaled_block;
   m.attr("architectures") = MXADAMAX_CUDA_ARCHITECTURES;
   m.attr("compiler") = MXADAMAX_CUDA_COMPILER;
 #if defined(CUDART_VERSION)

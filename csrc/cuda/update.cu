@@ -24,13 +24,6 @@ constexpr Stored grad_type(Variant variant) {
 constexpr bool has_master(Variant variant) {
   return variant == Variant::float16_master || variant == Variant::bfloat16_master;
 }
-// Of what the rule updates, and of its states.
-constexpr Stored weight_type(Variant variant) {
-  return has_master(variant) ? Stored::float32 : grad_type(variant);
-}
-constexpr Stored computed_type(Variant variant) {
-  return variant == Variant::float64 ? Stored::float64 : Stored::float32;
-}
 
 // What an array holds.
 template <Stored type>
@@ -46,8 +39,8 @@ struct NumberOf<Stored::bfloat16> : std::common_type<Bfloat16> {};
 
 constexpr Variant variant = Variant::MXADAMAX_VARIANT;
 using Grad = NumberOf<grad_type(variant)>::type;
-using Weight = NumberOf<weight_type(variant)>::type;
-using Computed = NumberOf<computed_type(variant)>::type;
+using Weight = NumberOf<updated_type(grad_type(variant), has_master(variant))>::type;
+using Computed = NumberOf<computed_type(grad_type(variant))>::type;
 using T = Computed::Bits;
 constexpr bool rounds_a_copy = has_master(variant);
 constexpr int at_once = elements_at_once(stored_size(grad_type(variant)));

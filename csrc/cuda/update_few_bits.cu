@@ -9,26 +9,26 @@
 namespace mxadamax::cuda {
 namespace {
 
-MXADAMAX_RULE float load_number(Stored type, const void* array, std::int64_t i) {
-  float number;
+// Calls use(number) with how numbers of a type are read and written.
+template <class Use>
+MXADAMAX_RULE void with_number(Stored type, Use&& use) {
   if (type == Stored::float16) {
-    load<Float16, 1>(array, i, &number);
+    use(Float16{});
   } else if (type == Stored::bfloat16) {
-    load<Bfloat16, 1>(array, i, &number);
+    use(Bfloat16{});
   } else {
-    load<Plain<float>, 1>(array, i, &number);
+    use(Plain<float>{});
   }
-  return number;
 }
 
-MXADAMAX_RULE void store_number(Stored type, void* array, std::int64_t i, float number) {
-  if (type == Stored::float16) {
-    store<Float16, 1>(array, i, &number);
-  } else if (type == Stored::bfloat16) {
-    store<Bfloat16, 1>(array, i, &number);
-  } else {
-    store<Plain<float>, 1>(array, i, &number);
-  }
+MXADAMAX_RULE float load_number(Stored type, const void* array, std::int64_t i) {
+  float found;
+  with_number(type, [&](auto number) { load<decltype(number), 1>(array, i, &found); });
+  return found;
+}
+
+MXADAMAX_RULE void store_number(Stored type, void* array, std::int64_t i, float given) {
+  with_number(type, [&](auto number) { store<decltype(number), 1>(array, i, &given); });
 }
 
 template <class R>
