@@ -40,11 +40,11 @@ lint: $(VENV)/installed
 	$(MAKE) --no-print-directory tidy
 
 # clang-tidy brings no omp.h along: the compiler's is found, after all of clang's own headers. In that an
-# attribute has arguments, which clang does not know.
+# attribute has arguments, which clang does not know. The kernels for GPUs are read as the host compiles them.
 tidy: $(VENV)/installed
 	$(VENV)/bin/cmake -S . -B build/tidy -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DMXADAMAX_CUDA=OFF \
-	  $(FOR_PYTHON) > /dev/null
-	printf '%s\n' $(wildcard csrc/*.cc csrc/cpu/*.cc csrc/engine/*.cc) | \
+	  -DMXADAMAX_CUDA_ON_HOST=ON $(FOR_PYTHON) > /dev/null
+	printf '%s\n' $(wildcard csrc/*.cc csrc/*/*.cc) build/tidy/on_host/*.cc | \
 	  xargs --max-procs="$$(nproc)" --max-args=1 $(VENV)/bin/clang-tidy -p build/tidy --quiet \
 	  --extra-arg=-idirafter"$$($(CXX) -print-file-name=include)" '--extra-arg=-D__malloc__(...)='
 

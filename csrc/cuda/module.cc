@@ -177,6 +177,7 @@ py::list parts(const std::vector<std::int64_t>& sizes) {
 
 int head(const std::vector<std::pair<std::uintptr_t, std::int64_t>>& arrays, int at_once) {
   std::vector<Alignment> alignments;
+  alignments.reserve(arrays.size());
   for (const auto& [address, size] : arrays) alignments.push_back({address, size});
   return vector_head(alignments.data(), static_cast<int>(alignments.size()), at_once);
 }

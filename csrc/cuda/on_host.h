@@ -8,11 +8,13 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdlib>
 #include <cstring>
+#include <new>
 
+// NOLINTBEGIN(bugprone-reserved-identifier): these are CUDA's names.
 #define __global__
 #define __launch_bounds__(...)
+// NOLINTEND(bugprone-reserved-identifier)
 
 struct OnHostIndex {
   unsigned x;
@@ -48,14 +50,14 @@ inline cudaError_t cudaDriverGetVersion(int* version) {
 }
 
 inline cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
-  *memory = std::malloc(bytes);
+  *memory = ::operator new(bytes, std::nothrow);
   return *memory == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
 }
 inline cudaError_t cudaMallocHost(void** memory, std::size_t bytes) {
   return cudaMalloc(memory, bytes);
 }
 inline cudaError_t cudaFree(void* memory) {
-  std::free(memory);
+  ::operator delete(memory);
   return cudaSuccess;
 }
 inline cudaError_t cudaFreeHost(void* memory) { return cudaFree(memory); }

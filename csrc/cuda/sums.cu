@@ -31,7 +31,7 @@ MXADAMAX_RULE bool sum_lane(const void* grad, std::int64_t first, std::int64_t e
 #pragma unroll
     for (int k = 0; k < ahead; ++k) numbers[k] = read<Bits>(from + i + k * sum_lanes);
 #pragma unroll
-    for (int k = 0; k < ahead; ++k) add(numbers[k]);
+    for (const Bits bits : numbers) add(bits);
   }
   for (; i < end; i += sum_lanes) add(read<Bits>(from + i));
   *sum = total;
@@ -118,7 +118,7 @@ __global__ void decide(SumTable table) {
 #pragma unroll
     for (int k = 0; k < ahead; ++k) sums[k] = table.chunk_sums[i + k];
 #pragma unroll
-    for (int k = 0; k < ahead; ++k) sum += sums[k];
+    for (const double chunk_sum : sums) sum += chunk_sum;
   }
   for (; i < table.chunk_count; ++i) sum += table.chunk_sums[i];
 

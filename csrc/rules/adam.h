@@ -13,7 +13,7 @@ struct AdamRule : Rule {
 
   // First moment m, second moment v; for AMSGrad the largest v so far.
   static constexpr int states = amsgrad ? 3 : 2;
-  static constexpr StateKind kinds[] = {StateKind::plain, StateKind::square, StateKind::square};
+  static constexpr StateKind kinds[3] = {StateKind::plain, StateKind::square, StateKind::square};
 
   // `lr` comes with the bias corrections in it: lr * sqrt(1 - beta2^t) / (1 - beta1^t).
   template <class T>
