@@ -87,7 +87,9 @@ coverage: $(VENV)/installed
 	  coverage run --rcfile=$(CURDIR)/pyproject.toml $(abspath $(VENV)/bin/pytest) \
 	    -c $(CURDIR)/pyproject.toml -p no:cacheprovider $(CURDIR)/tests
 	export COVERAGE_FILE=build/coverage/data && $(VENV)/bin/coverage combine --quiet && \
-	  $(VENV)/bin/coverage report; python=$$?; $(VENV)/bin/gcovr build/coverage-module && exit $$python
+	  $(VENV)/bin/coverage xml --quiet -o build/coverage/python.xml && $(VENV)/bin/coverage report
+	$(VENV)/bin/gcovr --cobertura-add-tracefile build/coverage/python.xml --filter mxadamax/; python=$$?; \
+	  $(VENV)/bin/gcovr build/coverage-module && exit $$python
 
 $(VENV)/installed: $(SOURCES)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)

@@ -307,6 +307,21 @@ def test_pictures(tmp_path):
     assert drawn(result, tmp_path, "out.svg").startswith(b"<?xml")
 
 
+def test_a_run_is_drawn(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(measuring, "BUILDS", 1)
+    monkeypatch.setattr(measuring, "WARM_UP_ROUNDS", 1)
+    report, picture = tmp_path / "report.json", tmp_path / "measured.png"
+    measured = ["--only", "sizes-1000", "--repeat", "2", "--plot", str(picture)]
+    assert main(["bench", *measured, "--json", str(report)]) == 0
+    assert picture.read_bytes() == drawn(json.loads(report.read_text()), tmp_path)
+    picture.unlink()
+    report.unlink()
+    assert main(["bench", *measured]) == 0
+    assert picture.exists()
+    assert not report.exists()
+
+
 def test_pictures_show_what_was_measured():
     pytest.importorskip("matplotlib")
     from mxadamax.commands.bench import plots
