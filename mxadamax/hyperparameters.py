@@ -4,9 +4,13 @@
 import math
 import numbers
 import sys
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Tuple
 
 import numpy
+
+FLOAT32 = (float(numpy.finfo("float32").tiny), float(numpy.finfo("float32").max))
+FLOAT64 = (sys.float_info.min, sys.float_info.max)
+"""The magnitudes of what MXNet's operators read as such a number, 0 and infinity apart."""
 
 
 class Range(NamedTuple):
@@ -24,8 +28,8 @@ class Range(NamedTuple):
         Whether None is allowed as well.
     includes_low : bool, default True
         Whether `low` itself is allowed.
-    smallest : float, default 2.2e-308
-        Smallest magnitude of what is not 0: MXNet's operators read no smaller numbers.
+    magnitudes : tuple of (float, float), default FLOAT64
+        Smallest and largest magnitude of what is neither 0 nor infinite.
 
     Examples
     --------
@@ -42,7 +46,7 @@ class Range(NamedTuple):
     includes_high: bool = False
     optional: bool = False
     includes_low: bool = True
-    smallest: float = sys.float_info.min
+    magnitudes: Tuple[float, float] = FLOAT64
 
     def __str__(self) -> str:
         left, right = "[" if self.includes_low else "(", "]" if self.includes_high else ")"
@@ -66,7 +70,7 @@ class Range(NamedTuple):
         Raises
         ------
         ValueError
-            Where `value` is no real number, NaN, outside, or too small to be read.
+            Where `value` is no real number, NaN, outside, or of a magnitude that is not read.
         """
         if value is None and self.optional:
             return
@@ -76,17 +80,16 @@ class Range(NamedTuple):
             at_low = self.includes_low and value == self.low
             at_high = self.includes_high and value == self.high
             if (inside or at_low or at_high) and value != -math.inf:
-                if 0 < abs(value) < self.smallest:
-                    raise ValueError(
-                        f"{owner}: {name} must be 0 or at least {self.smallest:.2g} in magnitude, "
-                        f"got {value!r}"
-                    )
-                return
+                smallest, largest = self.magnitudes
+                if value in (0, math.inf) or smallest <= abs(value) <= largest:
+                    return
+                or_infinite = ", infinite" if self.includes_high and self.high == math.inf else ""
+                raise ValueError(
+                    f"{owner}: {name} must be 0{or_infinite} or between {smallest:.2g} and "
+                    f"{largest:.2g} in magnitude, got {value!r}"
+                )
         raise ValueError(f"{owner}: {name} must be {self}, got {value!r}")
 
-
-SMALLEST_FLOAT32 = float(numpy.finfo("float32").tiny)
-"""Of what MXNet's operators read as float32."""
 
 FINITE = Range(-math.inf, math.inf)
 NOT_NEGATIVE = Range(0.0, math.inf)

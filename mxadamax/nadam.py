@@ -127,7 +127,7 @@ class Nadam(MomentOptimizer):
     def check_hyperparameters(self) -> None:
         super().check_hyperparameters()
         # A product of many momenta comes as near to 0 as numbers do.
-        Range(-math.inf, math.inf, smallest=0.0).check(
+        Range(-math.inf, math.inf, magnitudes=(0.0, math.inf)).check(
             self.registered_name, "m_schedule", self.m_schedule
         )
 

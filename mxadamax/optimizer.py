@@ -32,8 +32,8 @@ from .compatibility import IS_MXNET_1, StepOptimizer, aggregate_num_here, as_lis
 from .engine import inside_kvstore_update, native
 from .hyperparameters import (
     FINITE,
+    FLOAT32,
     NOT_NEGATIVE,
-    SMALLEST_FLOAT32,
     Range,
     bound_of,
     check_flag,
@@ -190,7 +190,7 @@ class FusedOptimizer(StepOptimizer):
         "rescale_grad": FINITE,
         "wd": NOT_NEGATIVE,
         "clip_gradient": Range(
-            *(0.0, math.inf), includes_high=True, optional=True, smallest=SMALLEST_FLOAT32
+            *(0.0, math.inf), includes_high=True, optional=True, magnitudes=FLOAT32
         ),
         "clip_global_norm": Range(
             0.0, math.inf, includes_low=False, includes_high=True, optional=True

@@ -9,8 +9,8 @@ from mxnet.ndarray import NDArray, clip, sqrt, square
 
 from .hyperparameters import (
     DECAY_RATE,
+    FLOAT32,
     NOT_NEGATIVE,
-    SMALLEST_FLOAT32,
     Range,
     bound_of,
     check_flag,
@@ -97,7 +97,7 @@ class RMSProp(FusedOptimizer):
             includes_low=False,
             includes_high=True,
             optional=True,
-            smallest=SMALLEST_FLOAT32,
+            magnitudes=FLOAT32,
         ),
     }
 

@@ -2,9 +2,8 @@
 """Any shapes, types, hyperparameters and aggregation: equal to the built-in, or refused."""
 
 import math
-import sys
 
-from mxadamax.hyperparameters import Range
+from mxadamax.hyperparameters import FLOAT32, FLOAT64, Range
 from mxadamax.optimizer import FusedOptimizer
 
 import mxnet as mx
@@ -116,14 +115,15 @@ def test_a_hyperparameter_is_taken_or_refused_by_name(hyperparameter, value):
     st.floats(allow_nan=False),
     st.booleans(),
     st.booleans(),
-    st.sampled_from([0.0, sys.float_info.min, 1.0]),
+    st.sampled_from([(0.0, math.inf), FLOAT32, FLOAT64, (1.0, 2.0)]),
 )
-def test_ranges(value, low, high, includes_high, includes_low, smallest):
+def test_ranges(value, low, high, includes_high, includes_low, magnitudes):
     low, high = min(low, high), max(low, high)
     inside = low < value < high or (includes_high and value == high)
     inside = inside or (includes_low and value == low)
-    inside = inside and not 0 < abs(value) < smallest
-    allowed = Range(low, high, includes_high, includes_low=includes_low, smallest=smallest)
+    if value != 0 and abs(value) != math.inf:
+        inside = inside and magnitudes[0] <= abs(value) <= magnitudes[1]
+    allowed = Range(low, high, includes_high, includes_low=includes_low, magnitudes=magnitudes)
     try:
         allowed.check("owner", "name", value)
         accepted = True
