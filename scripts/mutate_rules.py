@@ -27,7 +27,7 @@ DRIVER = ("main.cc", "test_codecs.cc", "test_kernels.cc", "test_rules.cc", "test
 TOKEN = re.compile(
     r"""(?P<skip>//[^\n]*|"[^"\n]*"|\#[^\n]*|template\s*<[^>]*>|RuleList<[^>]*>|Preparation<T>|
         Scalars<T>|prepared_gradient<R>|AdamRule<(?:true|false)>|static_assert[^;]*;|T&|T\*|
-        const\ char\*)
+        const\ char\*|kinds\[\d\])
     |(?P<name>[A-Za-z_][\w.:]*)|(?P<number>\d+)|(?P<operator>==|!=|<=|>=|&&|\|\||[-+*/<>!?=])""",
     re.VERBOSE,
 )
@@ -207,6 +207,8 @@ def main() -> None:
             if driver is not None:
                 (driver.sources / "rules" / header).write_text(text)
                 print(f"{header}: done, {tried} so far", flush=True)
+    if driver is None:
+        return
     print(
         f"{tried} mutants: {uncompiled} do not compile, {equivalent} change nothing, "
         f"{len(survivors)} survive"

@@ -3,8 +3,10 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,15 @@ def test_the_driver_can_fail(tmp_path, objects):
     assert done.returncode == 1
     assert re.search(r"test_rules.cc:\d+: .*adamax", done.stderr)
     assert run(driver, "nonsense").returncode == 1
+
+
+def test_mutants_are_found_in_every_rule():
+    """scripts/mutate_rules.py reads each header, and what it lets survive is there."""
+    script = runpy.run_path(str(ROOT / "scripts" / "mutate_rules.py"))
+    done = subprocess.run(
+        [sys.executable, script["__file__"], "--list"], capture_output=True, text=True, check=True
+    )
+    listed = [re.fullmatch(r"(\w+\.h):\d+: (.*)", line) for line in done.stdout.splitlines()]
+    rules = {header.name for header in (CSRC / "rules").glob("*.h")} - {"all.h"}
+    assert {found[1] for found in listed} == rules
+    assert script["EQUIVALENT"].keys() <= {f"{found[1]}: {found[2]}" for found in listed}
