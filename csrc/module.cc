@@ -15,8 +15,10 @@
 #include "engine/batch.h"
 #include "engine/mxnet.h"
 #include "engine/on_device.h"
+#include "engine/operation.h"
 #include "engine/row_sparse.h"
 #include "engine/scalar.h"
+#include "engine/task.h"
 #include "memory_floor.h"
 
 namespace py = pybind11;

@@ -2,20 +2,14 @@
 // The arrays of one update: checked, held, and pushed to MXNet's engine as one operation.
 #pragma once
 
-#include <atomic>
-#include <cstdint>
-#include <limits>
+#include <cstddef>
 #include <memory>
-#include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "chunks.h"
-#include "cpu/instruction_set.h"
-#include "cpu/update.h"
-#include "mxnet.h"
-#include "on_device.h"
+#include "operation.h"
 
 namespace mxadamax::engine {
 
@@ -28,94 +22,28 @@ struct ParameterError : std::runtime_error {
   std::size_t other;
 };
 
-// Where the arrays of a step are: the number of a kind of device, as MXNet counts them, and of the
-// device. All kinds of host memory are one.
-struct Place {
-  int device_type;
-  int device_id;
-};
-Place place_of(Handle array);
-bool is_gpu(const Place& place);
-
-struct Shape {
-  static constexpr int most_dims = 32;
-  int ndim = 0;
-  std::int64_t dims[most_dims];
-
-  explicit Shape(Handle array);
-  Shape(std::int64_t rows, std::int64_t columns);
-  bool operator==(const Shape& other) const;
-  std::int64_t size() const;
-  std::string text() const;
-};
-
-// What the states of parameters are made of.
-struct StateFormat {
-  // The state of a 16-bit weight begins with a float32 copy of it, which is updated and from which
-  // the weight is rounded.
-  bool multi_precision = false;
-  // It ends with the average of the weight over the steps.
-  bool average = false;
-  // What the rule's states are stored as; nothing for what is computed in, or like a 16-bit weight
-  // without a copy.
-  std::optional<Stored> low_bit = std::nullopt;
-
-  bool operator==(const StateFormat& other) const {
-    return multi_precision == other.multi_precision && average == other.average &&
-           low_bit == other.low_bit;
-  }
-};
-
-// The arrays of one parameter's state, found to fit a weight of this shape and type.
-struct State {
-  Shape shape;
-  int weight_dtype;
-  StateFormat format;
-  std::vector<Array> arrays;
-};
-
-// What the steps of an optimizer on one device leave behind. To be read after a wait, but for the
-// two counters: `skipped` grows before `finished` does.
-struct StepReport {
-  std::atomic<double> gradient_norm{std::numeric_limits<double>::quiet_NaN()};
-  std::atomic<std::int64_t> skipped{0};
-  std::atomic<std::int64_t> finished{0};
-};
-
-// What a whole step asks of all gradients together.
-struct StepOptions {
-  // The largest norm that they may have after rescaling; infinite for any.
-  std::optional<double> clip_global_norm;
-  // Whether a step with NaN or infinite gradients is left out.
-  bool skip_nonfinite = false;
-  std::shared_ptr<StepReport> report;
-  // How many steps had been left out at least when the first table of scalars was made; the next
-  // table is for one more, and so on.
-  std::int64_t skipped_before = 0;
-};
-
 class Batch {
  public:
-  // With `lazy`, rows that a row_sparse gradient does not hold are left alone; else they are
-  // updated with a gradient of zero.
   Batch(const cpu::RuleKernels& rule, bool lazy, const StateFormat& format)
-      : rule_(rule), lazy_(lazy), format_(format) {}
+      : arrays_{rule, lazy, format} {}
 
-  const cpu::RuleKernels& rule() const { return rule_; }
-  std::size_t size() const { return parameters_.size(); }
+  const cpu::RuleKernels& rule() const { return arrays_.rule; }
+  std::size_t size() const { return arrays_.parameters.size(); }
 
-  const StateFormat& format() const { return format_; }
+  const StateFormat& format() const { return arrays_.format; }
 
   // Makes the arrays be updated by the kernels of a device, before the first of them is added.
   void use(const DeviceKernels& kernels, std::shared_ptr<DeviceBatches> batches) {
-    device_kernels_ = &kernels;
-    device_batches_ = std::move(batches);
+    arrays_.device_kernels = &kernels;
+    arrays_.device_batches = std::move(batches);
   }
 
   // Whether the parameter added last has a master weight.
-  bool has_master() const { return parameters_.back().has_master; }
+  bool has_master() const { return arrays_.parameters.back().has_master; }
   // How many arrays keep the rule's states: in 8 bits, their scales are one more.
-  int arrays_of_rule() const { return rule_.states + (format_.low_bit == Stored::int8 ? 1 : 0); }
+  int arrays_of_rule() const {
+    return arrays_.rule.states + (arrays_.format.low_bit == Stored::int8 ? 1 : 0);
+  }
 
   // Checks a weight with its gradient, dense or row_sparse, and takes hold of both. A state must
   // follow.
@@ -142,33 +70,10 @@ class Batch {
   bool pushed() const { return pushed_; }
 
  private:
-  friend struct Operation;
   struct Expected;
 
-  struct Parameter {
-    Shape shape;
-    std::int64_t size;
-    int dtype;
-    bool has_master;
-    // Whether a layer may have left weight or gradient in a layout of oneDNN's.
-    bool is_matrix;
-    bool weight_in_rows;
-    bool grad_in_rows;
-    Array weight;
-    Array grad;
-    std::shared_ptr<const State> state;
-  };
-
-  const cpu::RuleKernels& rule_;
-  bool lazy_;
-  StateFormat format_;
-  std::vector<Parameter> parameters_;
+  CheckedArrays arrays_;
   bool pushed_ = false;
-  // The first weight's.
-  Place place_{};
-  // Null where the processor updates.
-  const DeviceKernels* device_kernels_ = nullptr;
-  std::shared_ptr<DeviceBatches> device_batches_;
 
   void check_place(std::size_t position, const char* what, Handle array) const;
   void check_like(std::size_t position, const char* what, Handle array, const Shape& shape,
@@ -176,8 +81,5 @@ class Batch {
   std::vector<Expected> expected_state() const;
   void restore_layouts() const;
 };
-
-// Makes the next wait on any of these arrays raise MXNetError with this message.
-void push_failure(const std::vector<Handle>& arrays, const std::string& message);
 
 }  // namespace mxadamax::engine

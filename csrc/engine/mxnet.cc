@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "mxnet.h"
 
+#include <algorithm>
+#include <numeric>
+
 namespace mxadamax::engine {
 namespace {
 
@@ -49,6 +52,52 @@ void bind(const std::function<std::uintptr_t(const std::string&)>& address_of) {
 
 void check(int status) {
   if (status != 0) throw std::runtime_error(api().MXGetLastError());
+}
+
+int dtype_of(Handle array) {
+  int dtype = -1;
+  check(api().MXNDArrayGetDType(array, &dtype));
+  return dtype;
+}
+
+std::string dtype_name(int dtype) {
+  static const char* const names[] = {"float32", "float64", "float16", "uint8", "int32",
+                                      "int8",    "int64",   "bool",    "int16", "uint16",
+                                      "uint32",  "uint64",  "bfloat16"};
+  constexpr int count = sizeof names / sizeof *names;
+  return dtype >= 0 && dtype < count ? names[dtype] : "of number " + std::to_string(dtype);
+}
+
+Place place_of(Handle array) {
+  Place place{};
+  check(api().MXNDArrayGetContext(array, &place.device_type, &place.device_id));
+  if (is_gpu(place)) return place;
+  return {cpu_device, place.device_type == cpu_device ? place.device_id : 0};
+}
+
+bool is_gpu(const Place& place) { return place.device_type == gpu_device; }
+
+Shape::Shape(Handle array) {
+  const std::int64_t* data = nullptr;
+  check(api().MXNDArrayGetShape64(array, &ndim, &data));
+  if (ndim < 0 || ndim > most_dims) throw std::runtime_error("an array of unknown shape");
+  std::copy(data, data + ndim, dims);
+}
+
+Shape::Shape(std::int64_t rows, std::int64_t columns) : ndim(2), dims{rows, columns} {}
+
+bool Shape::operator==(const Shape& other) const {
+  return ndim == other.ndim && std::equal(dims, dims + ndim, other.dims);
+}
+
+std::int64_t Shape::size() const {
+  return std::accumulate(dims, dims + ndim, std::int64_t{1}, std::multiplies<>());
+}
+
+std::string Shape::text() const {
+  std::string list;
+  for (int k = 0; k < ndim; ++k) list += (k == 0 ? "" : ", ") + std::to_string(dims[k]);
+  return "(" + list + (ndim == 1 ? ",)" : ")");
 }
 
 }  // namespace mxadamax::engine

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The part of MXNet's C API that is used here, and an owner for its arrays.
+// The part of MXNet's C API that is used here, an owner for its arrays, and what it tells of them.
 //
 // Nothing is linked against libmxnet: the addresses come from the library that Python has loaded,
 // so that one build serves every MXNet.
@@ -75,6 +75,44 @@ class Array {
 
  private:
   Handle handle_ = nullptr;
+};
+
+// MXNet's numbers.
+constexpr int cpu_device = 1;
+constexpr int gpu_device = 2;
+constexpr int default_storage = 0;
+constexpr int row_sparse_storage = 1;
+constexpr int csr_storage = 2;
+constexpr int float32_dtype = 0;
+constexpr int float64_dtype = 1;
+constexpr int float16_dtype = 2;
+constexpr int uint8_dtype = 3;
+constexpr int int8_dtype = 5;
+constexpr int int64_dtype = 6;
+constexpr int bfloat16_dtype = 12;
+
+int dtype_of(Handle array);
+std::string dtype_name(int dtype);
+
+// Where an array is: the number of a kind of device and of the device. All kinds of host memory are
+// one.
+struct Place {
+  int device_type;
+  int device_id;
+};
+Place place_of(Handle array);
+bool is_gpu(const Place& place);
+
+struct Shape {
+  static constexpr int most_dims = 32;
+  int ndim = 0;
+  std::int64_t dims[most_dims];
+
+  explicit Shape(Handle array);
+  Shape(std::int64_t rows, std::int64_t columns);
+  bool operator==(const Shape& other) const;
+  std::int64_t size() const;
+  std::string text() const;
 };
 
 // Whatever identifies the memory behind an array, and with it the variable that the engine orders

@@ -11,13 +11,6 @@
 
 namespace mxadamax::engine {
 
-// What the engine hands to an operation. Both releases of MXNet begin it so, and the stream of a
-// GPU, which is mshadow's, begins with CUDA's.
-struct RunContext {
-  std::int32_t device_type, device_id;
-  void* stream;
-};
-
 // The batches that an optimizer's steps have prepared on devices, to be used again while no array
 // has moved. Operations of several threads may use it at a time.
 class DeviceBatches {
