@@ -608,11 +608,16 @@ PYBIND11_MODULE(_native, m) {
       py::arg("a"), py::arg("b"), "Whether two NDArrays are views of the same memory.");
   m.def(
       "find_row_indices",
-      [](py::handle array, const std::vector<std::int64_t>& indices) {
-        return engine::find_row_indices(array_of(array, 0, "array"), indices);
+      [](const std::vector<std::pair<py::object, std::vector<std::int64_t>>>& arrays) {
+        std::vector<engine::KnownRows> known;
+        known.reserve(arrays.size());
+        for (const auto& [array, indices] : arrays) {
+          known.push_back({array_of(array, known.size(), "array"), indices});
+        }
+        return engine::find_row_indices(known);
       },
-      py::arg("array"), py::arg("indices"),
-      "Find out where MXNet keeps row numbers, from a row_sparse array of which they are known.");
+      py::arg("arrays"),
+      "Find out where MXNet keeps row numbers, from row_sparse arrays of different ones.");
   m.def(
       "push_failure",
       [](const std::vector<py::object>& arrays, const std::string& message) {

@@ -115,8 +115,8 @@ def bind(address_of: Callable[[str], int]) -> None:
 def share_memory(a: NDArray, b: NDArray) -> bool:
     """Whether two NDArrays are views of the same memory."""
 
-def find_row_indices(array: NDArray, indices: Sequence[int]) -> bool:
-    """Find out where MXNet keeps row numbers, from a row_sparse array of which they are known."""
+def find_row_indices(arrays: Sequence[tuple[NDArray, Sequence[int]]]) -> bool:
+    """Find out where MXNet keeps row numbers, from row_sparse arrays of different ones."""
 
 def push_failure(arrays: Sequence[NDArray], message: str) -> None:
     """Make the next wait on any of these NDArrays raise MXNetError with this message."""

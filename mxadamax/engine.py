@@ -43,10 +43,12 @@ def native() -> ModuleType:
             f"mxadamax: this MXNet lays out its arrays differently; supported are {SUPPORTED}"
         )
     # Without it, row_sparse gradients are refused.
-    indices = [7, 123_456_789]
-    rows = sparse.row_sparse_array(([[1.0], [2.0]], indices), shape=(1 << 30, 1))
-    rows.wait_to_read()
-    _native.find_row_indices(rows, indices)
+    numbers = [[7, 123_456_789], [11, 987_654_321], [13, 555_555_555]]
+    shape = (1 << 30, 1)
+    arrays = [sparse.row_sparse_array(([[1.0], [2.0]], rows), shape=shape) for rows in numbers]
+    for array in arrays:
+        array.wait_to_read()
+    _native.find_row_indices(list(zip(arrays, numbers)))
     return _native
 
 

@@ -523,7 +523,7 @@ def test_row_numbers_that_are_lost_under_way():
     Gate.opened.clear()
     try:
         optimizer.fused_step([0, 1], weights, [gated(ones(2)), rows], [None, None])
-        assert not _native.find_row_indices(rows, [3])
+        assert not _native.find_row_indices([(rows, [3])])
     finally:
         Gate.opened.set()
     with pytest.raises(mx.MXNetError, match="keeps the rows of row_sparse arrays in a place not"):
@@ -544,7 +544,7 @@ known.wait_to_read()
 limits = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
 try:
-    native().find_row_indices(known, [1, 5])
+    native().find_row_indices([(known, [1, 5])])
 except RuntimeError as error:
     print(error)
 resource.setrlimit(resource.RLIMIT_NOFILE, limits)
@@ -609,7 +609,7 @@ def test_an_array_without_memory(replaced):
     with pytest.raises(ValueError, match="parameter 0: weight is of number -1, expected a dense"):
         optimizer.fused_step([0], [nothing], [nothing], [None])
     native().push_failure([nothing], "nobody hears")
-    assert not _native.find_row_indices(nothing, [1])
+    assert not _native.find_row_indices([(nothing, [1])])
     native.cache_clear()
     native()
     # Were MXNet to call it an array as any:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Row-sparse gradients: only the rows that they hold, or the result of the dense gradient."""
 
+import ctypes
+
 import mxadamax
 from mxadamax import _native
 from mxadamax.compatibility import IS_MXNET_1, seed_all
@@ -257,7 +259,7 @@ def test_where_row_numbers_cannot_be_found():
     native()
     known = mx.nd.sparse.row_sparse_array(([[1.0], [2.0]], [1, 5]), shape=(9, 1))
     known.wait_to_read()
-    assert not _native.find_row_indices(known, [1, 6])
+    assert not _native.find_row_indices([(known, [1, 6])])
     try:
         sparse = Sparse(mxadamax.Adam(), [np.ones((9, 1), "float32")])
         with pytest.raises(
@@ -270,6 +272,42 @@ def test_where_row_numbers_cannot_be_found():
         native()
     sparse.step([known])
     mx.nd.waitall()
+
+
+class InMemory:
+    """Looks like an array: a pointer to an object, which has vectors that lead to numbers."""
+
+    def __init__(self, numbers, places, end=8, capacity=8):
+        self.numbers = (ctypes.c_int64 * len(numbers))(*numbers)
+        self.handles = (ctypes.c_void_p * 1)(ctypes.addressof(self.numbers))
+        self.object = (ctypes.c_int64 * 80)()
+        for place in places:
+            begin = ctypes.addressof(self.handles)
+            self.object[place : place + 3] = [begin, begin + end, begin + capacity]
+        self.array = ctypes.c_void_p(ctypes.addressof(self.object))
+        self.handle = ctypes.c_void_p(ctypes.addressof(self.array))
+
+
+def test_memory_that_leads_to_row_numbers_by_accident():
+    """What was freed did so once, in a place where it is for no other array: a crash later."""
+    first, second = [7, 11], [3, 5]
+
+    def found(*arrays):
+        numbers = [list(array.numbers) for array in arrays]
+        return _native.find_row_indices(list(zip(arrays, numbers)))
+
+    native()
+    try:
+        assert found(InMemory(first, [8]), InMemory(second, [8]))
+        assert found(InMemory(first, [2, 8]), InMemory(second, [8]))
+        assert not found(InMemory(first, [2]), InMemory(second, [8]))
+        assert not found(InMemory(first, []), InMemory(second, [8]))
+        assert not found(InMemory(first, [8], end=0))
+        assert not found(InMemory(first, [8], end=16))
+        assert not found()
+    finally:
+        native.cache_clear()
+        native()
 
 
 def train_embedding(sparse_grad, devices, **options):

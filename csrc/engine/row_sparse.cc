@@ -4,7 +4,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
+#include <functional>
 #include <stdexcept>
 
 #include "dlpack.h"
@@ -17,7 +19,8 @@ namespace {
 // the gradient, the copy comes after that write, and the write after us. So the numbers are read
 // where they lie, in the memory object that an NDArray begins with a pointer to. It holds a vector
 // of handles for such arrays, each of which begins with an address; where in the object that vector
-// is, is searched for once.
+// is, is searched for once. What memory held before it was freed may lead to the numbers of an
+// array as well: hence several arrays, for which the place is the same.
 constexpr std::ptrdiff_t unknown = -1;
 constexpr std::ptrdiff_t last_offset = 512;
 std::ptrdiff_t handles_offset = unknown;
@@ -55,22 +58,34 @@ T load(const void* from) {
   return value;
 }
 
+// Whether a vector lies there whose first element begins with the address of these numbers.
+bool leads_to(const Probe& probe, const char* place, const std::vector<std::int64_t>& indices) {
+  // As the standard library lays out a vector.
+  const char* vector[3];
+  if (!probe.read(place, vector, sizeof vector)) return false;
+  const auto [begin, end, capacity] = vector;
+  const std::less<> before;
+  if (!before(begin, end) || before(capacity, end)) return false;
+  const void* address = nullptr;
+  if (!probe.read(begin, &address, sizeof address)) return false;
+  std::vector<std::int64_t> found(indices.size());
+  return probe.read(address, found.data(), found.size() * sizeof(std::int64_t)) && found == indices;
+}
+
 }  // namespace
 
 bool row_indices_found() { return handles_offset != unknown; }
 
-bool find_row_indices(Handle known, const std::vector<std::int64_t>& indices) {
+bool find_row_indices(const std::vector<KnownRows>& known) {
   const Probe probe;
-  const auto* const object = static_cast<const char*>(memory_of(known));
-  std::vector<std::int64_t> found(indices.size());
   handles_offset = unknown;
+  if (known.empty()) return false;
   for (std::ptrdiff_t offset = 0; offset < last_offset; offset += sizeof(void*)) {
-    const void* handles = nullptr;
-    const void* address = nullptr;
-    if (!probe.read(object + offset, &handles, sizeof handles)) break;
-    if (!probe.read(handles, &address, sizeof address)) continue;
-    if (!probe.read(address, found.data(), found.size() * sizeof(std::int64_t))) continue;
-    if (found != indices) continue;
+    const auto leads_to_rows = [&](const KnownRows& rows) {
+      return leads_to(probe, static_cast<const char*>(memory_of(rows.array)) + offset,
+                      rows.indices);
+    };
+    if (!std::all_of(known.begin(), known.end(), leads_to_rows)) continue;
     handles_offset = offset;
     return true;
   }

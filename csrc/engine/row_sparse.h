@@ -21,9 +21,15 @@ struct Rows {
 // after a wait.
 Rows rows_of(Handle array);
 
-// Finds out where this MXNet keeps row numbers, from an array that is known to hold rows of these
-// numbers and that nothing writes. False where they cannot be found; rows_of() then throws.
-bool find_row_indices(Handle known, const std::vector<std::int64_t>& indices);
+// A row_sparse array that nothing writes, and the numbers of its rows.
+struct KnownRows {
+  Handle array;
+  std::vector<std::int64_t> indices;
+};
+
+// Finds out where this MXNet keeps row numbers: in the place where those of all these arrays are,
+// which must differ. False where there is none; rows_of() then throws.
+bool find_row_indices(const std::vector<KnownRows>& known);
 bool row_indices_found();
 
 }  // namespace mxadamax::engine
