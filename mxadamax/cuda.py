@@ -543,8 +543,8 @@ class Batch:
             self._rows(scalars), clip_global_norm, bool(skip_nonfinite), _stream_address(stream)
         )
 
-    def _rows(self, scalars: Scalars) -> List[float]:
-        """One row for each tensor, one after another."""
+    def _rows(self, scalars: Scalars) -> Any:
+        """One row of numbers for each tensor."""
         optional = kernels().optional_scalars
         rows = numpy.zeros((self._count, len(self._scalar_names)))
         unknown = [name for name in scalars if name not in self._scalar_names]
@@ -568,8 +568,7 @@ class Batch:
             if bad.any():
                 raise ValueError(f"scalar {name!r} is {values[bad][0]}, expected a finite number")
             rows[:, k] = values
-        flat: List[float] = rows.ravel().tolist()
-        return flat
+        return rows
 
     @property
     def gradient_norm(self) -> float:

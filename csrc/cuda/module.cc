@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Python surface of the CUDA kernels: the module _cuda, and _cuda_on_host, which is the same
 // compiled for the host.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -81,8 +82,12 @@ cudaStream_t stream_at(std::uintptr_t address) {
   return static_cast<cudaStream_t>(pointer(address));
 }
 
-void update(Batch& batch, const std::vector<double>& scalars,
-            std::optional<double> clip_global_norm, bool skip_nonfinite, std::uintptr_t stream) {
+// An array, since a list of ten thousand rows takes longer to read than their update.
+using ScalarArray = py::array_t<double, py::array::c_style | py::array::forcecast>;
+
+void update(Batch& batch, const ScalarArray& given, std::optional<double> clip_global_norm,
+            bool skip_nonfinite, std::uintptr_t stream) {
+  const std::vector<double> scalars(given.data(), given.data() + given.size());
   StepOptions options;
   if (clip_global_norm) options.clip_global_norm = *clip_global_norm;
   options.skip_nonfinite = skip_nonfinite;
