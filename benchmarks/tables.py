@@ -125,12 +125,34 @@ def options(run: Measured) -> str:
     )
 
 
+def gpu(name: str) -> str:
+    """One step on a GPU, as benchmarks/gpu.py has measured it."""
+    rows = json.loads((RESULTS / f"{name}.json").read_text())["table"]
+    cases: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        cases.setdefault(row["case"], {})[row["contender"]] = row
+    ours, torch = "mxadamax adam", "torch Adam, fused"
+    header = ["ms", "`adam`", "of the copy's bandwidth", "torch's fused Adam", "host: `adam`"]
+    return table(
+        [*header, "host: torch"],
+        [
+            [
+                *(case, f"{found[ours]['gpu']:.3f}", f"{found[ours]['of_copy']:.0%}"),
+                *(f"{found[torch]['gpu']:.3f}", f"{found[ours]['host']:.2f}"),
+                f"{found[torch]['host']:.2f}",
+            ]
+            for case, found in cases.items()
+        ],
+    )
+
+
 def tables() -> dict[str, list[str]]:
     """All of them, by the file that has them."""
     run, whole = Measured("cpu-2-cores"), Measured("cpu-2-cores-family")
     return {
         "README.md": [updates(run), trainings(run)],
         "docs/performance.md": [family(whole), options(run)],
+        "docs/cuda.md": [gpu("gpu-h200")],
     }
 
 

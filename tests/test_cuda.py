@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from bits import assert_same_bits
 from cuda_cases import OnEveryDevice
-from cuda_tensors import SCALARS, Kernels
+from cuda_tensors import SCALARS, Kernels, on_the_host
 
 
 def on_a_gpu():
@@ -18,6 +18,9 @@ def on_a_gpu():
         native = cuda.kernels()
     except ImportError as error:
         return str(error)
+    if native.architectures == "host":
+        # A rehearsal of scripts/gpu_check.
+        return on_the_host(native)
     if native.device_count() == 0:
         return "CUDA's driver offers no GPU"
     try:
@@ -126,3 +129,57 @@ def test_memory_of_the_host_is_refused(torch):
     entry = ("float32", 8, address.ctypes.data, there[0].data_ptr(), [], 0, 0, None, None)
     with pytest.raises(native.TensorError, match="gradient is memory .*, expected memory of dev"):
         native.Batch("sgd", [entry], 0)
+
+
+def test_steps_on_two_streams_that_nothing_waits_for(torch):
+    """Scalars that change at every step reach the step they are of, in order."""
+    sizes = [*range(400), 3 * 4096 + 1, 100_003]
+    expected = [[np.full(n, x, np.float32) for x in (1.0, 0.3, 0.0, 0.0)] for n in sizes]
+    there = [[torch.from_numpy(x).cuda() for x in arrays] for arrays in expected]
+    columns = list(zip(*there))
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    states = [arrays[2:] for arrays in there]
+    batch = cuda.Batch("adam", columns[0], columns[1], states, stream=streams[0])
+    given = [
+        {**scalars("adam"), "lr": [0.01 / step * (1 + i % 5) for i in range(len(sizes))]}
+        for step in range(1, 41)
+    ]
+    torch.cuda.synchronize()
+    for step, own in enumerate(given):
+        batch.update(own, stream=streams[step % 2])
+    torch.cuda.synchronize()
+    for i, arrays in enumerate(expected):
+        for own in given:
+            single = {**own, "lr": own["lr"][i]}
+            _native.update_numpy("adam", arrays[:1], arrays[1:2], [arrays[2:]], single)
+        for found, wanted in zip(there[i], arrays):
+            assert_same_bits(found.cpu().numpy(), wanted, f"tensor {i}")
+
+
+@pytest.mark.parametrize("rule", ["adamax", "adam", "sgd_momentum"])
+def test_an_array_that_goes_round_the_device_many_times(torch, rule):
+    count = 20_000_003
+    rng = np.random.RandomState(0)
+    states = cuda.kernels().rules[rule][0]
+    expected = [np.abs(rng.standard_normal(count)).astype(np.float32) for _ in range(2 + states)]
+    there = [torch.from_numpy(x).cuda() for x in expected]
+    cuda.update(rule, there[:1], there[1:2], [there[2:]], scalars(rule))
+    _native.update_numpy(rule, expected[:1], expected[1:2], [expected[2:]], scalars(rule))
+    for found, wanted in zip(there, expected):
+        assert_same_bits(found.cpu().numpy(), wanted)
+
+
+def test_more_than_2_to_the_31_elements(torch):
+    """Places beyond 32 bits are updated, and once."""
+    count = 2**31 + 12_345
+    if torch.cuda.mem_get_info()[0] < 5 * count:
+        pytest.skip("the GPU has less free memory than two arrays of 2^31 float16 take")
+    weight, grad = (torch.full((count,), x, dtype=torch.float16, device="cuda") for x in (2, 0.25))
+    expected = [np.array([x], np.float32) for x in (2, 0.25)]
+    for _ in range(2):
+        cuda.update("sgd", [weight], [grad], [()], scalars("sgd"))
+        _native.update_numpy("sgd", expected[:1], expected[1:], [[]], scalars("sgd"))
+        expected[0] = expected[0].astype(np.float16).astype(np.float32)
+    wanted = torch.tensor(expected[0][0], dtype=torch.float16, device="cuda")
+    for first in range(0, count, 1 << 28):
+        assert (weight[first : first + (1 << 28)] == wanted).all(), f"from {first} on"

@@ -16,7 +16,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 from cuda_cases import MANY_SIZES, OnEveryDevice
-from cuda_tensors import SCALARS, Device, Kernels, Tensor, scalars_of
+from cuda_tensors import SCALARS, Device, Tensor, on_the_host, scalars_of
 from family import FAMILY
 from support import assert_same_bits, gradients
 
@@ -27,15 +27,7 @@ native = pytest.importorskip(
 RULES = list(_native.rules)
 
 
-def aligned(raw):
-    """A copy that begins at a multiple of 256, and its address."""
-    area = np.empty(raw.size + 256, np.uint8)
-    start = -area.ctypes.data % 256
-    area[start : start + raw.size] = raw
-    return area[start : start + raw.size], area.ctypes.data + start
-
-
-KERNELS = Kernels(native, aligned, lambda held: held)
+KERNELS = on_the_host(native)
 
 
 def test_the_rules_are_those_of_the_processor():
