@@ -2,17 +2,20 @@
 """Evaluation with the average of the weights over the steps."""
 
 import contextlib
-from typing import Iterator, List, Tuple
+from typing import TYPE_CHECKING, Iterator, List, Tuple
 
-from mxnet.gluon import Trainer
 from mxnet.ndarray import NDArray, cast
 
 from .optimizer import FusedOptimizer
 from .trainers import classic, updaters_of
 
+if TYPE_CHECKING:
+    # Not at run time: a parameter server imports this inside the import of MXNet.
+    from mxnet.gluon import Trainer
+
 
 @contextlib.contextmanager
-def averaged_weights(trainer: Trainer) -> Iterator[None]:
+def averaged_weights(trainer: "Trainer") -> Iterator[None]:
     """Put the averages that `ema_decay` keeps in the place of the weights, for a while.
 
     ::

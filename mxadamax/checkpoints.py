@@ -7,12 +7,10 @@ import os
 import pickle
 import pickletools
 import uuid
-from typing import Any, Dict, Iterator, List, Mapping, Set, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Set, Tuple, Union
 
 import numpy
 from mxnet.base import MXNetError
-from mxnet.gluon import Trainer
-from mxnet.gluon.parameter import DeferredInitializationError
 from mxnet.libinfo import __version__ as mxnet_version
 from mxnet.ndarray import NDArray
 from mxnet.optimizer import Optimizer
@@ -30,6 +28,10 @@ from .conversion import (
 from .hyperparameters import check_integer
 from .optimizer import BFLOAT16, FusedOptimizer
 from .trainers import classic, updaters_of
+
+if TYPE_CHECKING:
+    # Not at run time: a parameter server imports this inside the import of MXNet.
+    from mxnet.gluon import Trainer
 
 Path = Union[str, "os.PathLike[str]"]
 
@@ -52,7 +54,7 @@ _OF_THE_PROGRAM = ("aggregate_num", "use_fused_step", "rescale_grad", "allow_np_
 """How the program at hand calls its optimizer; never taken from a file."""
 
 
-def save_states(trainer: Trainer, file: Path) -> None:
+def save_states(trainer: "Trainer", file: Path) -> None:
     """Write what `Trainer.save_states` writes, whole or not at all.
 
     The content goes to a temporary file in the same folder, is forced to the disk, and takes the
@@ -92,7 +94,7 @@ def save_states(trainer: Trainer, file: Path) -> None:
     _write(file, states, trainer.optimizer)
 
 
-def load_states(trainer: Trainer, file: Path) -> None:
+def load_states(trainer: "Trainer", file: Path) -> None:
     """Load states of this package's optimizer or of its built-in, after checking all of them.
 
     Everything that a training went through comes from the file: states, counts, learning rate or
@@ -322,7 +324,7 @@ def _unpickle(content: bytes) -> Tuple[Any, bool]:
         raise
 
 
-def _weights(trainer: Trainer) -> Dict[int, List[NDArray]]:
+def _weights(trainer: "Trainer") -> Dict[int, List[NDArray]]:
     """The weights of each parameter, on all devices; of frozen ones those there are."""
     weights = {}
     for index, parameter in enumerate(trainer._params):
@@ -336,8 +338,10 @@ def _weights(trainer: Trainer) -> Dict[int, List[NDArray]]:
     return weights
 
 
-def _initialized_updaters(trainer: Trainer) -> List[Any]:
+def _initialized_updaters(trainer: "Trainer") -> List[Any]:
     """Who holds the states, also before the first step."""
+    from mxnet.gluon.parameter import DeferredInitializationError
+
     try:
         if not trainer._kv_initialized:
             trainer._init_kvstore()
@@ -446,7 +450,7 @@ def _arrays_of(state: Any) -> Iterator[Any]:
 
 
 def _check_states(
-    trainer: Trainer,
+    trainer: "Trainer",
     states: States,
     source: FusedOptimizer,
     successor: FusedOptimizer,

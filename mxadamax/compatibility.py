@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """All that this package knows about the differences between MXNet 1.9 and 2.0."""
 
+import importlib
 import inspect
 from typing import Any, Optional, Sequence, Tuple, Union
 
@@ -13,7 +14,8 @@ IS_MXNET_1 = "use_fused_step" not in inspect.signature(Optimizer.__init__).param
 
 SUPPORTED = "MXNet 2.0.0b1 and 1.9.1"
 
-gluon_arrays: Any = mxnet.ndarray if IS_MXNET_1 else mxnet.numpy
+# Of `mxnet` itself nothing is asked here: on a parameter server that is only half imported.
+gluon_arrays: Any = importlib.import_module("mxnet.ndarray" if IS_MXNET_1 else "mxnet.numpy")
 """The module of the arrays that Gluon's networks take and give."""
 
 WHOLE_MODEL: Union[int, float] = 2**31 - 1 if IS_MXNET_1 else numpy.inf

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this package asks of Gluon's Trainer beyond its interface."""
 
-from typing import Any, List
+from typing import TYPE_CHECKING, Any, List
 
-from mxnet.gluon import Trainer
 from mxnet.ndarray import NDArray
 
+if TYPE_CHECKING:
+    # Not at run time: a parameter server imports this inside the import of MXNet.
+    from mxnet.gluon import Trainer
 
-def updaters_of(trainer: Trainer) -> List[Any]:
+
+def updaters_of(trainer: "Trainer") -> List[Any]:
     """Who holds the states: an updater for each device, or the key-value store's.
 
     Raises
