@@ -18,6 +18,11 @@ Logistic regression therefore also has it without the further fall that all othe
 
 from __future__ import annotations
 
+# Before mxnet, which Python 3.12 cannot import by itself.
+import mxadamax  # noqa: F401  registers the optimizers
+from mxadamax.compatibility import gluon_arrays, seed_all
+
+# isort: split
 import argparse
 import json
 import math
@@ -25,9 +30,6 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Dict, List
-
-import mxadamax  # noqa: F401  registers the optimizers
-from mxadamax.compatibility import gluon_arrays, seed_all
 
 import matplotlib
 import mxnet as mx

@@ -26,11 +26,13 @@ handing work to other threads costs more than the work.
 
 from __future__ import annotations
 
+# Before mxnet, which Python 3.12 cannot import by itself.
+import mxadamax  # noqa: F401  registers adam_ext and amsgrad_ext
+
+# isort: split
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-
-import mxadamax  # noqa: F401  registers adam_ext and amsgrad_ext
 
 import matplotlib
 import mxnet as mx

@@ -13,14 +13,16 @@ GluonTS runs on MXNet 1::
 
 from __future__ import annotations
 
+# Before mxnet, which Python 3.12 cannot import by itself.
+import mxadamax
+from mxadamax.compatibility import seed_all
+
+# isort: split
 import argparse
 import random
 import time
 from typing import Callable
 from unittest import mock
-
-import mxadamax
-from mxadamax.compatibility import seed_all
 
 import mxnet as mx
 import numpy as np

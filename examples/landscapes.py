@@ -12,13 +12,15 @@ does.
 
 from __future__ import annotations
 
+# Before mxnet, which Python 3.12 cannot import by itself.
+import mxadamax  # noqa: F401  registers the optimizers
+from mxadamax.compatibility import gluon_arrays
+
+# isort: split
 import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
-
-import mxadamax  # noqa: F401  registers the optimizers
-from mxadamax.compatibility import gluon_arrays
 
 import matplotlib
 import numpy as np

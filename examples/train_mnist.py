@@ -11,15 +11,17 @@ the last bit, which the script checks and says.
 
 from __future__ import annotations
 
+# Before mxnet, which Python 3.12 cannot import by itself.
+import mxadamax  # noqa: F401  registers adamax_ext
+from mxadamax.compatibility import gluon_arrays, seed_all
+
+# isort: split
 import argparse
 import functools
 import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import mxadamax  # noqa: F401  registers adamax_ext
-from mxadamax.compatibility import gluon_arrays, seed_all
 
 import matplotlib
 import mxnet as mx

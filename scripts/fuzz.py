@@ -87,9 +87,11 @@ class Cases:
     """Everything that needs MXNet; made in the process that runs the cases."""
 
     def __init__(self):
+        # Before mxnet, which Python 3.12 cannot import by itself.
         import mxadamax
         from mxadamax.optimizer import FusedOptimizer
 
+        # isort: split
         import mxnet as mx
         import numpy as np
         import support

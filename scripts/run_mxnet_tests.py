@@ -14,12 +14,14 @@ Further arguments go to pytest.
 
 from __future__ import annotations
 
+# Before mxnet, which Python 3.12 cannot import by itself.
+import mxadamax
+
+# isort: split
 import itertools
 import sys
 from collections.abc import Sequence
 from typing import Any, Callable
-
-import mxadamax
 
 import mxnet as mx
 import pytest

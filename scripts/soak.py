@@ -10,13 +10,15 @@ float32 arithmetic in NumPy, which follows a sample of the tensors through all s
 
 from __future__ import annotations
 
+# Before mxnet, which Python 3.12 cannot import by itself.
+import mxadamax
+
+# isort: split
 import argparse
 import gc
 import os
 import sys
 import time
-
-import mxadamax
 
 import mxnet as mx
 import numpy as np

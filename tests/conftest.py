@@ -10,8 +10,10 @@ import pytest
 from without_mxnet import HAS_MXNET, prepare
 
 if HAS_MXNET:
+    # Before mxnet, which Python 3.12 cannot import by itself.
     import mxadamax  # noqa: F401
 
+    # isort: split
     import mxnet as mx
     from hypothesis import settings
 

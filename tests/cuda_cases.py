@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Sequence
 
-from mxadamax import _native
-
 import numpy as np
 import pytest
 from bits import SPECIAL
@@ -26,6 +24,8 @@ from cuda_tensors import (
     scalars_of,
     sums_of_chunks,
 )
+
+from mxadamax import _native
 
 rules = pytest.mark.parametrize("rule", list(_native.rules))
 variants = pytest.mark.parametrize(("dtype", "master"), VARIANTS)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Callable, NamedTuple, Sequence
 
-from mxadamax import _native
-
 import numpy as np
 from bits import assert_same_bits
+
+from mxadamax import _native
 
 SCALARS = {
     "rescale_grad": 0.37,

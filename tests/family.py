@@ -6,11 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Sequence
 
+import mxnet as mx
+
 import mxadamax
 from mxadamax.commands.verify import PEERS, Peer
 from mxadamax.compatibility import IS_MXNET_1
-
-import mxnet as mx
 
 CLASSES = {
     name: found

@@ -7,9 +7,9 @@ its operator in the place of the first's.
 
 import threading
 
-import mxadamax  # noqa: F401
-
 import mxnet as mx
+
+import mxadamax  # noqa: F401
 
 
 class Gate(mx.operator.CustomOp):

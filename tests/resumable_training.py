@@ -9,13 +9,15 @@ last, so that a step of which they are there is complete.
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
-
+# Before mxnet, which Python 3.12 cannot import by itself.
 import mxadamax
 from mxadamax.checkpoints import load_states, save_states
 from mxadamax.compatibility import IS_MXNET_1
+
+# isort: split
+import os
+import sys
+from pathlib import Path
 
 import mxnet as mx
 import numpy as np

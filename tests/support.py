@@ -10,14 +10,30 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ContextManager
 
-from mxadamax.compatibility import IS_MXNET_1
-
 import mxnet as mx
 import numpy as np
 from bits import SPECIAL, assert_same_bits  # noqa: F401
 
+import mxadamax
+from mxadamax.compatibility import IS_MXNET_1
+
+PACKAGE = Path(mxadamax.__file__).resolve().parents[1]
+"""The folder that the package under test is in."""
+
 SIZES = (0, 1, 2, 15, 16, 17, 31, 32, 33, 1000)
 """Around the widths of vectors, and without elements, in every position of a list."""
+
+NUMPY_BOOL = """
+import numpy
+vars(numpy).setdefault("bool", bool)
+"""
+"""What programs on Python 3.12 begin with that import MXNet before this package."""
+
+MXNET_FIRST = f"""{NUMPY_BOOL}
+import mxnet as mx
+import mxadamax
+"""
+"""How most programs begin."""
 
 
 def nd(array: np.ndarray, ctx: mx.Context | None = None) -> mx.nd.NDArray:
@@ -25,11 +41,17 @@ def nd(array: np.ndarray, ctx: mx.Context | None = None) -> mx.nd.NDArray:
     return mx.np.array(array, dtype=array.dtype, ctx=ctx or mx.cpu()).as_nd_ndarray()
 
 
+def environment_of_tests(**environment: str) -> dict[str, str]:
+    """The environment of a process that a test starts: one thread, and the package under test."""
+    path = os.pathsep.join([str(PACKAGE), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **environment}
+
+
 def run_python(code: str, *arguments: str, **environment: str) -> str:
     """What a new Python process prints that runs this code, which can import what tests can."""
     paths = [str(Path(__file__).parent), *sys.path]
     done = subprocess.run(
-        [sys.executable, "-c", f"import mxadamax\n{code}", *arguments],
+        [sys.executable, "-c", f"{MXNET_FIRST}\n{code}", *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment},
         capture_output=True,
         text=True,

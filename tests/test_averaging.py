@@ -6,10 +6,6 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-import mxadamax
-from mxadamax.compatibility import gluon_arrays, seed_all
-from mxadamax.optimizer import BFLOAT16
-
 import mxnet as mx
 import numpy as np
 import pytest
@@ -26,6 +22,10 @@ from support import (
     parameters_of,
 )
 from test_sparse import row_sparse, some_rows
+
+import mxadamax
+from mxadamax.compatibility import gluon_arrays, seed_all
+from mxadamax.optimizer import BFLOAT16
 
 OPTIONS = {"wd": 0.013, "clip_gradient": 3.0, "rescale_grad": 1 / 3, "learning_rate": 0.0123}
 SHAPES = [(size,) for size in SIZES] + [(), (3, 4, 5), (2, 0)]

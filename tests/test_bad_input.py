@@ -9,12 +9,6 @@ import subprocess
 import sys
 import types
 
-import mxadamax
-from mxadamax import _native, cuda, engine
-from mxadamax.commands import info
-from mxadamax.compatibility import C_FUNCTIONS, IS_MXNET_1
-from mxadamax.engine import native
-
 import mxnet as mx
 import numpy as np
 import pytest
@@ -22,6 +16,12 @@ from gate import Gate, gated
 from mxnet import gluon
 from mxnet.base import _LIB
 from support import Run, nd, run_python
+
+import mxadamax
+from mxadamax import _native, cuda, engine
+from mxadamax.commands import info
+from mxadamax.compatibility import C_FUNCTIONS, IS_MXNET_1
+from mxadamax.engine import native
 
 REFUSED_HYPERPARAMETERS = [
     ({"beta1": 1.5}, r"beta1 must be in \[0, 1\), got 1.5"),

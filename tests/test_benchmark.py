@@ -9,16 +9,16 @@ import sys
 import types
 from typing import Callable
 
+import mxnet as mx
+import numpy as np
+import pytest
+from support import network_shapes, run_python
+
 import mxadamax
 from mxadamax import _native
 from mxadamax.__main__ import main
 from mxadamax.commands.bench import cases, measuring
 from mxadamax.compatibility import gluon_arrays
-
-import mxnet as mx
-import numpy as np
-import pytest
-from support import network_shapes, run_python
 
 TRAINERS = {"adamax_ext", "adamax", "adam", "nothing"}
 
@@ -324,9 +324,9 @@ def test_a_run_is_drawn(tmp_path, monkeypatch):
 
 def test_pictures_show_what_was_measured():
     pytest.importorskip("matplotlib")
-    from mxadamax.commands.bench import plots
-
     from matplotlib.figure import Figure
+
+    from mxadamax.commands.bench import plots
 
     result = made_up("sizes-1000", "sizes-30000", "resnet50")
     result["cases"]["sizes-30000"]["adamax_ext"]["median_ms"] = 7.5

@@ -13,17 +13,17 @@ import sys
 import types
 import warnings
 
-import mxadamax
-from mxadamax.__main__ import main
-from mxadamax.checkpoints import load_states, save_states
-from mxadamax.compatibility import IS_MXNET_1
-
 import mxnet as mx
 import numpy as np
 import pytest
 from family import FAMILY, WITH_BUILT_IN
 from mxnet import autograd, gluon
 from support import assert_same_bits
+
+import mxadamax
+from mxadamax.__main__ import main
+from mxadamax.checkpoints import load_states, save_states
+from mxadamax.compatibility import IS_MXNET_1
 
 SHAPES = ((4, 3), (7,), (2, 2, 2))
 DEVICES = (mx.cpu(0), mx.cpu(1), mx.cpu(2))

@@ -14,9 +14,6 @@ import math
 import re
 from typing import Any, NamedTuple
 
-from mxadamax.compatibility import IS_MXNET_1
-from mxadamax.optimizer import BFLOAT16
-
 import mxnet as mx
 import numpy as np
 import pytest
@@ -25,6 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import leaves, nd
 from test_half_precision import TYPES, decoded, encoded
+
+from mxadamax.compatibility import IS_MXNET_1
+from mxadamax.optimizer import BFLOAT16
 
 LR, BETA1, BETA2, EPSILON = 0.0123, 0.9, 0.96875, 1e-8
 WD, CLIP, RESCALE = 0.013, 0.375, 1 / 3

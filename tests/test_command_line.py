@@ -10,15 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mxnet as mx
+import numpy as np
+import pytest
+
 import mxadamax
 from mxadamax import cuda
 from mxadamax.__main__ import COMMANDS, main
 from mxadamax.commands import info, machine
 from mxadamax.commands.failed_import import explain_where_the_import_fails
-
-import mxnet as mx
-import numpy as np
-import pytest
 
 ROOT = Path(mxadamax.__file__).resolve().parents[1]
 

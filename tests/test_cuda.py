@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from mxadamax import _native, cuda
-
 import numpy as np
 import pytest
 from bits import assert_same_bits
 from cuda_cases import OnEveryDevice
 from cuda_tensors import SCALARS, Kernels, on_the_host
+
+from mxadamax import _native, cuda
 
 
 def on_a_gpu():

@@ -10,9 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mxadamax import cuda
-
 import pytest
+
+from mxadamax import cuda
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "gpu_check"

@@ -16,9 +16,9 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from mxadamax import _native
-
 import pytest
+
+from mxadamax import _native
 
 FLOAT32, VARIANTS = "0", set("012345")
 

@@ -7,9 +7,9 @@ import json
 import sys
 import types
 
-from mxadamax import cuda
-
 import pytest
+
+from mxadamax import cuda
 
 
 @pytest.fixture

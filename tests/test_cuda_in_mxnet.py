@@ -12,12 +12,6 @@ import time
 import types
 from typing import ClassVar
 
-import mxadamax
-from mxadamax import _native, cuda
-from mxadamax.compatibility import C_FUNCTIONS, IS_MXNET_1, gluon_arrays
-from mxadamax.engine import native
-from mxadamax.optimizer import BFLOAT16
-
 import mxnet as mx
 import numpy as np
 import pytest
@@ -28,6 +22,12 @@ from support import Run, assert_same_bits, gradients, nd
 from test_skip_nonfinite import BAD, SHAPES, STEPS, copies, counted_outcomes, flat, push, spoiled
 from test_sparse import row_sparse
 from test_training import Training, mlp
+
+import mxadamax
+from mxadamax import _native, cuda
+from mxadamax.compatibility import C_FUNCTIONS, IS_MXNET_1, gluon_arrays
+from mxadamax.engine import native
+from mxadamax.optimizer import BFLOAT16
 
 on_host = pytest.importorskip(
     "mxadamax._cuda_on_host", reason="built without the CMake option MXADAMAX_CUDA_ON_HOST"

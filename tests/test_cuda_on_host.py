@@ -10,8 +10,6 @@ from __future__ import annotations
 import itertools
 import types
 
-from mxadamax import _native, cuda
-
 import mxnet as mx
 import numpy as np
 import pytest
@@ -19,6 +17,8 @@ from cuda_cases import MANY_SIZES, OnEveryDevice
 from cuda_tensors import SCALARS, Device, Tensor, on_the_host, scalars_of
 from family import FAMILY
 from support import assert_same_bits, gradients
+
+from mxadamax import _native, cuda
 
 native = pytest.importorskip(
     "mxadamax._cuda_on_host", reason="built without the CMake option MXADAMAX_CUDA_ON_HOST"

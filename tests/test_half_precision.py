@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """16-bit weights: conversion of every number, and updates with and without master weights."""
 
-import mxadamax
-from mxadamax import _native
-from mxadamax.compatibility import gluon_arrays
-from mxadamax.optimizer import BFLOAT16
-
 import mxnet as mx
 import numpy as np
 import pytest
 from family import FAMILY, built_in
 from support import assert_same_bits, leaves
 from test_kernels import instruction_sets
+
+import mxadamax
+from mxadamax import _native
+from mxadamax.compatibility import gluon_arrays
+from mxadamax.optimizer import BFLOAT16
 
 TYPES = {"float16": np.dtype("float16"), "bfloat16": BFLOAT16}
 OPTIONS = {"wd": 0.013, "clip_gradient": 0.37, "rescale_grad": 1 / 3, "learning_rate": 0.0123}

@@ -8,11 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mxadamax
-
 import numpy as np
 import pytest
 from support import assert_same_bits
+
+import mxadamax
 
 pytest.importorskip(
     "horovod.mxnet",

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List
 
-import mxadamax
-
 import pytest
 from packaging.requirements import Requirement
+
+import mxadamax
 
 tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
 

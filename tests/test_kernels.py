@@ -8,12 +8,12 @@ is for test_oracle.py and test_parity.py to say.
 import mmap
 import os
 
-from mxadamax import _native
-
 import numpy as np
 import pytest
 from family import FAMILY
 from support import SPECIAL, assert_same_bits, next_scalars, run_python
+
+from mxadamax import _native
 
 ALL_INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 OPTIONS = {"learning_rate": 0.0123, "rescale_grad": 0.37, "clip_gradient": 0.5, "wd": 0.013}

@@ -16,13 +16,13 @@ import threading
 import time
 from pathlib import Path
 
-from mxadamax.checkpoints import save_states
-
 import mxnet as mx
 import numpy as np
 import pytest
 import resumable_training
 from mxnet import autograd, gluon
+
+from mxadamax.checkpoints import save_states
 
 KILLS = int(os.environ.get("MXADAMAX_KILLS", "3"))
 TESTS = Path(__file__).resolve().parent

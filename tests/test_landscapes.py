@@ -4,12 +4,12 @@
 import importlib.util
 from pathlib import Path
 
-from mxadamax.compatibility import gluon_arrays
-
 import numpy as np
 import pytest
 from family import CLASSES
 from mxnet import autograd
+
+from mxadamax.compatibility import gluon_arrays
 
 pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'mxadamax[examples]'")
 

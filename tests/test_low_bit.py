@@ -11,10 +11,6 @@ import re
 import sys
 from pathlib import Path
 
-from mxadamax import _native
-from mxadamax.compatibility import gluon_arrays
-from mxadamax.optimizer import BFLOAT16
-
 import mxnet as mx
 import numpy as np
 import pytest
@@ -23,6 +19,10 @@ from mxnet import autograd, gluon
 from support import Run, leaves, nd, run_python
 from test_half_precision import ALL, TYPES, decoded, encoded
 from test_kernels import instruction_sets
+
+from mxadamax import _native
+from mxadamax.compatibility import gluon_arrays
+from mxadamax.optimizer import BFLOAT16
 
 DTYPES = ("float16", "bfloat16", "int8")
 IN_INT8 = {"adamax", "adam", "adamw", "nadam", "adabelief"}

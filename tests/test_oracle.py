@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import mxadamax
-from mxadamax import _native
-from mxadamax.optimizer import FusedOptimizer
-
 import numpy as np
 import oracle
 import pytest
 from support import next_scalars
+
+import mxadamax
+from mxadamax import _native
+from mxadamax.optimizer import FusedOptimizer
 
 ALL_INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 STEPS = 120

@@ -3,15 +3,15 @@
 
 from dataclasses import replace
 
-import mxadamax
-from mxadamax.commands.verify import EXACT_RATES, units_apart
-from mxadamax.compatibility import IS_MXNET_1
-
 import mxnet as mx
 import numpy as np
 import pytest
 from family import FAMILY, WITH_BUILT_IN, Member
 from support import SIZES, SPECIAL, Run, assert_same_run, gradients
+
+import mxadamax
+from mxadamax.commands.verify import EXACT_RATES, units_apart
+from mxadamax.compatibility import IS_MXNET_1
 
 DTYPES = ("float32", "float64")
 OPTIONS = {"wd": 0.013, "clip_gradient": 0.37, "rescale_grad": 1 / 3, "learning_rate": 0.0123}

@@ -3,9 +3,6 @@
 
 import math
 
-from mxadamax.hyperparameters import FLOAT32, FLOAT64, Range
-from mxadamax.optimizer import FusedOptimizer
-
 import mxnet as mx
 import numpy as np
 from family import FAMILY, WITH_BUILT_IN
@@ -13,6 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from support import Run, assert_same_run
+
+from mxadamax.hyperparameters import FLOAT32, FLOAT64, Range
+from mxadamax.optimizer import FusedOptimizer
 
 shapes = st.lists(
     hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=7)

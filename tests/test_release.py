@@ -9,10 +9,10 @@ import tarfile
 from pathlib import Path
 from typing import Set
 
+import pytest
+
 import mxadamax
 from mxadamax import _native
-
-import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 

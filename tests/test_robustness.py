@@ -5,13 +5,13 @@ import itertools
 import sys
 import threading
 
-import mxadamax
-
 import mxnet as mx
 import numpy as np
 import pytest
 from family import FAMILY
 from support import Run, gradients, run_python
+
+import mxadamax
 
 SHAPES = [(30, 40), (7,), (), (40000,)]
 STEPS = 8

@@ -4,10 +4,10 @@
 import random
 import struct
 
-from mxadamax import _native
-
 import mxnet as mx
 import pytest
+
+from mxadamax import _native
 
 
 def samples(count, seed):

@@ -11,11 +11,6 @@ from contextlib import contextmanager
 from functools import lru_cache
 from unittest import mock
 
-import mxadamax
-from mxadamax.compatibility import gluon_arrays, seed_all
-from mxadamax.ledger import Ledger
-from mxadamax.optimizer import BFLOAT16
-
 import mxnet as mx
 import numpy as np
 import pytest
@@ -26,6 +21,11 @@ from hypothesis import strategies as st
 from mxnet import autograd, gluon
 from support import Run, assert_same_bits, gradients, nd, run_python
 from test_sparse import row_sparse, some_rows
+
+import mxadamax
+from mxadamax.compatibility import gluon_arrays, seed_all
+from mxadamax.ledger import Ledger
+from mxadamax.optimizer import BFLOAT16
 
 OPTIONS = {"wd": 0.013, "clip_gradient": 3.0, "rescale_grad": 1 / 3, "learning_rate": 0.0123}
 SHAPES = [(17,), (), (0,), (3, 4, 5), (40000,), (1,)]

@@ -3,16 +3,16 @@
 
 import ctypes
 
-import mxadamax
-from mxadamax import _native
-from mxadamax.compatibility import IS_MXNET_1, seed_all
-from mxadamax.engine import native
-
 import mxnet as mx
 import numpy as np
 import pytest
 from family import FAMILY
 from support import SPECIAL, assert_same_bits, gradients, leaves, network_shapes
+
+import mxadamax
+from mxadamax import _native
+from mxadamax.compatibility import IS_MXNET_1, seed_all
+from mxadamax.engine import native
 
 OPTIONS = {"wd": 0.013, "clip_gradient": 0.37, "rescale_grad": 1 / 3, "learning_rate": 0.0123}
 SHAPES = [(50, 7), (40,), (9, 2, 3), (30000, 1), (5, 0), (0, 4)]

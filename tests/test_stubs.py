@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Dict, Optional, Tuple
 
+import pytest
+
 import mxadamax
 from mxadamax import _native
-
-import pytest
 
 PACKAGE = Path(mxadamax.__file__).resolve().parent
 STUB = PACKAGE / "_native.pyi"

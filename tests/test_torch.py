@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
-import mxadamax
-
 import mxnet as mx
 import numpy as np
 import pytest
 from support import nd
+
+import mxadamax
 
 SIZE, STEPS = 1000, 100
 LR, WD, EPSILON = 0.01, 0.1, 1e-8

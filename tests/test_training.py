@@ -10,9 +10,6 @@ import resource
 import threading
 from functools import partial
 
-import mxadamax
-from mxadamax.compatibility import IS_MXNET_1, WHOLE_MODEL, gluon_arrays, seed_all
-
 import mxnet as mx
 import numpy as np
 import pytest
@@ -20,6 +17,9 @@ from family import built_in
 from mxnet import autograd, gluon
 from mxnet.base import _LIB, check_call
 from support import assert_same_bits, nd, network_shapes, parameters_of, run_python
+
+import mxadamax
+from mxadamax.compatibility import IS_MXNET_1, WHOLE_MODEL, gluon_arrays, seed_all
 
 OPTIONS = {"learning_rate": 0.01, "wd": 0.01, "clip_gradient": 0.5}
 BATCH = 16

@@ -6,17 +6,17 @@ from __future__ import annotations
 import io
 import json
 
+import numpy as np
+import pytest
+from family import CLASSES
+from rich.console import Console
+
 import mxadamax
 from mxadamax import _native
 from mxadamax.__main__ import main
 from mxadamax.commands import verify
 from mxadamax.compatibility import IS_MXNET_1
 from mxadamax.optimizer import BFLOAT16
-
-import numpy as np
-import pytest
-from family import CLASSES
-from rich.console import Console
 
 HERE = _native.instruction_set
 HALF = np.dtype("float16")
