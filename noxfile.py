@@ -23,6 +23,7 @@ EXTRAS = {"2.0.0b1": "mxnet", "1.9.1": "mxnet1"}
 
 QUICK = [
     "test_install.py",
+    "test_import_order.py",
     "test_release.py",
     "test_stubs.py",
     "test_bad_input.py",

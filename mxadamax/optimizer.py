@@ -40,6 +40,7 @@ from .hyperparameters import (
     check_integer,
 )
 from .ledger import Index, Ledger
+from .parameter_server import new
 
 State = Any
 Scalars = Dict[str, Union[float, List[float]]]
@@ -263,6 +264,9 @@ class FusedOptimizer(StepOptimizer):
             # An MXNet that is not supported shows here, where nothing can swallow it.
             native()
         check_integer(self.registered_name, "begin_num_update", self.begin_num_update, 0)
+
+    def __reduce_ex__(self, protocol: Any) -> Tuple[Any, ...]:
+        return new, (type(self),), self.__getstate__()
 
     def __getstate__(self) -> Dict[str, Any]:
         state: Dict[str, Any] = super().__getstate__()
