@@ -404,7 +404,7 @@ def _successor(
     """What the trainer's optimizer is to become: the file's, on the trainer's devices."""
     entries = {**optimizer.__getstate__(), **source.__getstate__()}
     entries["_built_in_calls"] = getattr(source, "_built_in_calls", {})
-    for name in (*_OF_THE_PROGRAM, "_dtypes"):
+    for name in _OF_THE_PROGRAM:
         if name in vars(optimizer):
             entries[name] = getattr(optimizer, name)
     if entries.get("ema_decay") is None:

@@ -3,12 +3,13 @@
 
 import importlib
 import inspect
-from typing import Any, Optional, Sequence, Tuple, Union
+import sys
+from types import FrameType
+from typing import Any, Optional, Set, Union
 
 import mxnet
 import numpy
-from mxnet.ndarray import NDArray
-from mxnet.optimizer import Optimizer
+from mxnet.optimizer import Optimizer, Updater
 
 IS_MXNET_1 = "use_fused_step" not in inspect.signature(Optimizer.__init__).parameters
 
@@ -39,11 +40,18 @@ def aggregate_num_here(aggregate_num: Any) -> Any:
     return aggregate_num
 
 
-def as_lists(indices: Any, *others: Any) -> Tuple[Any, ...]:
-    """The arguments of an update, of which MXNet 1 hands over single ones or lists."""
-    if IS_MXNET_1 and not isinstance(indices, (list, tuple)):
-        return ([indices], *([other] for other in others))
-    return (indices, *others)
+def dtypes_of_step() -> Set[Any]:
+    """The dtypes of all weights of the step that the caller runs in, if it is an updater's.
+
+    MXNet 1's updater calls the optimizer once for each of them.
+    """
+    frame: Optional[FrameType] = sys._getframe()
+    while frame is not None:
+        if frame.f_code is Updater.__call__.__code__:
+            weights = frame.f_locals["weight"]
+            return {w.dtype for w in (weights if isinstance(weights, (list, tuple)) else [weights])}
+        frame = frame.f_back
+    return set()
 
 
 def seed_all(seed: int) -> None:
@@ -54,9 +62,10 @@ def seed_all(seed: int) -> None:
 
 
 class StepOptimizer(Optimizer):  # type: ignore[misc]  # MXNet has no types.
-    """MXNet's base class as MXNet 2 has it: lists of parameters, `step` and `fused_step`.
+    """MXNet's base class as MXNet 2 has it: `update` calls `step` or `fused_step`.
 
-    In MXNet 1, `update` gets a parameter or a list of them, and there is no other method.
+    They get what `update` gets: lists of parameters, or a single one. In MXNet 1, there is no other
+    method than `update`; in MXNet 2, it takes lists only.
     """
 
     if IS_MXNET_1:
@@ -68,24 +77,17 @@ class StepOptimizer(Optimizer):  # type: ignore[misc]  # MXNet has no types.
             self.aggregate_num = 1 if aggregate_num is None else aggregate_num
             self.use_fused_step = use_fused_step
 
-        def update(self, indices: Any, weights: Any, grads: Any, states: Any) -> None:
-            """Update one parameter, or several of which each argument is then a list."""
-            indices, weights, grads, states = as_lists(indices, weights, grads, states)
-            for array in (*weights, *grads):
-                assert isinstance(array, NDArray)
-            if self.use_fused_step:
-                self.fused_step(indices, weights, grads, states)
-            else:
-                self.step(indices, weights, grads, states)
+    def update(self, indices: Any, weights: Any, grads: Any, states: Any) -> None:
+        """Update by a kernel with `use_fused_step`, else by operators."""
+        if self.use_fused_step:
+            self.fused_step(indices, weights, grads, states)
+        else:
+            self.step(indices, weights, grads, states)
 
-    def step(
-        self, indices: Sequence[Any], weights: Sequence[Any], grads: Sequence[Any], states: Any
-    ) -> None:
+    def step(self, indices: Any, weights: Any, grads: Any, states: Any) -> None:
         """Update by operators."""
         raise NotImplementedError
 
-    def fused_step(
-        self, indices: Sequence[Any], weights: Sequence[Any], grads: Sequence[Any], states: Any
-    ) -> None:
+    def fused_step(self, indices: Any, weights: Any, grads: Any, states: Any) -> None:
         """Update by a kernel."""
         raise NotImplementedError

@@ -73,15 +73,14 @@ def from_built_in(
         taken["clip_gradient"] = None
     if taken.get("clip_weights") == 0:
         taken["clip_weights"] = None
-    if isinstance(taken["rescale_grad"], NDArray):
-        # MXNet 2's AdamW makes an array of it.
-        taken["rescale_grad"] = float(taken["rescale_grad"].asscalar())
 
     make: Any = type(like)
     default = make()
     options = {name: taken.get(name, getattr(like, name)) for name in _options(type(like))}
     target: FusedOptimizer = make(**{k: v for k, v in options.items() if v != getattr(default, k)})
-    target.__dict__.update(taken)
+    for attribute, value in taken.items():
+        # Some are arrays: MXNet 2's AdamW makes one of rescale_grad.
+        setattr(target, attribute, value)
     target._index_update_count = target._all_index_update_counts.setdefault(0, {})
     # So that the way back leads to where it began.
     calls = ("aggregate_num", "use_fused_step")

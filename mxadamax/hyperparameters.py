@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ranges that hyperparameters must lie in, and the messages where they do not."""
+"""The numbers that hyperparameters are, the ranges that they must lie in, and what is refused."""
 
 import math
 import numbers
@@ -92,9 +92,44 @@ class Range(NamedTuple):
 
 
 FINITE = Range(-math.inf, math.inf)
+ANY_FINITE = FINITE._replace(magnitudes=(0.0, math.inf))
+"""Of what is multiplied before it is used, however near to 0 that is."""
 NOT_NEGATIVE = Range(0.0, math.inf)
 DECAY_RATE = Range(0.0, 1.0)
 """Of an exponentially weighted mean: how much of the old value is kept."""
+
+
+def as_number(value: Any) -> Any:
+    """A real number, or an array of one, as a Python number; anything else as it is.
+
+    Arrays are NumPy's and both kinds of MXNet's, which are waited for. What is written to them
+    later does not count.
+
+    Parameters
+    ----------
+    value : Any
+        What was given.
+
+    Examples
+    --------
+    >>> as_number(numpy.array([0.5]))
+    0.5
+    """
+    if type(value) in (float, int):
+        return value
+    number = value
+    if hasattr(value, "asnumpy") and value.size == 1:
+        # NumPy does not know bfloat16.
+        of_bits = numpy.dtype(value.dtype).names is not None
+        number = (value.astype(numpy.float32) if of_bits else value).asnumpy()
+    if isinstance(number, numpy.ndarray) and number.size == 1:
+        number = number.item()
+    if isinstance(number, numbers.Real) and not isinstance(number, bool):
+        try:
+            return float(number)
+        except OverflowError:
+            return value
+    return value
 
 
 def bound_of(value: Optional[float]) -> float:

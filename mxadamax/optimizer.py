@@ -3,6 +3,7 @@
 
 import inspect
 import math
+import numbers
 import os
 import zlib
 from types import SimpleNamespace
@@ -11,11 +12,11 @@ from typing import (
     Callable,
     ClassVar,
     Dict,
+    Iterable,
     List,
     Mapping,
     Optional,
     Sequence,
-    Set,
     Tuple,
     Type,
     TypeVar,
@@ -28,13 +29,15 @@ from mxnet.ndarray import NDArray, array, cast, clip, zeros
 from mxnet.optimizer import Optimizer
 
 from . import _native
-from .compatibility import IS_MXNET_1, StepOptimizer, aggregate_num_here, as_lists
+from .compatibility import IS_MXNET_1, StepOptimizer, aggregate_num_here, dtypes_of_step
 from .engine import inside_kvstore_update, native
 from .hyperparameters import (
+    ANY_FINITE,
     FINITE,
     FLOAT32,
     NOT_NEGATIVE,
     Range,
+    as_number,
     bound_of,
     check_flag,
     check_integer,
@@ -217,6 +220,7 @@ class FusedOptimizer(StepOptimizer):
         unknown = sorted(set(kwargs) - set(inspect.signature(Optimizer.__init__).parameters))
         if unknown:
             raise TypeError(f"{self.registered_name}: unexpected argument {unknown[0]!r}")
+        learning_rate = as_number(learning_rate)
         Range(0.0, math.inf, optional=True).check(
             self.registered_name, "learning_rate", learning_rate
         )
@@ -259,7 +263,6 @@ class FusedOptimizer(StepOptimizer):
         self._ledgers: Dict[int, Ledger] = {}
         self._last_ledger = Ledger()
         self._memo = _native.StateMemo()
-        self._dtypes: Set[Any] = set()
         if use_fused_step:
             # An MXNet that is not supported shows here, where nothing can swallow it.
             native()
@@ -267,6 +270,17 @@ class FusedOptimizer(StepOptimizer):
 
     def __reduce_ex__(self, protocol: Any) -> Tuple[Any, ...]:
         return new, (type(self),), self.__getstate__()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "lr" or name in self._common_ranges or name in self.ranges:
+            if name == "rescale_grad" and _is_integer_array(value):
+                raise ValueError(
+                    f"{self.registered_name}: rescale_grad must be a float, got an array of "
+                    f"{numpy.dtype(value.dtype)}, in which MXNet drops fractions; give a batch "
+                    "size of integers as a Python int"
+                )
+            value = as_number(value)
+        super().__setattr__(name, value)
 
     def __getstate__(self) -> Dict[str, Any]:
         state: Dict[str, Any] = super().__getstate__()
@@ -290,7 +304,6 @@ class FusedOptimizer(StepOptimizer):
         self._last_ledger = next(iter(self._ledgers.values()), Ledger())
         self.weights_are_averages = False
         self.aggregate_num = aggregate_num_here(self.aggregate_num)
-        self._dtypes = set(state.get("_dtypes", ()))
 
     def check_hyperparameters(self) -> None:
         """Raise ValueError where a hyperparameter is out of its range.
@@ -324,6 +337,7 @@ class FusedOptimizer(StepOptimizer):
 
     def set_learning_rate(self, lr: float) -> None:
         """Set the learning rate, in [0, inf); only without an `lr_scheduler`."""
+        lr = as_number(lr)
         NOT_NEGATIVE.check(self.registered_name, "learning_rate", lr)
         super().set_learning_rate(lr)
 
@@ -407,7 +421,6 @@ class FusedOptimizer(StepOptimizer):
             With `multi_precision`, for a float16 or bfloat16 weight, a float32 copy of it and the
             state of that; else what `create_state` makes.
         """
-        self._dtypes.add(weight.dtype)
         if self.multi_precision and _is_short(weight):
             master = _dense_copy(weight)
             return master, self.create_state(index, master)
@@ -454,24 +467,42 @@ class FusedOptimizer(StepOptimizer):
         states: Sequence[State],
     ) -> None:
         """Update by `definition`, parameter by parameter; arguments as for `fused_step`."""
+        indices, weights, grads, states = self._as_lists(indices, weights, grads, states)
         self.check_hyperparameters()
         if not indices:
             return
+        for index, weight, grad in zip(indices, weights, grads):
+            for what, found in (("weight", weight), ("gradient", grad)):
+                if not isinstance(found, NDArray):
+                    raise ValueError(
+                        f"{self.registered_name}: parameter {self._name(index)}: {what} is "
+                        f"{type(found).__name__}, expected an NDArray"
+                    )
+        take_back = self._progress()
         factor: Optional[float] = 1.0
-        if self._whole_model_option:
-            factor = self._factor(indices, weights, grads)
+        try:
+            if self._whole_model_option:
+                self._ledger(weights[0])
+            lrs, wds = self._count_update(indices)
+            updates = self._updates(indices)
+            rows = self._rows(indices, self._scalars(lrs, wds, updates))
+            if self._whole_model_option:
+                factor = self._factor(indices, weights, grads)
+        except BaseException:
+            take_back()
+            raise
         if factor is None:
-            self._count_update(indices)
             return
-        for index, weight, grad, state in zip(indices, weights, grads, states):
+        for weight, grad, state, t, s in zip(weights, grads, states, updates, rows):
+            s.rescale_grad *= factor
             master, own, average = self._parts(state, weight)
             if _is_short(weight):
-                target = self._step_in_float32(index, weight, grad, master, own, factor)
+                target = self._step_in_float32(weight, grad, master, own, s)
             else:
                 target = weight
-                self._step_one(index, weight, grad, own, factor)
+                self._step_one(weight, grad, own, s)
             if average is not None:
-                share = self._share(self._updates([index])[0])
+                share = self._share(t)
                 # As arrays: operators may read another number than the one that is given.
                 kept, taken = (
                     array(numpy.full(average.shape, x), average.context, average.dtype)
@@ -479,16 +510,23 @@ class FusedOptimizer(StepOptimizer):
                 )
                 average[:] = kept * average + taken * target
 
-    def _step_one(
-        self, index: Index, weight: NDArray, grad: NDArray, state: State, factor: float
-    ) -> None:
-        """`step` for one parameter, with a factor for its gradient."""
-        lrs, wds = self._count_update([index])
-        scalars = self._scalars(lrs, wds, self._updates([index]))
-        s = SimpleNamespace(
-            **{name: x[0] if isinstance(x, list) else x for name, x in scalars.items()}
-        )
-        s.rescale_grad *= factor
+    def _rows(self, indices: Sequence[Index], table: Scalars) -> List[SimpleNamespace]:
+        """The scalars of each parameter; ValueError where one is not finite."""
+        rows = []
+        for i, index in enumerate(indices):
+            row = {name: x[i] if isinstance(x, list) else x for name, x in table.items()}
+            for name, value in row.items():
+                if not math.isfinite(value) and name not in ("clip_gradient", "clip_weights"):
+                    what = "1 - lr * wd" if name == "keep" else name
+                    raise ValueError(
+                        f"{self.registered_name}: parameter {self._name(index)}: {what} is "
+                        f"{value!r}, expected a finite number"
+                    )
+            rows.append(SimpleNamespace(**row))
+        return rows
+
+    def _step_one(self, weight: NDArray, grad: NDArray, state: State, s: SimpleNamespace) -> None:
+        """`step` for one parameter with its scalars."""
         if grad.stype != "default":
             grad = grad.tostype("default")
         grad = grad * s.rescale_grad
@@ -516,8 +554,8 @@ class FusedOptimizer(StepOptimizer):
 
         Parameters
         ----------
-        indices : sequence of int or str
-            The parameters.
+        indices : sequence of int or str, or a single one
+            The parameters. With a single one, the other arguments are single ones as well.
         weights, grads : sequence of NDArray
             Float32, float64, float16 or bfloat16 arrays, of any shape, also of size 0, all in host
             memory or all on one GPU. Each gradient has its weight's shape and dtype. In host memory
@@ -535,11 +573,11 @@ class FusedOptimizer(StepOptimizer):
             At the next wait, where a row_sparse gradient names rows that its weight does not have,
             or not in ascending order. No array has been changed then.
         """
+        indices, weights, grads, states = self._as_lists(indices, weights, grads, states)
         self.check_hyperparameters()
         if not indices:
             return
-        counts = self._index_update_count
-        counts_before, attributes_before = dict(counts), dict(self.__dict__)
+        take_back = self._progress()
         batch = None
         try:
             batch = native().Batch(
@@ -563,9 +601,7 @@ class FusedOptimizer(StepOptimizer):
             # Interrupted when nothing was left to do: the engine will update the arrays.
             if batch is not None and batch.pushed:
                 raise
-            counts.clear()
-            counts.update(counts_before)
-            self.__dict__.update(attributes_before)
+            take_back()
             if type(error) is RuntimeError:
                 # With MXNET_ENGINE_TYPE=NaiveEngine the operation has run, and failed, already.
                 raise MXNetError(str(error)) from None
@@ -579,6 +615,53 @@ class FusedOptimizer(StepOptimizer):
                 f"{self.registered_name}: parameter {self._name(indices[position])}: "
                 + message.replace("{other}", f"parameter {self._name(indices[other])}")
             ) from None
+
+    def _as_lists(
+        self, indices: Any, weights: Any, grads: Any, states: Any
+    ) -> Tuple[Sequence[Index], Sequence[NDArray], Sequence[NDArray], Sequence[State]]:
+        """The arguments of an update, which are single ones or lists, as lists of one length."""
+        if isinstance(indices, (str, numbers.Integral)):
+            indices, weights, grads, states = [indices], [weights], [grads], [states]
+        lists = []
+        for name, found in zip(
+            ("indices", "weights", "grads", "states"), (indices, weights, grads, states)
+        ):
+            if not isinstance(found, (list, tuple)):
+                # What goes through the rows of an array, or in no order, is not meant.
+                apart = (NDArray, numpy.ndarray, str, bytes, dict, set, frozenset)
+                if isinstance(found, apart) or not isinstance(found, Iterable):
+                    one = "an integer, a string or " if name == "indices" else ""
+                    raise ValueError(
+                        f"{self.registered_name}: {name} must be {one}a list with one for each "
+                        f"parameter, got {type(found).__name__}"
+                    )
+                found = list(found)
+            lists.append(found)
+        indices = lists[0]
+        if not set(map(type, indices)) <= {int, str}:
+            for index in indices:
+                if not isinstance(index, (str, numbers.Integral)):
+                    raise ValueError(
+                        f"{self.registered_name}: an index must be an integer or a string, got "
+                        f"{index!r}"
+                    )
+        lengths = [len(argument) for argument in lists]
+        if len(set(lengths)) > 1:
+            found = "{} indices, {} weights, {} gradients and {} states".format(*lengths)
+            raise ValueError(f"{self.registered_name}: got {found}, expected as many of each")
+        return tuple(lists)  # type: ignore[return-value]  # Of four, as given.
+
+    def _progress(self) -> Callable[[], None]:
+        """What takes all that is counted back to what it is now."""
+        counts = self._index_update_count
+        counts_before, attributes_before = dict(counts), dict(self.__dict__)
+
+        def take_back() -> None:
+            counts.clear()
+            counts.update(counts_before)
+            self.__dict__.update(attributes_before)
+
+        return take_back
 
     def _push_whole_model(self, batch: Any, indices: Sequence[Index], weight: NDArray) -> None:
         """Hand over a step that depends on all gradients together."""
@@ -621,12 +704,11 @@ class FusedOptimizer(StepOptimizer):
 
     def _step_in_float32(
         self,
-        index: Index,
         weight: NDArray,
         grad: NDArray,
         master: Optional[NDArray],
         state: State,
-        factor: float,
+        s: SimpleNamespace,
     ) -> NDArray:
         """`step` for a 16-bit weight: on its master weight, or on copies of weight and state.
 
@@ -634,13 +716,13 @@ class FusedOptimizer(StepOptimizer):
         """
         grad = grad.astype(numpy.float32)
         if master is not None:
-            self._step_one(index, master, grad, state, factor)
+            self._step_one(master, grad, state, s)
         else:
             arrays = [] if state is None else [state] if isinstance(state, NDArray) else state
             copies = tuple(array.astype(numpy.float32) for array in arrays)
             master = weight.astype(numpy.float32)
             own = None if state is None else copies[0] if isinstance(state, NDArray) else copies
-            self._step_one(index, master, grad, own, factor)
+            self._step_one(master, grad, own, s)
             for array, copy in zip(arrays, copies):
                 cast(copy, dtype=array.dtype, out=array)
         cast(master, dtype=weight.dtype, out=weight)
@@ -676,14 +758,14 @@ class FusedOptimizer(StepOptimizer):
         MXNet drops an exception raised under a key-value store and goes on without the update.
         There the weights are made to raise MXNetError where they are used next.
         """
-        indices, weights, grads, states = as_lists(indices, weights, grads, states)
+        indices, weights, grads, states = self._as_lists(indices, weights, grads, states)
         try:
             if self._whole_model_option and inside_kvstore_update():
                 raise ValueError(
                     f"{self.registered_name}: {self._whole_model_option} needs the whole model in "
                     "one call, but a key-value store updates parameters one by one"
                 )
-            if IS_MXNET_1 and self._whole_model_option and self._several_dtypes(weights):
+            if IS_MXNET_1 and self._whole_model_option and len(dtypes_of_step()) > 1:
                 raise ValueError(
                     f"{self.registered_name}: {self._whole_model_option} needs the whole model in "
                     "one call, but MXNet 1 makes one for each dtype of weights, and there are "
@@ -698,11 +780,6 @@ class FusedOptimizer(StepOptimizer):
             if inside_kvstore_update():
                 native().push_failure(list(weights), str(error))
             raise
-
-    def _several_dtypes(self, weights: Sequence[NDArray]) -> bool:
-        # By the first update, MXNet has made the states of all.
-        self._dtypes.update(weight.dtype for weight in weights)
-        return len(self._dtypes) > 1
 
     def _count_update(self, indices: Sequence[Index]) -> Tuple[List[float], List[float]]:
         """Count one more update of each parameter.
@@ -728,6 +805,37 @@ class FusedOptimizer(StepOptimizer):
         counts.update(zip(indices, updates))
         lrs += self._get_lrs(same_rate)
         return lrs, self._get_wds(indices)
+
+    def _get_lrs(self, indices: Sequence[Index]) -> List[float]:
+        rate = as_number(self.learning_rate)
+        asked = (
+            f"lr_scheduler({self.num_update})" if self.lr_scheduler is not None else "learning_rate"
+        )
+        ANY_FINITE.check(self.registered_name, asked, rate)
+        return self._multiplied(float(rate), "lr_mult", indices)
+
+    def _get_wds(self, indices: Sequence[Index]) -> List[float]:
+        return self._multiplied(float(self.wd), "wd_mult", indices)
+
+    def _multiplied(self, number: float, name: str, indices: Sequence[Index]) -> List[float]:
+        """A number times the multiplier of each parameter, which is found where MXNet finds it."""
+        table: Mapping[Any, Any] = getattr(self, name)
+        products = []
+        for index in indices:
+            if index in self.param_dict:
+                multiplier = getattr(self.param_dict[index], name)
+            elif index in table or index not in self.idx2name:
+                multiplier = table.get(index, 1.0)
+            else:
+                multiplier = table.get(self.idx2name[index], 1.0)
+            if type(multiplier) is not float or not math.isfinite(multiplier):
+                # Some set whether a parameter learns.
+                flag = isinstance(multiplier, (bool, numpy.bool_))
+                multiplier = int(multiplier) if flag else as_number(multiplier)
+                owner = f"{self.registered_name}: parameter {self._name(index)}"
+                ANY_FINITE.check(owner, name, multiplier)
+            products.append(number * float(multiplier))
+        return products
 
     def _updates(self, indices: Sequence[Index]) -> List[int]:
         """Which update of each parameter this is, for `step` without those that were skipped."""
@@ -794,7 +902,14 @@ def _dense_copy(weight: NDArray) -> NDArray:
 
 def _number_of(index: Index) -> int:
     """32 bits that tell parameters apart."""
-    return index & 0xFFFFFFFF if isinstance(index, int) else zlib.crc32(str(index).encode())
+    if isinstance(index, numbers.Integral):
+        return int(index) & 0xFFFFFFFF
+    return zlib.crc32(str(index).encode())
+
+
+def _is_integer_array(value: Any) -> bool:
+    """Whether this is an array of MXNet's that holds integers."""
+    return hasattr(value, "asnumpy") and numpy.issubdtype(value.dtype, numpy.integer)
 
 
 def _is_short(weight: NDArray) -> bool:

@@ -22,7 +22,8 @@ class MomentumOptimizer(FusedOptimizer):
     def __init__(self, momentum: float, **kwargs: Any):
         super().__init__(**kwargs)
         self.momentum = momentum
-        self.rule = "sgd" if momentum == 0 else self.rule_with_momentum
+        DECAY_RATE.check(self.registered_name, "momentum", self.momentum)
+        self.rule = "sgd" if self.momentum == 0 else self.rule_with_momentum
         self.check_hyperparameters()
 
     def check_hyperparameters(self) -> None:

@@ -173,12 +173,13 @@ def test_learning_rate_is_checked_when_set():
 def test_scheduler_that_gives_no_number():
     run = a_run()
     run.optimizer.lr_scheduler = lambda num_update: math.nan
-    refused(run, r"parameter 0: lr is nan, expected a finite number")
+    refused(run, r"lr_scheduler\(2\) must be finite, got nan")
 
 
 def test_decoupled_weight_decay_that_is_no_number():
     run = a_run(decoupled_wd=True, wd=0.1)
-    run.optimizer.lr_scheduler = lambda num_update: math.inf
+    run.optimizer.lr_scheduler = lambda num_update: 1e200
+    run.optimizer.wd = 1e200
     refused(run, r"parameter 0: 1 - lr \* wd is -inf, expected a finite number")
 
 
@@ -186,6 +187,9 @@ def test_multipliers_that_are_no_number():
     run = a_run()
     run.optimizer.set_wd_mult({1: math.inf})
     run.optimizer.wd = 0.1
+    refused(run, r"parameter 1 \('dense0_bias'\): wd_mult must be finite, got inf")
+    run.optimizer.set_wd_mult({1: 1e300})
+    run.optimizer.wd = 1e300
     refused(run, r"parameter 1 \('dense0_bias'\): wd is inf, expected a finite number")
 
 
@@ -361,7 +365,7 @@ def test_objects_that_are_no_arrays():
     ]:
         with pytest.raises(ValueError, match="^adamax_ext: parameter 0: " + message):
             optimizer.fused_step([0], weights, grads, [state])
-    with pytest.raises(ValueError, match="got 1 weights, 2 gradients and 1 states"):
+    with pytest.raises(ValueError, match="got 1 indices, 1 weights, 2 gradients and 1 st"):
         optimizer.fused_step([0], [weight], [weight, weight], [state])
 
 
@@ -565,8 +569,8 @@ def test_what_is_no_batch():
         native().Batch("adamin", [], [], [], memo, False, False, False, None)
     with pytest.raises(TypeError, match="expected a sequence"):
         native().Batch("sgd", 5, [], [], memo, False, False, False, None)
-    with pytest.raises(TypeError, match="expected a sequence"):
-        mxadamax.SGD().fused_step([0], 5, [mx.nd.ones((2,))], [None])
+    with pytest.raises(ValueError, match="got 0 weights, 1 gradients and 0 states, expected as"):
+        native().Batch("sgd", [], [mx.nd.ones((2,))], [], memo, False, False, False, None)
     empty = native().Batch("sgd", [], [], [], memo, False, False, False, None)
     empty.push([{name: 1.0 for name in SCALARS_OF_SGD}], None, False, None, 0)
     assert not empty.pushed
@@ -687,7 +691,7 @@ def test_states_of_rules_with_fewer_arrays(options, make, message):
 
 
 def test_as_many_states_as_weights():
-    with pytest.raises(ValueError, match="got 1 weights, 1 gradients and 2 states, expected as"):
+    with pytest.raises(ValueError, match="got 1 indices, 1 weights, 1 gradients and 2 states"):
         mxadamax.SGD().fused_step([0], [ones(3)], [ones(3)], [None, None])
 
 
