@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What steps leave behind that nothing waited for."""
 
-from typing import Dict, List, Mapping, Optional, Sequence, Union
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from mxnet.ndarray import NDArray
 
@@ -38,6 +38,7 @@ class Ledger:
         self._pushed = 0
         self._indices: List[Index] = []
         self._norm: Optional[float] = None
+        self._before: Tuple[Optional[NDArray], Optional[float]] = (None, None)
 
     def outcomes(self, indices: Sequence[Index]) -> List[List[int]]:
         """How many steps of each of these parameters have been skipped: every possibility.
@@ -68,6 +69,7 @@ class Ledger:
 
     def push(self, weight: NDArray) -> None:
         """Note that a step that writes this weight is handed over."""
+        self._before = self._weight, self._norm
         self._pushed += 1
         self._weight = weight
         self._norm = None
@@ -75,6 +77,7 @@ class Ledger:
     def take_back(self) -> None:
         """Note that the last step was not handed over after all."""
         self._pushed -= 1
+        self._weight, self._norm = self._before
 
     def note(self, indices: Sequence[Index], weight: NDArray, norm: float, skipped: bool) -> None:
         """Note a step that has been waited for."""

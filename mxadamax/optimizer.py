@@ -645,10 +645,12 @@ class FusedOptimizer(StepOptimizer):
                         f"{self.registered_name}: an index must be an integer or a string, got "
                         f"{index!r}"
                     )
-        lengths = [len(argument) for argument in lists]
-        if len(set(lengths)) > 1:
-            found = "{} indices, {} weights, {} gradients and {} states".format(*lengths)
-            raise ValueError(f"{self.registered_name}: got {found}, expected as many of each")
+        count, *others = map(len, lists)
+        if others != 3 * [count]:
+            raise ValueError(
+                f"{self.registered_name}: got {count} indices, {others[0]} weights, {others[1]} "
+                f"gradients and {others[2]} states, expected as many of each"
+            )
         return tuple(lists)  # type: ignore[return-value]  # Of four, as given.
 
     def _progress(self) -> Callable[[], None]:
