@@ -297,6 +297,14 @@ def _read(file: Path) -> Tuple[States, Optimizer, bool]:
         states, optimizer = found
         if isinstance(states, dict) and isinstance(optimizer, Optimizer):
             return states, optimizer, numpy_shapes
+    if isinstance(found, dict):
+        raise ValueError(
+            f"{os.fspath(file)}: holds states alone, as a Module writes and Updater.get_states() "
+            "does; how often each has been updated, and with which numbers, is said by the "
+            "optimizer only. Make a Trainer with the optimizer, options and begin_num_update (the "
+            "updates so far) of that training; its load_states(file) takes the states, and "
+            "mxadamax.save_states then writes both"
+        )
     kind = type(found).__name__
     if isinstance(found, tuple):
         kind += f" of ({', '.join(type(entry).__name__ for entry in found)})"
