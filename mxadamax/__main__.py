@@ -37,17 +37,17 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--version", action="version", version=f"mxadamax {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     modules = {}
-    for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary)
-        # The others' imports can take seconds.
-        if argv[:1] == [name]:
-            modules[name] = importlib.import_module(f"{__package__}.commands.{name}")
-            modules[name].add_arguments(command)
-    given = parser.parse_args(argv, argparse.Namespace(argv=argv))
     try:
+        for name, summary in COMMANDS.items():
+            command = commands.add_parser(name, help=summary)
+            # The others' imports can take seconds.
+            if argv[:1] == [name]:
+                modules[name] = importlib.import_module(f"{__package__}.commands.{name}")
+                modules[name].add_arguments(command)
+        given = parser.parse_args(argv, argparse.Namespace(argv=argv))
         status: int = modules[given.command].run(given)
     except (ImportError, OSError, ValueError) as error:
-        print(f"mxadamax {given.command}: {error}", file=sys.stderr)
+        print(f"mxadamax {argv[0]}: {error}", file=sys.stderr)
         return 1
     return status
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
 import sys
 import types
+from pathlib import Path
 from typing import Callable
 
 import mxnet as mx
@@ -367,9 +370,21 @@ def test_refused_before_anything_is_measured(arguments, message, capsys, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pictures_need_matplotlib(capsys, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+@pytest.fixture
+def without_matplotlib(monkeypatch):
+    """As if it had not been imported yet."""
+    for name in list(sys.modules):
+        if name.split(".")[0] == "matplotlib" or name == "mxadamax.commands.bench.plots":
+            monkeypatch.delitem(sys.modules, name)
+    # Nothing is measured, should that be what a test gets to.
+    monkeypatch.setattr(measuring, "measure", None)
+    return monkeypatch
+
+
+def test_pictures_need_matplotlib(capsys, without_matplotlib, tmp_path):
+    missing = "raise ModuleNotFoundError('No module named matplotlib', name='matplotlib')"
+    (tmp_path / "matplotlib.py").write_text(missing)
+    without_matplotlib.syspath_prepend(tmp_path)
     assert main(["bench", "--only", "resnet50", "--plot", str(tmp_path / "out.png")]) == 1
     assert "--plot needs matplotlib: pip install 'mxadamax[plot]'" in capsys.readouterr().err
 
@@ -380,3 +395,64 @@ def test_nothing_to_draw(tmp_path, capsys):
     command = ["--from", str(tmp_path / "in.json"), "--plot", str(tmp_path / "out.png")]
     assert main(["bench", *command]) == 1
     assert "nothing to draw" in capsys.readouterr().err
+
+
+# As libraries fail that are missing or damaged, or of another NumPy.
+BROKEN = [
+    "raise OSError('libcudart.so.12: cannot open shared object file')",
+    "raise ImportError('libtorch_cpu.so: undefined symbol: x')",
+    "raise ModuleNotFoundError('No module named typing_extensions', name='typing_extensions')",
+    "raise AttributeError('numpy has no PZERO')",
+    "raise RuntimeError('compiled with another NumPy')",
+]
+
+
+def bench(folder, *arguments):
+    """The command in a process of its own, where modules in `folder` come before all others."""
+    root = str(Path(mxadamax.__file__).resolve().parents[1])
+    return subprocess.run(
+        [sys.executable, "-m", "mxadamax", "bench", *arguments],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(folder), root, *filter(None, sys.path)]),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("error", BROKEN[::2])
+def test_pytorch_that_cannot_be_imported_is_left_out(error, tmp_path):
+    (tmp_path / "torch.py").write_text(error)
+    report = tmp_path / "report.json"
+    done = bench(tmp_path, "--only", "sizes-1000", "--repeat", "1", "--json", str(report))
+    assert done.returncode == 0, done.stderr
+    said = error.split("'")[1]
+    assert re.search(rf"without PyTorch, which cannot be imported: \w+: {said}", done.stdout)
+    result = json.loads(report.read_text())
+    assert result["machine"]["torch"] is None
+    assert set(result["cases"]["sizes-1000"]) == TRAINERS | {"floor"}
+
+
+def test_pytorch_that_is_not_installed_is_not_mentioned(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('torch', name='torch')")
+    done = bench(tmp_path, "--only", "sizes-1000", "--repeat", "1")
+    assert done.returncode == 0, done.stderr
+    assert "PyTorch" not in done.stdout
+
+
+@pytest.mark.parametrize("error", BROKEN)
+def test_a_matplotlib_that_cannot_be_imported_is_named(error, tmp_path, capsys, without_matplotlib):
+    """Before anything is measured."""
+    (tmp_path / "matplotlib.py").write_text(error)
+    without_matplotlib.syspath_prepend(tmp_path)
+    assert main(["bench", "--plot", str(tmp_path / "a.png")]) == 1
+    output = capsys.readouterr()
+    said = error.split("'")[1]
+    assert re.search(
+        rf"--plot needs matplotlib, which is installed and cannot be imported: \w+: {said}",
+        output.err,
+    )
+    assert output.out == ""

@@ -34,7 +34,7 @@ The cases named sizes-... are single arrays of a thousand to 25 million numbers.
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import json
 import os
 import sys
@@ -44,7 +44,7 @@ from typing import Sequence
 from rich.console import Console
 
 from ..machine import omp_threads
-from .cases import CASES, cases_named, torch
+from .cases import CASES, cases_named, torch, torch_is_broken
 from .measuring import run_cases
 from .reporting import as_json, case_table, machine, summary_table
 
@@ -111,12 +111,25 @@ def restart_with(threads: int, argv: Sequence[str]) -> None:
     os.execve(sys.executable, [sys.executable, "-m", "mxadamax", *argv], environment)
 
 
+def check_matplotlib() -> None:
+    """Import it, which can fail in as many ways as there are to damage an installation."""
+    try:
+        importlib.import_module(f"{__name__}.plots")
+    except Exception as error:
+        if getattr(error, "name", None) == "matplotlib":
+            raise ValueError("--plot needs matplotlib: pip install 'mxadamax[plot]'") from None
+        raise ValueError(
+            "--plot needs matplotlib, which is installed and cannot be imported: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
 def check(given: argparse.Namespace) -> None:
     """Refuse now what would fail after an hour."""
     if given.source and not given.plot:
         raise ValueError("--from needs --plot: it says what to draw")
-    if given.plot and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("--plot needs matplotlib: pip install 'mxadamax[plot]'")
+    if given.plot:
+        check_matplotlib()
     if given.plot and given.plot.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--plot: expected a name that ends in .png, .svg or .pdf: {given.plot}")
     if given.plot and not given.source:
@@ -141,6 +154,9 @@ def run(given: argparse.Namespace) -> int:
         torch.set_num_threads(omp_threads())
 
     console = Console()
+    if torch_is_broken:
+        said = f"without PyTorch, which cannot be imported: {torch_is_broken}"
+        console.print(said, markup=False, soft_wrap=True)
     console.print(", ".join(f"{key} {value}" for key, value in machine().items()), soft_wrap=True)
     samples = run_cases(chosen(given), given.repeat, console)
     for name, times in samples.items():

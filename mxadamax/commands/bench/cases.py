@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 import math
 from typing import Any, Callable, Dict, NamedTuple, Sequence, Tuple, Union
 
@@ -19,7 +19,15 @@ from ...engine import native
 from ..machine import omp_threads
 
 # After MXNet, so that both run on the OpenMP library that MXNet has loaded.
-torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
+torch: Any = None
+torch_is_broken: str | None = None
+"""Why PyTorch is left out although it is installed."""
+try:
+    torch = importlib.import_module("torch")
+except Exception as error:
+    # Of whatever kind: a library that is missing or damaged, another NumPy, another Python.
+    if getattr(error, "name", None) != "torch" or not isinstance(error, ModuleNotFoundError):
+        torch_is_broken = f"{type(error).__name__}: {error}"
 
 Shape = Tuple[int, ...]
 
