@@ -10,7 +10,9 @@ import warnings as _warnings
 __version__ = "0.1.0"
 
 from .commands.failed_import import explain_where_the_import_fails as _explain_where_it_fails
+from .native_module import refuse as _refuse
 from .parameter_server import end_where_mxnet_would_go_on as _end_where_mxnet_would_go_on
+from .versions import SUPPORTED as _SUPPORTED
 
 _explain_where_it_fails()
 # Before MXNet, whose import is where a parameter server runs.
@@ -30,7 +32,7 @@ except ModuleNotFoundError as _error:
     if _error.name in ("mxnet", "numpy"):
         raise ImportError(
             "mxadamax needs Apache MXNet: install it with pip install 'mxadamax[mxnet]', "
-            "or install the MXNet 2.0.0b1 or 1.9.1 flavour for your machine."
+            f"or the flavour for your machine of {_SUPPORTED.replace(' and ', ' or ')}."
         ) from None
     if _error.name == "distutils":
         raise ImportError(
@@ -45,6 +47,12 @@ except AttributeError as _error:
         f"mxadamax: MXNet needs NumPy 1, found NumPy {_numpy.__version__}: install it with "
         f"pip install 'numpy<{'2' if _sys.version_info >= (3, 12) else '1.24'}'"
     ) from _error
+
+# After MXNet, so that both run on the OpenMP library that MXNet has loaded.
+try:
+    from . import _native  # noqa: F401
+except ImportError as _error:
+    _refuse(_error)
 
 from .adabelief import AdaBelief
 from .adadelta import AdaDelta

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that this package knows about the differences between MXNet 1.9 and 2.0."""
+"""All that this package knows about the differences between MXNet 1 and 2."""
 
 import importlib
 import inspect
@@ -12,8 +12,6 @@ import numpy
 from mxnet.optimizer import Optimizer, Updater
 
 IS_MXNET_1 = "use_fused_step" not in inspect.signature(Optimizer.__init__).parameters
-
-SUPPORTED = "MXNet 2.0.0b1 and 1.9.1"
 
 # Of `mxnet` itself nothing is asked here: on a parameter server that is only half imported.
 gluon_arrays: Any = importlib.import_module("mxnet.ndarray" if IS_MXNET_1 else "mxnet.numpy")

@@ -11,7 +11,8 @@ from mxnet.base import _LIB
 from mxnet.ndarray import sparse, zeros
 
 from . import _native
-from .compatibility import C_FUNCTIONS, SUPPORTED
+from .compatibility import C_FUNCTIONS
+from .versions import SUPPORTED
 
 
 @functools.lru_cache(maxsize=None)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import mxadamax
-from mxadamax import cuda
+from mxadamax import cuda, versions
 from mxadamax.__main__ import COMMANDS, main
 from mxadamax.commands import info, machine
 from mxadamax.commands.failed_import import explain_where_the_import_fails
@@ -122,7 +122,10 @@ def test_info_where_the_package_cannot_be_imported(case, way, tmp_path):
     assert "Traceback" not in done.stderr
     assert "Python" in done.stdout
     done = run(*command, "info", "--json", folder=tmp_path, **environment)
-    assert any(re.search(message, problem) for problem in json.loads(done.stdout)["problems"])
+    report = json.loads(done.stdout)
+    assert any(re.search(message, problem) for problem in report["problems"])
+    # The compiled module needs nothing of the rest.
+    assert (report["facts"]["instruction set"] is None) == (case == "instruction set")
 
 
 def test_other_programs_get_the_error_itself(tmp_path):
@@ -137,31 +140,66 @@ def test_other_programs_get_the_error_itself(tmp_path):
     assert done.stdout == ""
 
 
-def test_info_names_a_missing_native_module(monkeypatch, tmp_path):
-    monkeypatch.delitem(sys.modules, "mxadamax._native")
-    monkeypatch.setattr(info, "PACKAGE", tmp_path)
-    report = info.Report()
-    info.look_at_processor(report)
-    assert report.facts["instruction set"] is None
-    assert f"the compiled module is not in {tmp_path}" in report.problems[0]
-
-
-def test_info_loads_the_native_module_without_the_package(monkeypatch):
-    monkeypatch.delitem(sys.modules, "mxadamax._native")
-    spec = info.PathFinder.find_spec("_native", [str(info.PACKAGE)])
-    assert spec is not None
-    assert Path(spec.origin).parent == info.PACKAGE
-
-
-@pytest.mark.parametrize("version", ["1.7.0", "3.0.0"])
-def test_info_names_an_mxnet_that_is_not_supported(monkeypatch, version):
+def mxnet_of_version(version, monkeypatch):
     monkeypatch.setattr(mx, "__version__", version)
     report = info.Report()
     info.look_at_mxnet(report)
+    return report
+
+
+# What mxnet.__version__ says in 1.7.0.post2, 1.8.0.post0 and the others.
+@pytest.mark.parametrize("version", ["1.7.0", "1.8.0", "1.9.0", "1.9.1", "2.0.0beta1", "2.0.0b1"])
+def test_info_has_nothing_to_say_of_an_mxnet_that_was_tried(monkeypatch, version):
+    report = mxnet_of_version(version, monkeypatch)
+    assert (report.problems, report.hints) == ([], [])
+
+
+@pytest.mark.parametrize("version", ["1.8.1", "1.9.2", "2.0.0", "2.0.0b2"])
+def test_info_hints_at_an_mxnet_that_was_not_tried(monkeypatch, version):
+    """Its functions and arrays are as they have to be: it is the installed one."""
+    report = mxnet_of_version(version, monkeypatch)
+    assert report.problems == []
+    (hint,) = report.hints
+    assert hint.startswith(f"MXNet {version} has not been tried. It has all that is called; ")
+    assert all(name in hint for name in versions.MXNETS)
+
+
+def test_info_names_an_mxnet_that_is_not_supported(monkeypatch):
+    report = mxnet_of_version("3.0.0", monkeypatch)
     assert any(
-        p.startswith(f"MXNet {version} is not one of those supported: pip install")
+        p.startswith("MXNet 3.0.0 is not one of those supported: pip install")
         for p in report.problems
     )
+
+
+@pytest.mark.parametrize("version", ["1.9.1", "1.6.0"])
+def test_info_names_an_mxnet_that_lacks_a_function(monkeypatch, version):
+    def fail():
+        raise ImportError("this MXNet library has no function MXDo")
+
+    monkeypatch.setattr(sys.modules["mxadamax.engine"], "native", fail)
+    (problem,) = mxnet_of_version(version, monkeypatch).problems
+    assert "this MXNet library has no function MXDo" in problem
+    tried = f"MXNet {version} is not one of those supported (this" in problem
+    assert tried == (version == "1.6.0")
+
+
+@pytest.mark.parametrize("module", ["rich.console", "rich.table"])
+def test_info_where_rich_is_broken(module, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(["info"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert f"NumPy: {np.__version__}" in lines
+    assert any(re.match("problem: rich cannot be imported .*: pip install rich$", x) for x in lines)
+
+
+@pytest.mark.parametrize("command", ["verify", "bench"])
+def test_commands_that_need_rich_say_so(command, tmp_path):
+    (tmp_path / "rich.py").write_text("raise ImportError('half of rich is missing')")
+    done = run("-m", "mxadamax", command, folder=tmp_path)
+    assert done.returncode == 1
+    assert f"mxadamax {command}: half of rich is missing" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_info_names_flavours_over_each_other(monkeypatch):

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import pickle
 
-import mxadamax
-from mxadamax.__main__ import main
-
 import mxnet as mx
 import numpy as np
 import pytest
 from bits import assert_same_bits
 from mxnet import autograd, gluon
 from support import leaves, network_shapes
+
+import mxadamax
+from mxadamax.__main__ import main
 
 OPTIONS = {"learning_rate": 0.01, "wd": 0.01, "clip_gradient": 0.5}
 

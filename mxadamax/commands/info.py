@@ -13,21 +13,12 @@ import importlib.util
 import json
 import os
 import sys
-from importlib.machinery import PathFinder
-from pathlib import Path
-from types import ModuleType
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from .. import __version__
+from ..native_module import PACKAGE, load
+from ..versions import MXNETS, PYTHONS, SUPPORTED, is_tried
 from .machine import cpu_model, omp_threads
-
-PYTHONS = ((3, 8), (3, 12))
-"""The oldest and the newest on which this is tested."""
-
-MXNETS = ("2.0.0b1", "1.9.1")
-"""The versions of MXNet with which this is tested."""
-
-PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class Report:
@@ -52,22 +43,6 @@ class Report:
         return json.dumps(vars(self), indent=1)
 
 
-def native_module() -> ModuleType:
-    """The compiled module, also where the package around it cannot be imported."""
-    loaded = sys.modules.get("mxadamax._native")
-    if loaded is not None:
-        return loaded
-    spec = PathFinder.find_spec("_native", [str(PACKAGE)])
-    if spec is None or spec.loader is None:
-        raise ImportError(
-            f"the compiled module is not in {PACKAGE}: where that are the sources, leave the "
-            "folder or install them with pip install --editable ."
-        )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def look_at_python(report: Report) -> None:
     """Its version."""
     version = sys.version_info
@@ -87,7 +62,7 @@ def look_at_numpy(report: Report) -> None:
     fits = "numpy<1.24" if sys.version_info < (3, 12) else "numpy>=1.26,<2"
     try:
         numpy = importlib.import_module("numpy")
-    except ImportError as error:
+    except Exception as error:
         report.facts["NumPy"] = None
         report.problems.append(f"NumPy cannot be imported ({error}): pip install '{fits}'")
         return
@@ -111,7 +86,7 @@ def flavours() -> List[str]:
 def look_at_mxnet(report: Report) -> None:
     """Its version and flavour, and what it was compiled for."""
     installed = list(dict.fromkeys(flavours()))
-    report.facts["MXNets supported"] = " and ".join(MXNETS)
+    report.facts["MXNets supported"] = list(MXNETS)
     report.facts["MXNet's packages"] = installed
     if len(installed) > 1:
         report.problems.append(
@@ -129,24 +104,40 @@ def look_at_mxnet(report: Report) -> None:
         report.facts["MXNet"] = None
         if importlib.util.find_spec("mxnet") is None:
             report.problems.append(
-                "MXNet is not installed: pip install 'mxadamax[mxnet]', or the 2.0.0b1 or 1.9.1 "
-                "flavour for this machine"
+                "MXNet is not installed: pip install 'mxadamax[mxnet]', or the flavour for this "
+                f"machine of {SUPPORTED.replace(' and ', ' or ')}"
             )
         else:
             report.problems.append(f"import mxnet fails: {type(error).__name__}: {error}")
         return
     report.facts["MXNet"] = version
     report.facts["MXNet compiled with"] = enabled
-    if version.replace("beta", "b") not in MXNETS:
-        report.problems.append(
-            f"MXNet {version} is not one of those supported: pip install 'mxnet==2.0.0b1' or "
-            "'mxnet==1.9.1'"
-        )
-    elif "mxadamax.engine" in sys.modules:
+    look_at_interface(report, version)
+
+
+def look_at_interface(report: Report, version: str) -> None:
+    """Whether MXNet has what this package calls; that decides, whether it was tried or not."""
+    wrong: Optional[str] = "mxadamax cannot be imported with it"
+    if "mxadamax.engine" in sys.modules:
         try:
             sys.modules["mxadamax.engine"].native()
+            wrong = None
         except ImportError as error:
-            report.problems.append(str(error))
+            wrong = str(error)
+    if is_tried(version):
+        # What keeps the package from being imported is another problem.
+        if wrong and "mxadamax.engine" in sys.modules:
+            report.problems.append(wrong)
+    elif wrong or version.split(".")[0] not in ("1", "2"):
+        report.problems.append(
+            f"MXNet {version} is not one of those supported{f' ({wrong})' if wrong else ''}: "
+            f"pip install 'mxnet=={MXNETS[0]}' or 'mxnet=={MXNETS[1]}'"
+        )
+    else:
+        report.hints.append(
+            f"MXNet {version} has not been tried. It has all that is called; mxadamax verify "
+            f"compares every optimizer with it. Tried are {SUPPORTED}"
+        )
 
 
 def look_at_processor(report: Report) -> None:
@@ -157,10 +148,10 @@ def look_at_processor(report: Report) -> None:
     forced = os.environ.get("MXADAMAX_INSTRUCTION_SET")
     report.facts["MXADAMAX_INSTRUCTION_SET"] = forced
     try:
-        native = native_module()
+        native = load()
     except ImportError as error:
         report.facts["instruction set"] = None
-        report.problems.append(f"the native code cannot be loaded: {error}")
+        report.problems.append(str(error))
         return
     report.facts["instruction set"] = native.instruction_set
     report.facts["instruction sets available"] = list(native.instruction_sets)
@@ -216,9 +207,16 @@ def as_text(value: Any) -> str:
 
 def print_report(report: Report) -> None:
     """Print a table of the facts, then problems and hints."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except Exception as error:
+        report.problems.append(
+            f"rich cannot be imported ({error}), which the other commands need: pip install rich"
+        )
+        print_plainly(report)
+        return
 
     console = Console()
     table = Table(show_header=False)
@@ -234,6 +232,15 @@ def print_report(report: Report) -> None:
             console.print(Text.assemble((f"{kind}: ", style), line), soft_wrap=True)
     if not report.problems:
         console.print("no problems found")
+
+
+def print_plainly(report: Report) -> None:
+    """Print the same in lines."""
+    for name, value in report.facts.items():
+        print(f"{name}: {as_text(value)}")
+    for kind, lines in (("problem", report.problems), ("hint", report.hints)):
+        for line in lines:
+            print(f"{kind}: {line}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
