@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Iterator, List, Tuple
 from mxnet.ndarray import NDArray, cast
 
 from .optimizer import FusedOptimizer
-from .trainers import classic, updaters_of
+from .trainers import Keys, classic, updaters_of
+
+if TYPE_CHECKING:
+    # Not at run time: a parameter server imports this inside the import of MXNet.
+    from mxnet.gluon import Trainer
 
 if TYPE_CHECKING:
     # Not at run time: a parameter server imports this inside the import of MXNet.
@@ -58,15 +62,15 @@ def averaged_weights(trainer: "Trainer") -> Iterator[None]:
     saved: List[Tuple[NDArray, NDArray]] = []
     optimizer.weights_are_averages = True
     try:
-        for i, parameter in enumerate(trainer._params if updaters else []):
+        for key, parameter in zip(Keys(trainer).in_use, trainer._params if updaters else []):
             if parameter.grad_req == "null" or parameter._data is None:
                 continue
             weights = [classic(weight) for weight in parameter.list_data()]
             for position, weight in enumerate(weights):
                 states = updaters[min(position, len(updaters) - 1)].states
-                if i not in states:
+                if key not in states:
                     continue
-                average = optimizer.average_of(states[i], weight)
+                average = optimizer.average_of(states[key], weight)
                 saved.append((weight, weight.copy()))
                 _assign(weight, average)
         yield

@@ -25,9 +25,14 @@ from .conversion import (
     to_built_in,
     without_averages,
 )
+from .counts import move_counts, renumber
 from .hyperparameters import check_integer
 from .optimizer import BFLOAT16, FusedOptimizer
-from .trainers import classic, updaters_of
+from .trainers import Keys, classic, updaters_of
+
+if TYPE_CHECKING:
+    # Not at run time: a parameter server imports this inside the import of MXNet.
+    from mxnet.gluon import Trainer
 
 if TYPE_CHECKING:
     # Not at run time: a parameter server imports this inside the import of MXNet.
@@ -88,9 +93,11 @@ def save_states(trainer: "Trainer", file: Path) -> None:
     """
     weights = _weights(trainer)
     states = dict(_initialized_updaters(trainer)[0].states)
+    keys = Keys(trainer).in_use
     for index, arrays in weights.items():
-        if index not in states and trainer._params[index].grad_req != "null":
-            states[index] = trainer.optimizer.create_state_multi_precision(index, arrays[0])
+        key = keys[index]
+        if key not in states and trainer._params[index].grad_req != "null":
+            states[key] = trainer.optimizer.create_state_multi_precision(key, arrays[0])
     _write(file, states, trainer.optimizer)
 
 
@@ -150,6 +157,8 @@ def load_states(trainer: "Trainer", file: Path) -> None:
         raise ValueError("load_states: not inside averaged_weights")
     weights = _weights(trainer)
     states, source, _ = _read(file)
+    updaters = _initialized_updaters(trainer)
+    keys = Keys(trainer).in_use
     built_in = built_in_name(source)
     with _named(file):
         if built_in is not None and f"{built_in}_ext" == optimizer.registered_name:
@@ -160,15 +169,16 @@ def load_states(trainer: "Trainer", file: Path) -> None:
                 f"{describe_optimizer(optimizer)}"
             )
         _check_options(source, optimizer, _STRUCTURE if built_in else (*_STRUCTURE, *_FORMULA))
-        candidate = _successor(optimizer, source, weights)
+        written = _keys_in_file(trainer, states, source)
+        candidate = _successor(optimizer, source, weights, dict(zip(written, keys)))
+        states = _by_position(trainer, states, written)
         states = _check_states(trainer, states, source, candidate, weights)
 
-    updaters = _initialized_updaters(trainer)
-    placed = [states]
+    placed = [{keys[index]: state for index, state in states.items()}]
     if not trainer._update_on_kvstore:
         placed = [
             {
-                index: updater.sync_state_context(state, weights[index][position].context)
+                keys[index]: updater.sync_state_context(state, weights[index][position].context)
                 if index in weights
                 else state
                 for index, state in states.items()
@@ -406,10 +416,62 @@ def _check_options(source: FusedOptimizer, optimizer: FusedOptimizer, names: Any
         )
 
 
+def _keys_in_file(trainer: "Trainer", states: States, source: FusedOptimizer) -> List[Any]:
+    """By which keys a file has the trainer's parameters; ValueError where two answers fit.
+
+    Files of this package say it. Those of built-ins do not, nor by which of two numberings their
+    updaters counted, which a trainer with other updaters would take for its own.
+    """
+    said = getattr(source, "_parameter_keys", None)
+    if said is not None:
+        return list(said)
+    keys = Keys(trainer)
+    needed = [p.grad_req != "null" for p in trainer._params]
+    fitting = []
+    for found in (keys.on_devices, keys.on_store):
+        trained = {key for key, is_needed in zip(found, needed) if is_needed}
+        if trained <= set(states) <= set(found):
+            fitting.append(found)
+    if not fitting:
+        return keys.in_use
+    first, last = ([found.index(key) for key in states] for found in (fitting[0], fitting[-1]))
+    if first != last:
+        raise ValueError(
+            f"holds states by the numbers {list(states)}, which can be those of "
+            f"{_names(trainer, first)} or, from updates on a key-value store, of "
+            f"{_names(trainer, last)}; let those that they are of have a grad_req other than "
+            "'null' while loading"
+        )
+    return fitting[0]
+
+
+def _names(trainer: "Trainer", positions: List[int]) -> str:
+    return ", ".join(f"parameter {i} ({trainer._params[i].name!r})" for i in positions)
+
+
+def _by_position(trainer: "Trainer", states: States, keys: List[Any]) -> States:
+    """States by the positions of their parameters in the trainer."""
+    positions = {key: position for position, key in enumerate(keys)}
+    count = len(trainer._params)
+    for key in states:
+        if not isinstance(key, int) or positions.get(key, count) >= count:
+            raise ValueError(
+                f"holds a state of parameter {key!r} (of {len(states)} in all), but the trainer "
+                f"has {count} parameters"
+            )
+    return {positions[key]: state for key, state in states.items()}
+
+
 def _successor(
-    optimizer: FusedOptimizer, source: FusedOptimizer, weights: Mapping[int, List[NDArray]]
+    optimizer: FusedOptimizer,
+    source: FusedOptimizer,
+    weights: Mapping[int, List[NDArray]],
+    keys: Mapping[Any, int],
 ) -> FusedOptimizer:
-    """What the trainer's optimizer is to become: the file's, on the trainer's devices."""
+    """What the trainer's optimizer is to become: the file's, on the trainer's devices.
+
+    `keys` are those of the trainer, by those in the file.
+    """
     entries = {**optimizer.__getstate__(), **source.__getstate__()}
     entries["_built_in_calls"] = getattr(source, "_built_in_calls", {})
     for name in _OF_THE_PROGRAM:
@@ -418,19 +480,8 @@ def _successor(
     if entries.get("ema_decay") is None:
         entries["ema_decay"] = optimizer.ema_decay
 
-    devices = [weight.context.device_id for arrays in weights.values() for weight in arrays]
-    first = devices[0] if devices else 0
-    tables = entries["_all_index_update_counts"]
-    longest: Mapping[Any, int] = max(tables.values(), key=lambda t: sum(t.values()), default={})
-    counts = tables.get(first) or longest
-    # MXNet counts the updates on a key-value store as those of device 0.
-    tables = {device: dict(counts) for device in (*devices, 0)}
-    entries["_all_index_update_counts"] = tables
-    entries["_index_update_count"] = tables[first]
-    ledgers = entries.get("_ledgers", {})
-    if ledgers:
-        skipped = ledgers.get(first) or next(iter(ledgers.values()))
-        entries["_ledgers"] = dict.fromkeys(devices, skipped)
+    renumber(entries, keys)
+    move_counts(entries, [w.context.device_id for arrays in weights.values() for w in arrays])
 
     successor = copy.copy(optimizer)
     successor.__setstate__(entries)
@@ -466,17 +517,11 @@ def _check_states(
 ) -> States:
     """The states, with averages where those begin now; ValueError where they do not fit."""
     parameters = trainer._params
-    for index in states:
-        if not isinstance(index, int) or not 0 <= index < len(parameters):
-            raise ValueError(
-                f"holds a state of parameter {index!r} (of {len(states)} in all), but the trainer "
-                f"has {len(parameters)} parameters"
-            )
     begins = source.ema_decay is None and successor.ema_decay is not None
     checked: States = {}
     seen: Set[int] = set()
     for index, parameter in enumerate(parameters):
-        name = f"parameter {index} ({parameter.name!r})"
+        name = _names(trainer, [index])
         if index not in states:
             # Without any state, the training has not begun.
             if states and parameter.grad_req != "null":

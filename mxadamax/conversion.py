@@ -10,6 +10,7 @@ from mxnet.ndarray import NDArray
 from mxnet.optimizer import Optimizer
 
 from .compatibility import IS_MXNET_1
+from .counts import move_counts
 from .optimizer import FusedOptimizer, State
 
 States = Dict[Any, State]
@@ -81,7 +82,7 @@ def from_built_in(
     for attribute, value in taken.items():
         # Some are arrays: MXNet 2's AdamW makes one of rescale_grad.
         setattr(target, attribute, value)
-    target._index_update_count = target._all_index_update_counts.setdefault(0, {})
+    move_counts(target.__dict__, target._all_index_update_counts)
     # So that the way back leads to where it began.
     calls = ("aggregate_num", "use_fused_step")
     target._built_in_calls = {k: vars(source)[k] for k in calls if k in vars(source)}
@@ -110,7 +111,7 @@ def to_built_in(states: States, source: FusedOptimizer, name: str) -> Tuple[Stat
     calls = getattr(source, "_built_in_calls", {})
     target.__dict__.update({k: v for k, v in calls.items() if k in vars(target)})
     target.__dict__.update(_carried(source, target))
-    target._index_update_count = target._all_index_update_counts.setdefault(0, {})
+    move_counts(target.__dict__, target._all_index_update_counts)
     if _takes_zero_for_none(name, target) and target.clip_gradient == 0:
         raise ValueError(
             f"was written with clip_gradient=0, which MXNet's {name} takes for None; "

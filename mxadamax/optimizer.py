@@ -30,6 +30,7 @@ from mxnet.optimizer import Optimizer
 
 from . import _native
 from .compatibility import IS_MXNET_1, StepOptimizer, aggregate_num_here, dtypes_of_step
+from .counts import move_counts
 from .engine import inside_kvstore_update, native
 from .hyperparameters import (
     ANY_FINITE,
@@ -44,6 +45,7 @@ from .hyperparameters import (
 )
 from .ledger import Index, Ledger
 from .parameter_server import new
+from .trainers import Keys, devices_of
 
 State = Any
 Scalars = Dict[str, Union[float, List[float]]]
@@ -282,17 +284,39 @@ class FusedOptimizer(StepOptimizer):
             value = as_number(value)
         super().__setattr__(name, value)
 
+    @property
+    def param_dict(self) -> Dict[int, Any]:
+        """The parameters, by their positions in the trainer, which sets it."""
+        parameters: Dict[int, Any] = self.__dict__["param_dict"]
+        return parameters
+
+    @param_dict.setter
+    def param_dict(self, parameters: Dict[int, Any]) -> None:
+        self.__dict__["param_dict"] = parameters
+        self._keys = Keys.of_parameters(parameters.values())
+
+    def _positions(self, indices: Sequence[Index]) -> Sequence[Index]:
+        """By what `param_dict` has the parameters that an updater knows by these keys."""
+        return indices if self._keys is None else [self._keys.position_of(i) for i in indices]
+
     def __getstate__(self) -> Dict[str, Any]:
         state: Dict[str, Any] = super().__getstate__()
-        del state["_memo"], state["_last_ledger"], state["weights_are_averages"]
-        # What `param_dict` says does not travel: a parameter server reads these.
-        for name in ("lr_mult", "wd_mult"):
-            of_parameters = {i: getattr(p, name) for i, p in self.param_dict.items()}
-            state[name] = {**getattr(self, name), **of_parameters}
+        for name in ("_memo", "_last_ledger", "weights_are_averages", "_keys"):
+            del state[name]
         state["_ledgers"] = {
             device: (ledger.skipped, ledger.skipped_steps)
             for device, ledger in self._ledgers.items()
         }
+        parameters = self.param_dict
+        keys = list(parameters) if self._keys is None else self._keys.in_use
+        # What `param_dict` says does not travel: a parameter server reads these.
+        for name in ("lr_mult", "wd_mult"):
+            of_parameters = {i: getattr(p, name) for i, p in zip(keys, parameters.values())}
+            state[name] = {**getattr(self, name), **of_parameters}
+        if parameters:
+            state["_parameter_keys"] = keys
+            devices = devices_of(parameters.values())
+            move_counts(state, sorted(devices), used=devices)
         return state
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
@@ -823,7 +847,7 @@ class FusedOptimizer(StepOptimizer):
         """A number times the multiplier of each parameter, which is found where MXNet finds it."""
         table: Mapping[Any, Any] = getattr(self, name)
         products = []
-        for index in indices:
+        for index in self._positions(indices):
             if index in self.param_dict:
                 multiplier = getattr(self.param_dict[index], name)
             elif index in table or index not in self.idx2name:
@@ -891,7 +915,8 @@ class FusedOptimizer(StepOptimizer):
         return lrs
 
     def _name(self, index: Index) -> str:
-        parameter = self.param_dict.get(index)
+        position: Any = self._positions([index])[0]
+        parameter = self.param_dict.get(position)
         name = parameter.name if parameter is not None else self.idx2name.get(index)
         return repr(index) if name is None else f"{index} ({name!r})"
 
