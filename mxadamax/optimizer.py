@@ -847,13 +847,14 @@ class FusedOptimizer(StepOptimizer):
         """A number times the multiplier of each parameter, which is found where MXNet finds it."""
         table: Mapping[Any, Any] = getattr(self, name)
         products = []
-        for index in self._positions(indices):
-            if index in self.param_dict:
-                multiplier = getattr(self.param_dict[index], name)
-            elif index in table or index not in self.idx2name:
-                multiplier = table.get(index, 1.0)
+        position: Any
+        for index, position in zip(indices, self._positions(indices)):
+            if position in self.param_dict:
+                multiplier = getattr(self.param_dict[position], name)
+            elif position in table or position not in self.idx2name:
+                multiplier = table.get(position, 1.0)
             else:
-                multiplier = table.get(self.idx2name[index], 1.0)
+                multiplier = table.get(self.idx2name[position], 1.0)
             if type(multiplier) is not float or not math.isfinite(multiplier):
                 # Some set whether a parameter learns.
                 flag = isinstance(multiplier, (bool, numpy.bool_))
