@@ -749,7 +749,7 @@ def test_files_that_hold_something_else(tmp_path):
     for content, message in [
         (b"", f"cannot be read .*{expected}: ValueError"),
         (b"hello", f"cannot be read .*{expected}"),
-        (pickle.dumps(states), f"holds a dict, {expected}"),
+        (pickle.dumps(states), "holds states alone, as a Module writes"),
         (pickle.dumps((states, 3)), f"holds a tuple of .dict, int., {expected}"),
         (pickle.dumps((optimizer, states)), "holds a tuple of .Adamax, dict."),
         (pickle.dumps((states, optimizer, 1)), "holds a tuple of .dict, Adamax, int."),
