@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     # Not at run time: a parameter server imports this inside the import of MXNet.
     from mxnet.gluon import Trainer
 
-if TYPE_CHECKING:
-    # Not at run time: a parameter server imports this inside the import of MXNet.
-    from mxnet.gluon import Trainer
-
 
 @contextlib.contextmanager
 def averaged_weights(trainer: "Trainer") -> Iterator[None]:

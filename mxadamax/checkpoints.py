@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     # Not at run time: a parameter server imports this inside the import of MXNet.
     from mxnet.gluon import Trainer
 
-if TYPE_CHECKING:
-    # Not at run time: a parameter server imports this inside the import of MXNet.
-    from mxnet.gluon import Trainer
-
 Path = Union[str, "os.PathLike[str]"]
 
 _STRUCTURE = ("multi_precision", "amsgrad", "centered", "momentum", "state_dtype", "ema_decay")
