@@ -79,10 +79,10 @@ def next_scalars(optimizer: mx.optimizer.Optimizer) -> dict[str, object]:
 
 
 def leaves(state: object) -> list[mx.nd.NDArray]:
-    """The arrays of an optimizer state."""
-    if state is None:
-        return []
-    return list(state) if isinstance(state, (tuple, list)) else [state]
+    """The arrays of an optimizer state, however nested."""
+    if isinstance(state, (tuple, list)):
+        return [leaf for part in state for leaf in leaves(part)]
+    return [] if state is None else [state]
 
 
 def gradients(
