@@ -486,6 +486,38 @@ def test_parameters_that_have_not_been_updated():
         assert_same_bits(layer.weight.data().asnumpy(), value)
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_parameter_that_is_frozen_keeps_its_weight(devices):
+    """Also one that has been updated before, and so has an average; fine tuning does that."""
+    contexts = [mx.cpu(k) for k in range(devices)]
+    parameters = [gluon.Parameter(f"w{i}", shape=(3,)) for i in range(2)]
+    for parameter in parameters:
+        parameter.initialize(mx.init.One(), ctx=contexts)
+    trainer = gluon.Trainer(parameters, mxadamax.Adamax(0.1, ema_decay=0.5))
+
+    def step():
+        with autograd.record():
+            losses = [sum((p.data(ctx) ** 2).sum() for p in parameters) for ctx in contexts]
+        autograd.backward(losses)
+        trainer.step(1)
+
+    def values():
+        return [[p.data(ctx).asnumpy() for ctx in contexts] for p in parameters]
+
+    step(), step()
+    parameters[0].grad_req = "null"
+    step(), step()
+    before = values()
+    with mxadamax.averaged_weights(trainer):
+        inside = values()
+    for k in range(devices):
+        assert_same_bits(inside[0][k], before[0][k])
+        assert not np.array_equal(inside[1][k], before[1][k])
+    for was, now in zip(before, values()):
+        for a, b in zip(was, now):
+            assert_same_bits(a, b)
+
+
 @pytest.mark.parametrize(
     "dtype, multi_precision",
     [("float32", False), ("float64", False), ("float16", True), ("float16", False)],
