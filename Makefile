@@ -94,7 +94,7 @@ coverage: $(VENV)/installed
 $(VENV)/installed: $(SOURCES)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(call DEFINE,MXADAMAX_CUDA_ON_HOST=ON) \
-	  $(VENV)/bin/pip install --quiet --editable '.[mxnet,examples,test,plot,docs,lint,coverage]'
+	  $(VENV)/bin/pip install --quiet --editable '.[mxnet,examples,test,plot,docs,lint,coverage,mutation]'
 	touch $@
 
 clean:

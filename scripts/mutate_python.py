@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Change the Python code of mxadamax, a little at a time, and see the tests fail.
+
+    python scripts/mutate_python.py                    all of it; prints what no test has noticed
+    python scripts/mutate_python.py 'mxadamax.adam.*'  these mutants
+    mutmut show NAME                                   what a mutant changes
+
+mutmut makes the mutants, all of them in one copy of the package, where an environment variable says
+which is meant. Here they are tested faster than by `mutmut run`: pytest collects once, and each
+mutant is a fork that runs the tests that reach the changed function, until one fails. Mutants that
+change nothing are listed below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fnmatch
+import gc
+import hashlib
+import os
+import pickle
+import random
+import signal
+import sys
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+from mutmut import __main__ as mutmut
+from mutmut.mutation.data import SourceFileMutationData
+from mutmut.mutation.diff_apply import get_diff_for_mutant
+from mutmut.mutation.trampoline import set_mutant_under_test
+from mutmut.state import state
+from mutmut.utils.format_utils import mangled_name_from_mutant_name
+
+ROOT = Path(__file__).resolve().parents[1]
+MUTANTS = ROOT / "mutants"
+
+IGNORED = ("benchmark", "both_versions", "cuda_benchmark", "cuda_code", "cuda_describe")
+IGNORED += ("docs", "gluonts", "horovod", "install", "kill_and_resume", "landscapes")
+IGNORED += ("native_driver", "release", "stubs", "torch", "train_mnist", "distributed", "verify")
+IGNORED += ("adam_paper", "amsgrad_counterexample", "combinations", "cuda_in_mxnet", "fuzz_findings")
+IGNORED += ("kernels", "oracle", "robustness")
+"""Tests of something else, that start processes of their own, or that take long."""
+
+CASES = 30
+"""Of a test with more cases, so many are drawn."""
+
+SECONDS = 6.0
+"""How long the tests of a mutant may take together; the quickest come first."""
+
+EQUIVALENT: dict[str, str] = {}
+"""Those that no test can notice, and why."""
+
+KILLED, SURVIVED, NO_TESTS, TIMEOUT = 1, 0, 33, 36
+"""As mutmut writes it down."""
+
+
+def in_fork(function: Callable[[], Any], seconds: float) -> Any:
+    """What a function returns in a fork of this process; None where it takes longer or crashes."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.setpgid(0, 0)
+        os.close(reading)
+        # Whatever the process does then, also inside C.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            with os.fdopen(writing, "wb") as stream:
+                pickle.dump(function(), stream)
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stream:
+        content = stream.read()
+    os.waitpid(pid, 0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    return pickle.loads(content) if content else None
+
+
+class Tests:
+    """The tests that pytest has collected; a plugin that runs them for one mutant after another."""
+
+    def __init__(self, patterns: list[str]):
+        self.patterns = patterns
+        self.verdicts: dict[str, int] = {}
+        self.failure = ""
+
+    def pytest_collection(self) -> None:
+        from hypothesis import settings
+
+        # A slow moment is no mistake of the code.
+        settings.register_profile("mutation", settings.get_profile("repeatable"), deadline=None)
+        settings.load_profile("mutation")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failure = f"{report.nodeid}\n{report.longreprtext}"
+
+    def passes(self, item: pytest.Item, following: pytest.Item | None) -> bool:
+        self.failure = ""
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        return not self.failure
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        gc.freeze()
+        begin = time.monotonic()
+        self.learn(session)
+        print(f"{len(self.seconds)} tests in {time.monotonic() - begin:.0f} s", flush=True)
+        with mutmut_folder():
+            found, _ = mutmut.collect_source_file_mutation_data(mutant_names=self.patterns)
+        names = [name for _, name, _ in found]
+        for k, name in enumerate(names):
+            self.verdicts[name] = self.verdict(name)
+            if k % 100 == 99:
+                spent = time.monotonic() - begin
+                counts = dict(Counter(self.verdicts.values()))
+                print(f"{k + 1} of {len(names)} mutants, {spent:.0f} s, {counts}", flush=True)
+        return True
+
+    def learn(self, session: pytest.Session) -> None:
+        """Which test reaches which functions, in how many seconds; each file in a fork."""
+        cases, files = defaultdict(list), defaultdict(list)
+        for item in session.items:
+            cases[item.nodeid.partition("[")[0]].append(item)
+        for found in cases.values():
+            for item in random.Random(0).sample(found, min(len(found), CASES)):
+                files[item.path].append(item)
+        self.items = {item.nodeid: item for item in session.items}
+        self.seconds: dict[str, float] = {}
+        self.reaching: dict[str, set[str]] = defaultdict(set)
+
+        # What decides how the tests of a file come out, but for the file itself.
+        common = [*(ROOT / "mxadamax").glob("*.py"), *(ROOT / "tests").glob("[!t]*.py")]
+        for path, items in files.items():
+
+            def run(items: list[pytest.Item] = items) -> list[tuple[str, float, set[str], str]]:
+                set_mutant_under_test("stats")
+                # Not in processes that tests start.
+                del os.environ["MUTANT_UNDER_TEST"]
+                found = []
+                for item, following in zip(items, [*items[1:], None]):
+                    state()._stats.clear()
+                    begin = time.monotonic()
+                    self.passes(item, following)
+                    spent = time.monotonic() - begin
+                    found.append((item.nodeid, spent, set(state()._stats), self.failure))
+                return found
+
+            key = hashlib.sha256(b"".join(p.read_bytes() for p in (path, *sorted(common))))
+            known = MUTANTS / f"{path.stem}.{key.hexdigest()[:16]}.learned"
+            if known.exists():
+                found = pickle.loads(known.read_bytes())
+            else:
+                found = in_fork(run, 600)
+                if found is None:
+                    sys.exit(f"{path.name} crashes or takes too long, without any mutant")
+                known.write_bytes(pickle.dumps(found))
+                print(f"{path.name}: {sum(f[1] for f in found):.1f} s", flush=True)
+            for test, spent, functions, failure in found:
+                if failure:
+                    print(f"not used, since it fails without any mutant: {failure}", flush=True)
+                    continue
+                self.seconds[test] = spent
+                for function in functions:
+                    self.reaching[function].add(test)
+
+    def chosen(self, name: str) -> list[pytest.Item]:
+        """The tests for a mutant: a case of each test first, then the next ones."""
+        cases = defaultdict(list)
+        for test in self.reaching[mangled_name_from_mutant_name(name)]:
+            cases[test.partition("[")[0]].append((self.seconds[test], test))
+        ranked = [
+            (rank, *case) for found in cases.values() for rank, case in enumerate(sorted(found))
+        ]
+        chosen, total = [], 0.0
+        for _, seconds, test in sorted(ranked):
+            total += seconds
+            if total > SECONDS and chosen:
+                break
+            chosen.append(self.items[test])
+        return chosen
+
+    def verdict(self, name: str) -> int:
+        items = self.chosen(name)
+        if not items:
+            return NO_TESTS
+
+        def run() -> int:
+            set_mutant_under_test(name)
+            for item, following in zip(items, [*items[1:], None]):
+                if not self.passes(item, following):
+                    return KILLED
+            return SURVIVED
+
+        expected = sum(self.seconds[item.nodeid] for item in items)
+        found = in_fork(run, 5 * expected + 10)
+        return TIMEOUT if found is None else found
+
+
+@contextlib.contextmanager
+def mutmut_folder():
+    """mutmut looks for its files from the root."""
+    before = os.getcwd()
+    os.chdir(ROOT)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def change_of(name: str, path: Path) -> str:
+    """What a mutant changes, in one line."""
+    lines = get_diff_for_mutant(name, path=path).splitlines()[2:]
+    removed, added = (
+        " ".join(line[1:].strip() for line in lines if line.startswith(sign)) for sign in "-+"
+    )
+    return f"{path.name}: {removed} -> {added}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("patterns", nargs="*", help="of names of mutants; by default all")
+    arguments = parser.parse_args()
+    os.chdir(ROOT)
+    MUTANTS.mkdir(exist_ok=True)
+    with contextlib.redirect_stdout(open(os.devnull, "w")):
+        mutmut.copy_src_dir()
+        mutmut.copy_also_copy_files()
+        mutmut.setup_source_paths()
+        mutmut.create_mutants(1)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(MUTANTS), os.environ.get("PYTHONPATH", "")])
+    set_mutant_under_test("")
+
+    tests = Tests(arguments.patterns)
+    os.chdir(MUTANTS)
+    ignored = [f"--ignore=tests/test_{name}.py" for name in IGNORED]
+    options = ["-o", "addopts=--import-mode=importlib", "-p", "no:terminal", "-p", "no:cacheprovider", "-p", "no:xdist", "--capture=sys"]
+    code = pytest.main([*options, *ignored, "tests"], plugins=[tests])
+    os.chdir(ROOT)
+    if not tests.verdicts:
+        sys.exit(f"pytest ends with {code!r}")
+
+    survivors = 0
+    total: Counter[str] = Counter()
+    for path in sorted(mutmut.walk_mutatable_files()):
+        data = SourceFileMutationData(path=path)
+        data.load()
+        counts: Counter[str] = Counter()
+        for name in data.exit_code_by_key:
+            if name not in tests.verdicts:
+                continue
+            verdict = data.exit_code_by_key[name] = tests.verdicts[name]
+            counts["mutants"] += 1
+            if verdict in (KILLED, TIMEOUT):
+                counts["killed"] += 1
+            elif change_of(name, path) in EQUIVALENT:
+                counts["equivalent"] += 1
+            else:
+                counts["survive"] += 1
+                print(f"survives {name}\n    {change_of(name, path)}")
+        data.save()
+        total += counts
+        if counts:
+            print(f"{path}: " + ", ".join(f"{counts[k]} {k}" for k in counts))
+    print("together: " + ", ".join(f"{total[k]} {k}" for k in total))
+    sys.exit(bool(total["survive"]))
+
+
+if __name__ == "__main__":
+    main()
