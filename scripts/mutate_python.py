@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fnmatch
 import gc
 import hashlib
 import os
@@ -42,7 +41,13 @@ MUTANTS = ROOT / "mutants"
 IGNORED = ("benchmark", "both_versions", "cuda_benchmark", "cuda_code", "cuda_describe")
 IGNORED += ("docs", "gluonts", "horovod", "install", "kill_and_resume", "landscapes")
 IGNORED += ("native_driver", "release", "stubs", "torch", "train_mnist", "distributed", "verify")
-IGNORED += ("adam_paper", "amsgrad_counterexample", "combinations", "cuda_in_mxnet", "fuzz_findings")
+IGNORED += (
+    "adam_paper",
+    "amsgrad_counterexample",
+    "combinations",
+    "cuda_in_mxnet",
+    "fuzz_findings",
+)
 IGNORED += ("kernels", "oracle", "robustness")
 """Tests of something else, that start processes of their own, or that take long."""
 
@@ -55,12 +60,12 @@ SECONDS = 6.0
 EQUIVALENT: dict[str, str] = {}
 """Those that no test can notice, and why."""
 
-KILLED, SURVIVED, NO_TESTS, TIMEOUT = 1, 0, 33, 36
+KILLED, SURVIVED, NO_TESTS, TIMEOUT, CRASHED = 1, 0, 33, 36, -11
 """As mutmut writes it down."""
 
 
-def in_fork(function: Callable[[], Any], seconds: float) -> Any:
-    """What a function returns in a fork of this process; None where it takes longer or crashes."""
+def in_fork(function: Callable[[], Any], seconds: float) -> tuple[int, Any]:
+    """What a function returns in a fork of this process, behind 0, or behind how it ended."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -77,10 +82,10 @@ def in_fork(function: Callable[[], Any], seconds: float) -> Any:
     os.close(writing)
     with os.fdopen(reading, "rb") as stream:
         content = stream.read()
-    os.waitpid(pid, 0)
+    _, status = os.waitpid(pid, 0)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    return pickle.loads(content) if content else None
+    return os.waitstatus_to_exitcode(status), pickle.loads(content) if content else None
 
 
 class Tests:
@@ -116,7 +121,10 @@ class Tests:
             found, _ = mutmut.collect_source_file_mutation_data(mutant_names=self.patterns)
         names = [name for _, name, _ in found]
         for k, name in enumerate(names):
+            start = time.monotonic()
             self.verdicts[name] = self.verdict(name)
+            if os.environ.get("MUTATE_VERBOSE"):
+                print(f"{self.verdicts[name]:3} {time.monotonic() - start:6.2f} {name}", flush=True)
             if k % 100 == 99:
                 spent = time.monotonic() - begin
                 counts = dict(Counter(self.verdicts.values()))
@@ -146,9 +154,9 @@ class Tests:
                 found = []
                 for item, following in zip(items, [*items[1:], None]):
                     state()._stats.clear()
-                    begin = time.monotonic()
+                    begin = sum(os.times()[:4])
                     self.passes(item, following)
-                    spent = time.monotonic() - begin
+                    spent = sum(os.times()[:4]) - begin
                     found.append((item.nodeid, spent, set(state()._stats), self.failure))
                 return found
 
@@ -157,9 +165,9 @@ class Tests:
             if known.exists():
                 found = pickle.loads(known.read_bytes())
             else:
-                found = in_fork(run, 600)
+                ending, found = in_fork(run, 600)
                 if found is None:
-                    sys.exit(f"{path.name} crashes or takes too long, without any mutant")
+                    sys.exit(f"{path.name} ends with {ending}, without any mutant")
                 known.write_bytes(pickle.dumps(found))
                 print(f"{path.name}: {sum(f[1] for f in found):.1f} s", flush=True)
             for test, spent, functions, failure in found:
@@ -199,8 +207,10 @@ class Tests:
             return SURVIVED
 
         expected = sum(self.seconds[item.nodeid] for item in items)
-        found = in_fork(run, 5 * expected + 10)
-        return TIMEOUT if found is None else found
+        ending, found = in_fork(run, 5 * expected + 10)
+        if found is not None:
+            return found
+        return TIMEOUT if ending == -signal.SIGALRM else CRASHED
 
 
 @contextlib.contextmanager
@@ -240,7 +250,17 @@ def main() -> None:
     tests = Tests(arguments.patterns)
     os.chdir(MUTANTS)
     ignored = [f"--ignore=tests/test_{name}.py" for name in IGNORED]
-    options = ["-o", "addopts=--import-mode=importlib", "-p", "no:terminal", "-p", "no:cacheprovider", "-p", "no:xdist", "--capture=sys"]
+    options = [
+        "-o",
+        "addopts=--import-mode=importlib",
+        "-p",
+        "no:terminal",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "--capture=sys",
+    ]
     code = pytest.main([*options, *ignored, "tests"], plugins=[tests])
     os.chdir(ROOT)
     if not tests.verdicts:
@@ -257,7 +277,7 @@ def main() -> None:
                 continue
             verdict = data.exit_code_by_key[name] = tests.verdicts[name]
             counts["mutants"] += 1
-            if verdict in (KILLED, TIMEOUT):
+            if verdict in (KILLED, TIMEOUT, CRASHED):
                 counts["killed"] += 1
             elif change_of(name, path) in EQUIVALENT:
                 counts["equivalent"] += 1

@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import mxadamax  # noqa: F401
-from mxadamax.compatibility import IS_MXNET_1
-
 import mxnet as mx
 import pytest
 from family import WITH_BUILT_IN
+
+import mxadamax  # noqa: F401
+from mxadamax.compatibility import IS_MXNET_1
 
 GUIDE = Path(__file__).resolve().parents[1] / "docs" / "optimizers.md"
 NAMES = sorted({member.built_in for member in WITH_BUILT_IN})

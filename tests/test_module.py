@@ -6,14 +6,14 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import mxadamax
-from mxadamax.compatibility import IS_MXNET_1
-
 import mxnet as mx
 import numpy as np
 import pytest
 from bits import assert_same_bits
 from support import leaves, network_shapes
+
+import mxadamax
+from mxadamax.compatibility import IS_MXNET_1
 
 pytestmark = pytest.mark.skipif(not IS_MXNET_1, reason="MXNet 2 has no Module")
 

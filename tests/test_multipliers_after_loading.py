@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import mxadamax
-
 import mxnet as mx
 import numpy as np
 import pytest
 from bits import assert_same_bits
 from mxnet import autograd, gluon
 from support import network_shapes
+
+import mxadamax
 
 OPTIONS = {"learning_rate": 0.05, "wd": 0.1}
 

@@ -5,10 +5,10 @@ import ctypes
 import os
 import sys
 
-import mxadamax.parameter_server
-
 import mxnet as mx  # noqa: F401
 import pytest
+
+import mxadamax.parameter_server
 
 MESSAGE = "mxadamax: this parameter server ends here; MXNet would go on without the update\n"
 

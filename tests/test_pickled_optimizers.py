@@ -3,14 +3,14 @@
 
 import pickle
 
-import mxadamax
-
 import mxnet as mx
 import numpy as np
 import pytest
 from family import CLASSES
 from mxnet import autograd, gluon
 from support import Run, assert_same_run, run_python
+
+import mxadamax
 
 
 def parameters(count=3):

@@ -5,9 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import mxadamax  # noqa: F401
-from mxadamax.compatibility import IS_MXNET_1
-
 import mxnet as mx
 import numpy as np
 import pytest
@@ -15,6 +12,9 @@ from bits import assert_same_bits
 from family import built_in
 from mxnet import autograd, gluon
 from support import network_shapes
+
+import mxadamax  # noqa: F401
+from mxadamax.compatibility import IS_MXNET_1
 
 STEPS = 9
 

@@ -3,9 +3,6 @@
 
 import math
 
-import mxadamax
-from mxadamax.ledger import MOST_PENDING
-
 import mxnet as mx
 import numpy as np
 import pytest
@@ -13,6 +10,9 @@ from family import FAMILY
 from gate import Gate, gated
 from mxnet import autograd, gluon
 from support import Run, assert_same_run
+
+import mxadamax
+from mxadamax.ledger import MOST_PENDING
 
 members = pytest.mark.parametrize("member", FAMILY, ids=str)
 

@@ -3,12 +3,12 @@
 
 import os
 
-import mxadamax
-
 import mxnet as mx
 import numpy as np
 import pytest
 from mxnet import autograd, gluon
+
+import mxadamax
 
 ONE = (mx.cpu(0),)
 TWO = (mx.cpu(0), mx.cpu(1))
