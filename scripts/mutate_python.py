@@ -38,17 +38,34 @@ from mutmut.utils.format_utils import mangled_name_from_mutant_name
 ROOT = Path(__file__).resolve().parents[1]
 MUTANTS = ROOT / "mutants"
 
-IGNORED = ("benchmark", "both_versions", "cuda_benchmark", "cuda_code", "cuda_describe")
-IGNORED += ("docs", "gluonts", "horovod", "install", "kill_and_resume", "landscapes")
-IGNORED += ("native_driver", "release", "stubs", "torch", "train_mnist", "distributed", "verify")
-IGNORED += (
+IGNORED = [
     "adam_paper",
     "amsgrad_counterexample",
+    "benchmark",
+    "both_versions",
     "combinations",
+    "cuda_benchmark",
+    "cuda_code",
+    "cuda_describe",
     "cuda_in_mxnet",
+    "distributed",
+    "docs",
     "fuzz_findings",
-)
-IGNORED += ("kernels", "oracle", "robustness")
+    "gluonts",
+    "horovod",
+    "install",
+    "kernels",
+    "kill_and_resume",
+    "landscapes",
+    "native_driver",
+    "oracle",
+    "release",
+    "robustness",
+    "stubs",
+    "torch",
+    "train_mnist",
+    "verify",
+]
 """Tests of something else, that start processes of their own, or that take long."""
 
 CASES = 30
@@ -236,6 +253,7 @@ def change_of(name: str, path: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("patterns", nargs="*", help="of names of mutants; by default all")
+    parser.add_argument("--tests", nargs="*", default=[], help="files of tests; by default most")
     arguments = parser.parse_args()
     os.chdir(ROOT)
     MUTANTS.mkdir(exist_ok=True)
@@ -250,23 +268,15 @@ def main() -> None:
     tests = Tests(arguments.patterns)
     os.chdir(MUTANTS)
     ignored = [f"--ignore=tests/test_{name}.py" for name in IGNORED]
-    options = [
-        "-o",
-        "addopts=--import-mode=importlib",
-        "-p",
-        "no:terminal",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "--capture=sys",
-    ]
-    code = pytest.main([*options, *ignored, "tests"], plugins=[tests])
+    options = ["-o", "addopts=--import-mode=importlib", "--capture=sys"]
+    for name in ("terminal", "cacheprovider", "xdist"):
+        options += ["-p", f"no:{name}"]
+    files = [f"tests/{name}" for name in arguments.tests] or ["tests"]
+    code = pytest.main([*options, *ignored, *files], plugins=[tests])
     os.chdir(ROOT)
     if not tests.verdicts:
         sys.exit(f"pytest ends with {code!r}")
 
-    survivors = 0
     total: Counter[str] = Counter()
     for path in sorted(mutmut.walk_mutatable_files()):
         data = SourceFileMutationData(path=path)

@@ -132,19 +132,6 @@ def test_the_size_of_batches_is_the_programs(tmp_path):
     assert second.step(1, batch_size=4).weights() == expected.step(1, batch_size=4).weights()
 
 
-# Counts and states belong to the same device.
-
-
-def test_counts_are_those_of_the_device_whose_states_are_written(tmp_path):
-    """Here the second device has been updated more often than the first."""
-    first = Training(mxadamax.Adam(0.1), TWO, kvstore=None)
-    first.step(0, 1).step(2, 3, 4, on=[mx.cpu(1)])
-    second = Training(mxadamax.Adam(0.1)).load(first, tmp_path / "states")
-    expected = Training(mxadamax.Adam(0.1)).step(0, 1)
-    assert second.weights() == expected.weights()
-    assert second.step(5, 6).weights() == expected.step(5, 6).weights()
-
-
 @pytest.mark.parametrize("devices", [ONE, TWO], ids=len)
 @pytest.mark.parametrize("store", ["local", "device"])
 def test_states_come_to_where_the_weights_are(devices, store, tmp_path):
