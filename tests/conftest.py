@@ -4,10 +4,29 @@
 Where there is no MXNet, only tests that need none are collected: those of the kernels for GPUs.
 """
 
+import faulthandler
+import os
+import signal
 from pathlib import Path
 
 import pytest
 from without_mxnet import HAS_MXNET, prepare
+
+LONGEST = 300
+"""Seconds. MXNet's engine waits without end for what it holds itself."""
+
+
+def pytest_configure(config):
+    """Let what hangs end the process, and say where; before output is captured."""
+    faulthandler.register(signal.SIGALRM, file=os.dup(2), chain=True)
+
+
+@pytest.fixture(autouse=True)
+def ends_where_it_hangs():
+    signal.setitimer(signal.ITIMER_REAL, LONGEST)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
 
 if HAS_MXNET:
     # Before mxnet, which Python 3.12 cannot import by itself.

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """16-bit weights: conversion of every number, and updates with and without master weights."""
 
+import signal
+
 import mxnet as mx
 import numpy as np
 import pytest
@@ -274,3 +276,28 @@ def test_trainer():
             losses[name].append(loss.asnumpy().item())
     assert losses["adamax_ext"] == losses["adamax"]
     assert losses["adamax_ext"][-1] < losses["adamax_ext"][0] / 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", BFLOAT16], ids=["float32", "bfloat16"])
+def test_evaluation_between_the_steps(dtype):
+    """A convolution leaves its weight in a layout of oneDNN's, whenever the engine gets to it."""
+    # An update that brings it back itself waits for itself.
+    signal.setitimer(signal.ITIMER_REAL, 60)
+    rng = np.random.RandomState(0)
+    start, *grads = (
+        mx.nd.array(rng.standard_normal((32, 16, 3, 3))).astype(dtype) for _ in range(41)
+    )
+    data = mx.nd.array(rng.standard_normal((4, 16, 8, 8))).astype(dtype)
+    weights = []
+    for evaluates in (True, False):
+        weight, optimizer = start.copy(), mxadamax.Adamax(learning_rate=0.1, wd=0.01)
+        state = optimizer.create_state_multi_precision(0, weight)
+        for t, grad in enumerate(grads):
+            for _ in range(2 * evaluates):
+                mx.nd.Convolution(data, weight, no_bias=True, num_filter=32, kernel=(3, 3))
+            if t % 2:
+                mx.nd.waitall()
+            optimizer.update_multi_precision([0], [weight], [grad], [state])
+        weights.append(weight)
+    assert np.array_equal(*map(bits_of, weights))
+    assert not np.array_equal(bits_of(weights[0]), bits_of(start))

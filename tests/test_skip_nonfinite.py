@@ -19,11 +19,12 @@ from gate import Gate, gated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mxnet import autograd, gluon
-from support import Run, assert_same_bits, gradients, nd, run_python
+from support import Run, assert_same_bits, gradients, nd, next_scalars, run_python
 from test_sparse import row_sparse, some_rows
 
 import mxadamax
 from mxadamax.compatibility import gluon_arrays, seed_all
+from mxadamax.engine import native
 from mxadamax.ledger import Ledger
 from mxadamax.optimizer import BFLOAT16
 
@@ -160,6 +161,47 @@ def test_as_if_bad_steps_had_never_been(member, dtype, waits):
         current = current if t in BAD else next(expected)
         assert_same(arrays, current, f"step {t}")
     assert run.optimizer.skipped_steps == len(BAD)
+
+
+def test_a_step_that_runs_is_not_over_yet():
+    """The next one is handed over while the engine looks for what makes this one be left out."""
+    grads = [mx.nd.ones((3000, 1000)), mx.nd.ones((3000, 1000))]
+    grads[0][-1, -1] = math.nan
+    weight, expected = nd(np.zeros((3000, 1000), "float32")), nd(np.zeros((3000, 1000), "float32"))
+    optimizer, plain = mxadamax.Adam(skip_nonfinite=True), mxadamax.Adam()
+    states = [o.create_state(0, weight) for o in (optimizer, plain)]
+    for rounds in range(10):
+        mx.nd.waitall()
+        for grad in grads:
+            optimizer.update([0], [weight], [grad], [states[0]])
+        plain.update([0], [expected], [grads[1]], [states[1]])
+        assert_same_bits(weight.asnumpy(), expected.asnumpy(), f"after {rounds + 1} rounds")
+    assert optimizer.skipped_steps == 10
+
+
+def test_each_number_of_skipped_steps_has_scalars_of_its_own():
+    """The norm is of gradients that the table at work rescales, and with it they are clipped."""
+    optimizer = mxadamax.SGD(learning_rate=1.0)
+    tables = [{**next_scalars(optimizer), "rescale_grad": factor} for factor in (100.0, 2.0, 300.0)]
+    report, memo = native().StepReport(), native().StateMemo()
+    weights = [nd(np.ones(3, "float32")), nd(np.ones(2, "float32"))]
+
+    def push(value, tables, bound):
+        grads = [nd(np.full(weight.shape, value, "float32")) for weight in weights]
+        batch = native().Batch("sgd", weights, grads, [None, None], memo, False, False, False, None)
+        given = [{**t, "lr": [1.0, 1.0], "wd": [0.0, 0.0]} for t in tables]
+        batch.push(given, bound, True, report, 0)
+        mx.nd.waitall()
+        return report.gradient_norm
+
+    push(math.nan, tables[:1], None)
+    assert (report.skipped, report.finished) == (1, 1)
+    # Twice 3, squared five times: below the bound.
+    assert push(3.0, tables, 14.0) == pytest.approx(math.sqrt(180))
+    assert [weight.asnumpy().tolist() for weight in weights] == [[-5] * 3, [-5] * 2]
+    assert push(6.0, tables, math.sqrt(180)) == pytest.approx(2 * math.sqrt(180))
+    assert np.concatenate([w.asnumpy() for w in weights]) == pytest.approx([-11] * 5)
+    assert (report.skipped, report.finished) == (1, 3)
 
 
 @members
