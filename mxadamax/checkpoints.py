@@ -116,7 +116,8 @@ def load_states(trainer: "Trainer", file: Path) -> None:
     ----------
     trainer : gluon.Trainer
         With an optimizer of this package. It may have other devices than the one that wrote the
-        file, and another number of them: all get the states of the first.
+        file, and another number of them: all get the states of the first, and the counts of the
+        training.
     file : path
         Written by :func:`save_states` or `Trainer.save_states`, here or with the corresponding
         built-in.
