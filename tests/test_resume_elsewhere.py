@@ -203,7 +203,7 @@ def test_an_optimizer_that_begins_again_elsewhere(save, tmp_path):
     assert_same(found.go(STEPS, STEPS + 2), training.go(STEPS, STEPS + 2))
 
 
-# ---- files of version 0.1.0, and of MXNet
+# ---- files of 0.1.0, and of MXNet
 
 
 def write(training, file, tables, in_use, ledgers=None):

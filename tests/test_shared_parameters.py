@@ -198,7 +198,7 @@ def test_going_back_in_the_same_program(place, load, tmp_path):
 
 
 def without_keys(file):
-    """Make a file what version 0.1.0 wrote."""
+    """Make a file what 0.1.0 wrote."""
     states, optimizer = pickle.loads(file.read_bytes())
     vars(optimizer).pop("_parameter_keys", None)
     file.write_bytes(pickle.dumps((states, optimizer)))
