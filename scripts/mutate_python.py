@@ -72,7 +72,7 @@ CASES = 30
 """Of a test with more cases, so many are drawn."""
 
 SECONDS = 6.0
-"""How long the tests of a mutant may take together; the quickest come first."""
+"""Of the processor, which the tests of a mutant may take together."""
 
 EQUIVALENT: dict[str, str] = {}
 """Those that no test can notice, and why."""
@@ -81,7 +81,7 @@ KILLED, SURVIVED, NO_TESTS, TIMEOUT, CRASHED = 1, 0, 33, 36, -11
 """As mutmut writes it down."""
 
 
-def in_fork(function: Callable[[], Any], seconds: float) -> tuple[int, Any]:
+def in_fork(function: Callable[[], Any], seconds: float | None = None) -> tuple[int, Any]:
     """What a function returns in a fork of this process, behind 0, or behind how it ended."""
     reading, writing = os.pipe()
     pid = os.fork()
@@ -90,7 +90,7 @@ def in_fork(function: Callable[[], Any], seconds: float) -> tuple[int, Any]:
         os.close(reading)
         # Whatever the process does then, also inside C.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_REAL, seconds or 0)
         try:
             with os.fdopen(writing, "wb") as stream:
                 pickle.dump(function(), stream)
@@ -112,6 +112,10 @@ class Tests:
         self.patterns = patterns
         self.verdicts: dict[str, int] = {}
         self.failure = ""
+
+    def pytest_configure(self, config: pytest.Config) -> None:
+        # Others parse the whole file, in which there are all mutants of all functions.
+        config.option.tbstyle = "native"
 
     def pytest_collection(self) -> None:
         from hypothesis import settings
@@ -159,6 +163,8 @@ class Tests:
         self.items = {item.nodeid: item for item in session.items}
         self.seconds: dict[str, float] = {}
         self.reaching: dict[str, set[str]] = defaultdict(set)
+        self.reach: dict[str, Counter[str]] = {}
+        self.found: dict[str, list[str]] = defaultdict(list)
 
         # What decides how the tests of a file come out, but for the file itself.
         common = [*(ROOT / "mxadamax").glob("*.py"), *(ROOT / "tests").glob("[!t]*.py")]
@@ -196,16 +202,34 @@ class Tests:
                     self.reaching[function].add(test)
 
     def chosen(self, name: str) -> list[pytest.Item]:
-        """The tests for a mutant: a case of each test first, then the next ones."""
+        """The tests for a mutant, in an order in which it is soon found.
+
+        First those that have found others of this function, and of this file; then a case of each
+        test, before the next ones: quick ones, and those that reach much of the file.
+        """
+        function = mangled_name_from_mutant_name(name)
+        module = function.rpartition(".")[0]
+        if module not in self.reach:
+            self.reach[module] = Counter(
+                test
+                for other, tests in self.reaching.items()
+                if other.rpartition(".")[0] == module
+                for test in tests
+            )
         cases = defaultdict(list)
-        for test in self.reaching[mangled_name_from_mutant_name(name)]:
-            cases[test.partition("[")[0]].append((self.seconds[test], test))
+        for test in self.reaching[function]:
+            cost = (self.seconds[test] + 0.01) / self.reach[module][test] ** 2
+            cases[test.partition("[")[0]].append((cost, test))
         ranked = [
             (rank, *case) for found in cases.values() for rank, case in enumerate(sorted(found))
         ]
-        chosen, total = [], 0.0
-        for _, seconds, test in sorted(ranked):
-            total += seconds
+        known = [*self.found[function], *self.found[module]]
+        chosen: list[pytest.Item] = []
+        total = 0.0
+        for test in dict.fromkeys([*known, *(test for _, _, test in sorted(ranked))]):
+            if test not in self.reaching[function]:
+                continue
+            total += self.seconds[test]
             if total > SECONDS and chosen:
                 break
             chosen.append(self.items[test])
@@ -216,18 +240,25 @@ class Tests:
         if not items:
             return NO_TESTS
 
-        def run() -> int:
+        def run() -> str:
             set_mutant_under_test(name)
             for item, following in zip(items, [*items[1:], None]):
+                signal.setitimer(signal.ITIMER_REAL, 10 + 10 * self.seconds[item.nodeid])
                 if not self.passes(item, following):
-                    return KILLED
-            return SURVIVED
+                    return item.nodeid
+            return ""
 
-        expected = sum(self.seconds[item.nodeid] for item in items)
-        ending, found = in_fork(run, 5 * expected + 10)
-        if found is not None:
-            return found
-        return TIMEOUT if ending == -signal.SIGALRM else CRASHED
+        ending, finder = in_fork(run)
+        if finder is None:
+            return TIMEOUT if ending == -signal.SIGALRM else CRASHED
+        if not finder:
+            return SURVIVED
+        function = mangled_name_from_mutant_name(name)
+        for key in (function, function.rpartition(".")[0]):
+            if finder in self.found[key]:
+                self.found[key].remove(finder)
+            self.found[key].insert(0, finder)
+        return KILLED
 
 
 @contextlib.contextmanager
