@@ -34,10 +34,12 @@ def a_trainer(optimizer, values=(1.0, 2.0, 3.0), **options):
     return parameter, trainer, step
 
 
-@pytest.mark.parametrize("kind", [math.nan, ScheduleError("no rate today")], ids=str)
+@pytest.mark.parametrize("kind", [math.nan, 1e308, ScheduleError("no rate today")], ids=str)
 def test_failures_leave_nothing_that_later_steps_wait_for(kind):
     """With more failures than steps may be under way, Python still waits for nothing."""
-    optimizer = mxadamax.Adam(skip_nonfinite=True, learning_rate=0.1)
+    # With which a rate of 1e308 is found out only when the step is handed over.
+    decay = {"wd": 19.0, "decoupled_wd": True}
+    optimizer = mxadamax.Adam(skip_nonfinite=True, learning_rate=0.1, **decay)
     run = Run(optimizer, [np.ones(3, "float32")])
     for _ in range(2):
         run.step([np.ones(3, "float32")])
@@ -63,7 +65,7 @@ def test_failures_leave_nothing_that_later_steps_wait_for(kind):
     finally:
         timer.cancel()
         Gate.opened.set()
-    expected = Run(mxadamax.Adam(skip_nonfinite=True, learning_rate=0.1), [np.ones(3, "float32")])
+    expected = Run(mxadamax.Adam(learning_rate=0.1, **decay), [np.ones(3, "float32")])
     for _ in range(5):
         expected.step([np.ones(3, "float32")])
     assert_same_run(run, expected)
