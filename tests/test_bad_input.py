@@ -22,6 +22,7 @@ from mxadamax import _native, cuda, engine
 from mxadamax.commands import info
 from mxadamax.compatibility import C_FUNCTIONS, IS_MXNET_1
 from mxadamax.engine import native
+from mxadamax.optimizer import BFLOAT16
 
 REFUSED_HYPERPARAMETERS = [
     ({"beta1": 1.5}, r"beta1 must be in \[0, 1\), got 1.5"),
@@ -409,6 +410,78 @@ def test_array_on_an_unsupported_device(replaced):
     refused(
         run, r"parameter 1 \('dense0_bias'\): state 1 is on gpu\(3\), expected an array in host"
     )
+
+
+@pytest.mark.parametrize("what", ["weight", "gradient"])
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_parameter_on_another_device(replaced, what, number):
+    """Whatever the number of that device; a weight as well, if it is not the first."""
+    weights, grads = [ones(3), ones(3)], [ones(3), ones(3)]
+    elsewhere = (weights if what == "weight" else grads)[1].handle.value
+
+    def context(handle, device, found):
+        device[0], found[0] = (2, number) if handle == elsewhere else (1, 0)
+        return 0
+
+    out = ctypes.POINTER(ctypes.c_int)
+    replaced("MXNDArrayGetContext", [ctypes.c_void_p, out, out], context)
+    memo = _native.StateMemo()
+    with pytest.raises(_native.ParameterError) as error:
+        native().Batch("sgd", weights, grads, [None, None], memo, False, False, False, None)
+    position, message, _ = error.value.args
+    assert position == 1
+    assert message.startswith(f"{what} is on gpu({number}), expected an array in host memory")
+
+
+LAYOUTS = [
+    ((3,), "float32", False),
+    ((), "float32", False),
+    ((0, 4), "float32", False),
+    ((4, 0), "float32", False),
+    ((3, 4), "float32", True),
+    ((3, 4), BFLOAT16, True),
+    ((2, 3, 4), "float32", True),
+    ((3, 4), "float64", False),
+    ((3, 4), "float16", False),
+]
+
+
+@pytest.mark.parametrize("shape, dtype, expected", LAYOUTS)
+def test_what_can_be_in_a_layout_of_onednns_is_brought_out_of_it(replaced, shape, dtype, expected):
+    """By an operator of MXNet's, which nothing else needs."""
+    weight, grad = (nd(np.ones(shape, "float32")).astype(dtype) for _ in range(2))
+    mx.nd.waitall()
+    casts = []
+
+    def invoke(*arguments):
+        casts.append(arguments)
+        return 0
+
+    pointers = [ctypes.c_void_p] * 4
+    replaced(
+        "MXImperativeInvoke",
+        [ctypes.c_void_p, ctypes.c_int, *pointers[:3], ctypes.c_int, *pointers[:3]],
+        invoke,
+    )
+    mxadamax.SGD().update([0], [weight], [grad], [None])
+    mx.nd.waitall()
+    assert len(casts) == expected
+
+
+def test_many_parameters_with_all_that_a_parameter_can_have():
+    """And one that shares its memory with another is found among them."""
+    optimizer = mxadamax.RMSProp(centered=True, multi_precision=True, ema_decay=0.9)
+    count = 100
+    weights = [ones(3, dtype="float16") for _ in range(count)]
+    states = [optimizer.create_state_multi_precision(k, w) for k, w in enumerate(weights)]
+    grads = [ones(3, dtype="float16") for _ in range(count)]
+    optimizer.update_multi_precision(list(range(count)), weights, grads, states)
+    values = {tuple(weight.asnumpy()) for weight in weights}
+    assert len(values) == 1 and values != {(1.0, 1.0, 1.0)}
+    with pytest.raises(ValueError, match="weight shares memory with the weight of"):
+        optimizer.update_multi_precision(
+            list(range(count)), [*weights[:-1], weights[3]], grads, states
+        )
 
 
 def test_kernels_for_gpus_that_fail(replaced, monkeypatch):
