@@ -433,6 +433,37 @@ def test_one_parameter_on_another_device(replaced, what, number):
     assert message.startswith(f"{what} is on gpu({number}), expected an array in host memory")
 
 
+@pytest.mark.parametrize(
+    "number, name", [(-1, "of number -1"), (11, "uint64"), (13, "of number 13")]
+)
+def test_types_that_mxnet_may_have_one_day(replaced, number, name):
+    def dtype(handle, found):
+        found[0] = number
+        return 0
+
+    replaced("MXNDArrayGetDType", [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int)], dtype)
+    given = ([ones(3)], [ones(3)], [None], _native.StateMemo())
+    with pytest.raises(_native.ParameterError, match=f"weight has dtype {name}, expected float32"):
+        native().Batch("sgd", *given, False, False, False, None)
+
+
+def test_as_many_dimensions_as_there_can_be(replaced):
+    sizes = (ctypes.c_int64 * 32)(3, *[1] * 31)
+
+    def shape_of(handle, dimensions, found):
+        dimensions[0], found[0] = 32, ctypes.addressof(sizes)
+        return 0
+
+    weight, grad = ones(3), ones(3)
+    replaced(
+        "MXNDArrayGetShape64",
+        [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_void_p)],
+        shape_of,
+    )
+    given = ([weight], [grad], [None], _native.StateMemo())
+    native().Batch("sgd", *given, False, False, False, None)
+
+
 LAYOUTS = [
     ((3,), "float32", False),
     ((), "float32", False),
