@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A step changes weights and states, and nothing else in MXNet, nor in the batches that follow."""
 
+import os
 import resource
 
 import mxnet as mx
@@ -58,6 +59,20 @@ def test_arrays_are_let_go_of():
     # KiB; the arrays of all these steps are 115 MiB.
     first = peak(5)
     assert peak(30) - first < 40 * 1024
+
+
+def test_no_file_stays_open():
+    """Where MXNet keeps row numbers is looked for through a pipe."""
+    numbers = [[1, 5], [2, 7], [3, 8]]
+    shape = (9, 1)
+    arrays = [
+        mx.nd.sparse.row_sparse_array(([[1.0], [2.0]], rows), shape=shape) for rows in numbers
+    ]
+    mx.nd.waitall()
+    before = sorted(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        assert native().find_row_indices(list(zip(arrays, numbers)))
+    assert sorted(os.listdir("/proc/self/fd")) == before
 
 
 WRONG = {
