@@ -213,7 +213,7 @@ def test_a_step_that_does_not_end_is_told_and_what_follows_is_run(tmp_path):
     pytest.importorskip("mxadamax._cuda_on_host")
     out = tmp_path / "out"
     done = gpu_check(
-        *("--rehearse", "--steps", "parity,sanitized", "--seconds", "8", "--out", str(out)),
+        *("--rehearse", "--steps", "parity,sanitized", "--seconds", "12", "--out", str(out)),
         timeout=120,
     )
     assert done.returncode == 1
