@@ -103,3 +103,28 @@ def test_a_state_that_was_fine_is_looked_at_again_for_another_format(options):
         # It fits: what differs is how it is rounded.
         batch(False, *options)
     batch(False, *plain)
+
+
+@pytest.mark.parametrize("kind", ["average", "master"])
+def test_a_list_deep_in_a_state_may_hold_other_arrays_the_next_time(kind):
+    options = {"average": {"ema_decay": 0.5}, "master": {"multi_precision": True, "ema_decay": 0.5}}
+    optimizer = mxadamax.Adamax(learning_rate=0.1, **options[kind])
+    dtype = {"average": "float32", "master": "float16"}[kind]
+
+    def state(own):
+        average = ones(3)
+        return (ones(3), (own, average)) if kind == "master" else ((own, average),)[0]
+
+    def arrays(value):
+        return [nd(np.full(3, value, "float32")) for _ in range(2)]
+
+    own = arrays(1.0)
+    given = state(own)
+    found = []
+    for value in (1.0, 3.0):
+        own[:] = arrays(value)
+        optimizer.update_multi_precision(
+            [0], [ones(3, dtype=dtype)], [ones(3, dtype=dtype)], [given]
+        )
+        found.append(own[0].asnumpy()[0])
+    assert found == pytest.approx([0.9 + 0.1, 0.9 * 3 + 0.1], rel=1e-3)

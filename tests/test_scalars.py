@@ -5,8 +5,11 @@ import random
 import struct
 
 import mxnet as mx
+import numpy as np
 import pytest
+from support import nd
 
+import mxadamax
 from mxadamax import _native
 
 
@@ -45,3 +48,16 @@ def test_single_precision():
 def test_infinities(value):
     assert _native.as_mxnet_reads(value) == value
     assert _native.as_mxnet_reads_float32(value) == value
+
+
+def test_scalars_of_one_parameter_are_not_those_of_the_one_before():
+    """Each value is converted once for parameters in a row; zero is a value like others."""
+    optimizer = mxadamax.SGD(learning_rate=0.1, wd=0.5)
+    optimizer.set_wd_mult(dict(enumerate([1, 0, 0, 2, 0, 1])))
+    optimizer.set_lr_mult(dict(enumerate([1, 1, 0, 0, 2, 1])))
+    weights = [nd(np.ones(2, "float32")) for _ in range(6)]
+    optimizer.update(
+        list(range(6)), weights, [nd(np.ones(2, "float32")) for _ in range(6)], [None] * 6
+    )
+    expected = [0.85, 0.9, 1.0, 1.0, 0.8, 0.85]
+    assert [w.asnumpy()[0] for w in weights] == pytest.approx(expected)
