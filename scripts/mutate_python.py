@@ -53,6 +53,7 @@ IGNORED = [
     "fuzz_findings",
     "gluonts",
     "horovod",
+    "import_order",
     "install",
     "kernels",
     "kill_and_resume",
