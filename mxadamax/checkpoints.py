@@ -155,7 +155,8 @@ def load_states(trainer: "Trainer", file: Path) -> None:
     weights = _weights(trainer)
     states, source, _ = _read(file)
     updaters = _initialized_updaters(trainer)
-    keys = Keys(trainer).in_use
+    known = Keys(trainer)
+    keys = known.in_use
     built_in = built_in_name(source)
     with _named(file):
         if built_in is not None and f"{built_in}_ext" == optimizer.registered_name:
@@ -166,7 +167,7 @@ def load_states(trainer: "Trainer", file: Path) -> None:
                 f"{describe_optimizer(optimizer)}"
             )
         _check_options(source, optimizer, _STRUCTURE if built_in else (*_STRUCTURE, *_FORMULA))
-        written = _keys_in_file(trainer, states, source)
+        written = _keys_in_file(trainer, known, states, source)
         candidate = _successor(optimizer, source, weights, dict(zip(written, keys)))
         states = _by_position(trainer, states, written)
         states = _check_states(trainer, states, source, candidate, weights)
@@ -347,7 +348,7 @@ def _weights(trainer: "Trainer") -> Dict[int, List[NDArray]]:
             weights[index] = [classic(array) for array in parameter._data]
         elif parameter.grad_req != "null":
             raise ValueError(
-                f"parameter {index} ({parameter.name!r}): its shape is not known yet (deferred "
+                f"{_names(trainer, [index])}: its shape is not known yet (deferred "
                 "initialization); run the model once"
             )
     return weights
@@ -413,7 +414,9 @@ def _check_options(source: FusedOptimizer, optimizer: FusedOptimizer, names: Any
         )
 
 
-def _keys_in_file(trainer: "Trainer", states: States, source: FusedOptimizer) -> List[Any]:
+def _keys_in_file(
+    trainer: "Trainer", keys: Keys, states: States, source: FusedOptimizer
+) -> List[Any]:
     """By which keys a file has the trainer's parameters; ValueError where two answers fit.
 
     Files of this package say it. Those of built-ins do not, nor by which of two numberings their
@@ -422,7 +425,6 @@ def _keys_in_file(trainer: "Trainer", states: States, source: FusedOptimizer) ->
     said = getattr(source, "_parameter_keys", None)
     if said is not None:
         return list(said)
-    keys = Keys(trainer)
     needed = [p.grad_req != "null" for p in trainer._params]
     fitting = []
     for found in (keys.on_devices, keys.on_store):
