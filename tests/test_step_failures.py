@@ -71,6 +71,30 @@ def test_failures_leave_nothing_that_later_steps_wait_for(kind):
     assert_same_run(run, expected)
 
 
+@pytest.mark.parametrize("fused_before", [True, False])
+def test_a_step_that_is_not_handed_over_leaves_the_norm_of_the_one_before(fused_before):
+    optimizer = mxadamax.Adam(
+        clip_global_norm=1.0, wd=19.0, decoupled_wd=True, learning_rate=0.1, skip_nonfinite=True
+    )
+    run = Run(optimizer, [np.ones(2, "float32")])
+    fail = lambda num_update: 1e308  # noqa: E731  # Found out only when the step is handed over.
+    for _ in range(2):
+        optimizer.lr_scheduler = fail
+        with pytest.raises(ValueError, match="lr"):
+            run.step([np.float32([30, 40])])
+        assert optimizer.gradient_norm is None
+        assert optimizer.skipped_steps == 0
+    optimizer.lr_scheduler = None
+    optimizer.use_fused_step = fused_before
+    run.step([np.float32([3, 4])])
+    optimizer.use_fused_step = True
+    optimizer.lr_scheduler = fail
+    with pytest.raises(ValueError, match="lr"):
+        run.step([np.float32([30, 40])])
+    assert optimizer.gradient_norm == 5.0
+    assert optimizer.skipped_steps == 0
+
+
 @pytest.mark.parametrize(
     "error", [ScheduleError, ZeroDivisionError, KeyError, RuntimeError, ValueError, TypeError]
 )
