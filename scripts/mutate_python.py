@@ -3,12 +3,16 @@
 
     python scripts/mutate_python.py                    all of it; prints what no test has noticed
     python scripts/mutate_python.py 'mxadamax.adam.*'  these mutants
+    python scripts/mutate_python.py --again            those that no test has noticed so far
     mutmut show NAME                                   what a mutant changes
 
 mutmut makes the mutants, all of them in one copy of the package, where an environment variable says
 which is meant. Here they are tested faster than by `mutmut run`: pytest collects once, and each
 mutant is a fork that runs the tests that reach the changed function, until one fails. Mutants that
-change nothing are listed below.
+change nothing are listed in scripts/equivalent_python_mutants.txt, with their reasons.
+
+Some of the code is for one MXNet alone. What one leaves over, the other can try: the verdicts are
+kept, so run it with an environment of each, with --again the second time.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import signal
 import sys
 import time
 from collections import Counter, defaultdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Callable
 
@@ -37,6 +42,7 @@ from mutmut.utils.format_utils import mangled_name_from_mutant_name
 
 ROOT = Path(__file__).resolve().parents[1]
 MUTANTS = ROOT / "mutants"
+MXNET = version("mxnet")
 
 IGNORED = [
     "adam_paper",
@@ -75,11 +81,21 @@ CASES = 30
 SECONDS = 6.0
 """Of the processor, which the tests of a mutant may take together."""
 
-EQUIVALENT: dict[str, str] = {}
-"""Those that no test can notice, and why."""
+IN_PROCESSES = {
+    "mxadamax.native_module": ["native_module"],
+    "mxadamax.parameter_server": ["import_order", "parameter_server"],
+    "mxadamax.versions": ["command_line", "native_module"],
+}
+"""Modules that files of tests reach in processes that they start, where it is not seen."""
+
+EQUIVALENT = ROOT / "scripts" / "equivalent_python_mutants.txt"
+
+ENOUGH = 0.9
+"""The share of mutants that tests have to notice."""
 
 KILLED, SURVIVED, NO_TESTS, TIMEOUT, CRASHED = 1, 0, 33, 36, -11
 """As mutmut writes it down."""
+NOTICED = (KILLED, TIMEOUT, CRASHED)
 
 
 def in_fork(function: Callable[[], Any], seconds: float | None = None) -> tuple[int, Any]:
@@ -109,9 +125,11 @@ def in_fork(function: Callable[[], Any], seconds: float | None = None) -> tuple[
 class Tests:
     """The tests that pytest has collected; a plugin that runs them for one mutant after another."""
 
-    def __init__(self, patterns: list[str]):
+    def __init__(self, patterns: list[str], again: bool):
         self.patterns = patterns
+        self.again = again
         self.verdicts: dict[str, int] = {}
+        self.seconds: dict[str, float] = {}
         self.failure = ""
 
     def pytest_configure(self, config: pytest.Config) -> None:
@@ -141,16 +159,20 @@ class Tests:
         print(f"{len(self.seconds)} tests in {time.monotonic() - begin:.0f} s", flush=True)
         with mutmut_folder():
             found, _ = mutmut.collect_source_file_mutation_data(mutant_names=self.patterns)
-        names = [name for _, name, _ in found]
-        for k, name in enumerate(names):
+        left = [
+            (data, name) for data, name, verdict in found if not (self.again and verdict in NOTICED)
+        ]
+        for k, (data, name) in enumerate(left):
             start = time.monotonic()
-            self.verdicts[name] = self.verdict(name)
+            self.verdicts[name] = data.exit_code_by_key[name] = self.verdict(name)
+            with mutmut_folder():
+                data.save()
             if os.environ.get("MUTATE_VERBOSE"):
                 print(f"{self.verdicts[name]:3} {time.monotonic() - start:6.2f} {name}", flush=True)
             if k % 100 == 99:
                 spent = time.monotonic() - begin
                 counts = dict(Counter(self.verdicts.values()))
-                print(f"{k + 1} of {len(names)} mutants, {spent:.0f} s, {counts}", flush=True)
+                print(f"{k + 1} of {len(left)} mutants, {spent:.0f} s, {counts}", flush=True)
         return True
 
     def learn(self, session: pytest.Session) -> None:
@@ -162,8 +184,8 @@ class Tests:
             for item in random.Random(0).sample(found, min(len(found), CASES)):
                 files[item.path].append(item)
         self.items = {item.nodeid: item for item in session.items}
-        self.seconds: dict[str, float] = {}
         self.reaching: dict[str, set[str]] = defaultdict(set)
+        self.reached: Counter[str] = Counter()
         self.reach: dict[str, Counter[str]] = {}
         self.found: dict[str, list[str]] = defaultdict(list)
 
@@ -184,7 +206,8 @@ class Tests:
                     found.append((item.nodeid, spent, set(state()._stats), self.failure))
                 return found
 
-            key = hashlib.sha256(b"".join(p.read_bytes() for p in (path, *sorted(common))))
+            contents = [p.read_bytes() for p in (path, *sorted(common))]
+            key = hashlib.sha256(b"".join([MXNET.encode(), *contents]))
             known = MUTANTS / f"{path.stem}.{key.hexdigest()[:16]}.learned"
             if known.exists():
                 found = pickle.loads(known.read_bytes())
@@ -201,12 +224,14 @@ class Tests:
                 self.seconds[test] = spent
                 for function in functions:
                     self.reaching[function].add(test)
+                    self.reached[test] += 1
 
     def chosen(self, name: str) -> list[pytest.Item]:
         """The tests for a mutant, in an order in which it is soon found.
 
-        First those that have found others of this function, and of this file; then a case of each
-        test, before the next ones: quick ones, and those that reach much of the file.
+        First those that have found others of this function, and of this file. Then by turns the
+        best of two orders: quick tests that reach much of the file, and those that reach little
+        else in the package; in both a case of each test comes before the next ones.
         """
         function = mangled_name_from_mutant_name(name)
         module = function.rpartition(".")[0]
@@ -217,21 +242,31 @@ class Tests:
                 if other.rpartition(".")[0] == module
                 for test in tests
             )
-        cases = defaultdict(list)
+        by_cost, by_reach = defaultdict(list), defaultdict(list)
         for test in self.reaching[function]:
-            cost = (self.seconds[test] + 0.01) / self.reach[module][test] ** 2
-            cases[test.partition("[")[0]].append((cost, test))
-        ranked = [
-            (rank, *case) for found in cases.values() for rank, case in enumerate(sorted(found))
+            cost = self.seconds[test] + 0.01
+            kind = test.partition("[")[0]
+            by_cost[kind].append((cost / self.reach[module][test] ** 2, test))
+            by_reach[kind].append((cost * self.reached[test] ** 2, test))
+        orders = []
+        for kinds in (by_cost, by_reach):
+            cases = [enumerate(sorted(found)) for found in kinds.values()]
+            orders.append(sorted((rank, *case) for found in cases for rank, case in found))
+        by_turns = [test for pair in zip(*orders) for _, _, test in pair]
+        # Those that start processes, where what these reach is not seen.
+        from_outside = [
+            test
+            for test in self.seconds
+            if Path(test.partition("::")[0]).stem[len("test_") :] in IN_PROCESSES.get(module, ())
         ]
         known = [*self.found[function], *self.found[module]]
         chosen: list[pytest.Item] = []
         total = 0.0
-        for test in dict.fromkeys([*known, *(test for _, _, test in sorted(ranked))]):
-            if test not in self.reaching[function]:
+        for test in dict.fromkeys([*known, *by_turns, *from_outside]):
+            if test not in self.reaching[function] and test not in from_outside:
                 continue
             total += self.seconds[test]
-            if total > SECONDS and chosen:
+            if total > SECONDS and chosen and test not in from_outside:
                 break
             chosen.append(self.items[test])
         return chosen
@@ -282,9 +317,16 @@ def change_of(name: str, path: Path) -> str:
     return f"{path.name}: {removed} -> {added}"
 
 
+def equivalents() -> set[str]:
+    """The mutants that change nothing; the reason comes before each group of them."""
+    lines = EQUIVALENT.read_text().splitlines()
+    return {line for line in lines if line and not line.startswith("#")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("patterns", nargs="*", help="of names of mutants; by default all")
+    parser.add_argument("--again", action="store_true", help="only what no test has noticed so far")
     parser.add_argument("--tests", nargs="*", default=[], help="files of tests; by default most")
     arguments = parser.parse_args()
     os.chdir(ROOT)
@@ -297,7 +339,7 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(MUTANTS), os.environ.get("PYTHONPATH", "")])
     set_mutant_under_test("")
 
-    tests = Tests(arguments.patterns)
+    tests = Tests(arguments.patterns, arguments.again)
     os.chdir(MUTANTS)
     ignored = [f"--ignore=tests/test_{name}.py" for name in IGNORED]
     options = ["-o", "addopts=--import-mode=importlib", "--capture=sys"]
@@ -306,32 +348,40 @@ def main() -> None:
     files = [f"tests/{name}" for name in arguments.tests] or ["tests"]
     code = pytest.main([*options, *ignored, *files], plugins=[tests])
     os.chdir(ROOT)
-    if not tests.verdicts:
+    if not tests.seconds:
         sys.exit(f"pytest ends with {code!r}")
 
+    equivalent = equivalents()
+    unknown = set(equivalent)
     total: Counter[str] = Counter()
     for path in sorted(mutmut.walk_mutatable_files()):
         data = SourceFileMutationData(path=path)
         data.load()
         counts: Counter[str] = Counter()
-        for name in data.exit_code_by_key:
-            if name not in tests.verdicts:
+        for name, verdict in data.exit_code_by_key.items():
+            if verdict is None:
                 continue
-            verdict = data.exit_code_by_key[name] = tests.verdicts[name]
             counts["mutants"] += 1
-            if verdict in (KILLED, TIMEOUT, CRASHED):
-                counts["killed"] += 1
-            elif change_of(name, path) in EQUIVALENT:
+            if verdict in NOTICED:
+                counts["noticed"] += 1
+                continue
+            change = change_of(name, path)
+            unknown.discard(change)
+            if change in equivalent:
                 counts["equivalent"] += 1
             else:
                 counts["survive"] += 1
-                print(f"survives {name}\n    {change_of(name, path)}")
-        data.save()
+                print(f"survives {name}\n    {change}")
         total += counts
         if counts:
             print(f"{path}: " + ", ".join(f"{counts[k]} {k}" for k in counts))
+    meant = total["mutants"] - total["equivalent"]
     print("together: " + ", ".join(f"{total[k]} {k}" for k in total))
-    sys.exit(bool(total["survive"]))
+    print(f"{total['noticed']} of {meant} noticed, {total['noticed'] / max(meant, 1):.1%}")
+    if unknown and not arguments.patterns:
+        print(f"{EQUIVALENT.name} lists what is noticed, or no mutant:", *sorted(unknown), sep="\n")
+    if total["noticed"] < ENOUGH * meant:
+        sys.exit(f"fewer than {ENOUGH:.0%} are noticed")
 
 
 if __name__ == "__main__":
