@@ -303,8 +303,13 @@ def test_int8_zeros(instruction_set):
     plain[nothing] = divisor[nothing] = 0
     plain[still] = 0
     plain[:BLOCK] = divisor[:BLOCK] = 0
+    # Two blocks without ratios, one of which has divisors.
+    plain[2 * BLOCK : 3 * BLOCK] = 0
+    divisor[2 * BLOCK] = 1
     for key in KEYS:
-        _, (m, u) = through_int8(plain, divisor, instruction_set, key)
+        (_, _, scales), (m, u) = through_int8(plain, divisor, instruction_set, key)
+        assert np.array_equal(scales[:2], [0, 0])
+        assert np.array_equal(scales[4:6], [0, 1])
         assert np.all(m[plain == 0] == 0)
         assert np.all((u == 0) == (divisor == 0))
         assert np.all(m * plain >= 0)
@@ -328,6 +333,8 @@ def test_int8_what_is_not_finite_takes_its_block_with_it(instruction_set, value,
             assert np.all(np.isfinite(decoded_state[~inside]))
         for found, expected in zip(stored[:2], clean[:2]):
             assert np.array_equal(found[~inside], expected[~inside])
+            assert not found[inside].any()
+        assert np.all(np.isnan(stored[2].reshape(-1, 2)[at // BLOCK]))
         others = np.arange(11) != at // BLOCK
         for found, expected in zip(stored[2:], clean[2:]):
             assert np.array_equal(found.reshape(-1, 2)[others], expected.reshape(-1, 2)[others])
@@ -372,6 +379,19 @@ def test_int8_subnormal_and_huge(instruction_set):
                 ratio = np.abs(m[found] / u[found].astype(np.float64))
                 largest = np.max(np.abs(plain / divisor.astype(np.float64)))
                 assert np.all(np.abs(ratio - factor) <= 1.01 * largest / 127 + 1e-6), where
+
+
+@instruction_sets
+@pytest.mark.parametrize("share", [1.0, 2.0**-10])
+def test_int8_ranges_are_not_smaller_than_what_units_are_made_of(instruction_set, share):
+    """Else a level, decoded, would not be the one that was encoded."""
+    sizes = np.float32([2.0**-140, 2.0**-101, 2.0**-100, 2.0**-99, 1.0])
+    divisor = np.repeat(sizes, BLOCK)
+    (_, _, scales), _ = through_int8(divisor * np.float32(share), divisor, instruction_set)
+    assert np.array_equal(scales[1::2], np.maximum(sizes, np.float32(2.0**-100)))
+    plain = np.repeat(np.float32([0, 2.0**-140, 2.0**-101, 2.0**-100, 2.0**-99]), BLOCK)
+    (_, _, scales), _ = through_int8(plain, np.ones_like(plain), instruction_set)
+    assert np.array_equal(scales[::2], np.float32([0, *[2.0**-100] * 3, 2.0**-99]))
 
 
 @instruction_sets
