@@ -306,6 +306,18 @@ bool is_pass_scalar(const std::string& name) {
 void push(engine::Batch& batch, const std::vector<py::dict>& tables,
           const py::object& clip_global_norm, bool skip_nonfinite,
           const std::shared_ptr<engine::StepReport>& report, std::int64_t skipped_before) {
+  if (tables.empty() || (!skip_nonfinite && tables.size() > 1)) {
+    throw std::invalid_argument("got " + std::to_string(tables.size()) +
+                                " tables of scalars, expected one, or with skip_nonfinite as many "
+                                "as there may be");
+  }
+  if (!report && (skip_nonfinite || !clip_global_norm.is_none())) {
+    throw std::invalid_argument("clip_global_norm and skip_nonfinite need a report, got None");
+  }
+  if (skipped_before < 0 || (report && skipped_before > report->skipped)) {
+    throw std::invalid_argument("skipped_before must be what a report has counted, got " +
+                                std::to_string(skipped_before));
+  }
   const auto convert = [](const std::string& name, std::size_t position, double value) -> double {
     // Never seen by an operator of MXNet's.
     if (is_pass_scalar(name)) return value;

@@ -680,6 +680,54 @@ def test_what_is_no_batch():
     assert not empty.pushed
 
 
+@pytest.mark.parametrize(
+    ("tables", "bound", "skip", "has_report", "before", "said"),
+    [
+        (0, None, False, True, 0, "got 0 tables of scalars, expected one"),
+        (0, None, True, True, 0, "got 0 tables of scalars, expected one"),
+        (2, None, False, True, 0, "got 2 tables of scalars, expected one"),
+        (2, 1.0, False, True, 0, "got 2 tables of scalars, expected one"),
+        (1, 1.0, False, False, 0, "clip_global_norm and skip_nonfinite need a report, got None"),
+        (1, None, True, False, 0, "clip_global_norm and skip_nonfinite need a report, got None"),
+        (1, None, True, True, 1, "skipped_before must be what a report has counted, got 1"),
+        (1, None, True, True, -1, "skipped_before must be what a report has counted, got -1"),
+        (1, None, False, False, -1, "skipped_before must be what a report has counted, got -1"),
+    ],
+)
+def test_what_is_no_push(tables, bound, skip, has_report, before, said):
+    """The same, refused while nothing has been handed over."""
+    weight = ones(3)
+    batch = native().Batch(
+        "sgd", [weight], [ones(3)], [None], _native.StateMemo(), False, False, False, None
+    )
+    report = _native.StepReport() if has_report else None
+    table = {name: 1.0 for name in SCALARS_OF_SGD}
+    with pytest.raises(ValueError, match=said):
+        batch.push([table] * tables, bound, skip, report, before)
+    assert not batch.pushed
+    batch.push([table], None, False, None, 0)
+    assert batch.pushed
+    mx.nd.waitall()
+
+
+def test_a_step_for_which_there_are_no_scalars_says_so():
+    """More steps than those that tables were given for turn out to have been skipped."""
+    report, memo = _native.StepReport(), _native.StateMemo()
+    table = {name: 1.0 for name in SCALARS_OF_SGD}
+    weight = ones(3)
+
+    def push(value):
+        grads = [mx.nd.full((3,), value)]
+        batch = native().Batch("sgd", [weight], grads, [None], memo, False, False, False, None)
+        batch.push([table], None, True, report, 0)
+
+    push(math.nan)
+    push(1.0)
+    said = "got 1 tables of scalars, but 1 more steps were skipped than the first one is for"
+    with pytest.raises(mx.MXNetError, match=said):
+        weight.asnumpy()
+
+
 SCALARS_OF_SGD = ("rescale_grad", "clip_gradient", "wd", "keep", "lr")
 
 

@@ -204,7 +204,13 @@ class Operation final : public Task {
 
   const std::vector<double>& table() const {
     if (!options_.skip_nonfinite) return tables_[0];
-    return tables_.at(static_cast<std::size_t>(options_.report->skipped - options_.skipped_before));
+    const std::int64_t more = options_.report->skipped - options_.skipped_before;
+    if (static_cast<std::size_t>(more) >= tables_.size()) {
+      throw std::runtime_error("got " + std::to_string(tables_.size()) +
+                               " tables of scalars, but " + std::to_string(more) +
+                               " more steps were skipped than the first one is for");
+    }
+    return tables_[static_cast<std::size_t>(more)];
   }
 
   // Where the gradients, of this norm after rescaling, have a larger one than is allowed: scalars
