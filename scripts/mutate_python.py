@@ -78,7 +78,7 @@ IGNORED = [
 CASES = 30
 """Of a test with more cases, so many are drawn."""
 
-SECONDS = 6.0
+SECONDS = 3.0
 """Of the processor, which the tests of a mutant may take together."""
 
 IN_PROCESSES = {
@@ -162,6 +162,8 @@ class Tests:
         left = [
             (data, name) for data, name, verdict in found if not (self.again and verdict in NOTICED)
         ]
+        # First those that have never been tried.
+        left.sort(key=lambda found: found[0].exit_code_by_key[found[1]] is not None)
         for k, (data, name) in enumerate(left):
             start = time.monotonic()
             self.verdicts[name] = data.exit_code_by_key[name] = self.verdict(name)
