@@ -607,6 +607,22 @@ def test_seeds(member, state_dtype):
     assert len({tuple(bits(run)) for run in (first, other, none)}) == 3
 
 
+@combinations
+def test_the_states_of_an_element_are_rounded_independently(member, state_dtype):
+    """Where each takes one of two values, no two of them do so together more often than not."""
+    size = 2**17
+    run = Run(member.create(**member.options, state_dtype=state_dtype), [np.ones(size, "float32")])
+    run.step([np.full(size, 0.01234567, np.float32)])
+    if state_dtype == "int8":
+        found = [array.asnumpy().ravel() for array in run.updater.states[0][:2]]
+    else:
+        found = values_of(run.updater.states[0], state_dtype)
+    ups = [values == values.max() for values in found if np.ptp(values.astype(float))]
+    for first, second in itertools.combinations(ups, 2):
+        expected = first.mean() * second.mean()
+        assert abs((first & second).mean() - expected) < 5 * np.sqrt(expected / size)
+
+
 @dtypes
 def test_parameters_and_updates_have_random_numbers_of_their_own(state_dtype):
     """The same weight twice: other states. The same state and gradient twice: another result."""
