@@ -78,8 +78,8 @@ IGNORED = [
 CASES = 30
 """Of a test with more cases, so many are drawn."""
 
-SECONDS = 3.0
-"""Of the processor, which the tests of a mutant may take together."""
+SECONDS = 4.0
+"""Of the processor, which the tests of a mutant may take together, if nothing else is said."""
 
 IN_PROCESSES = {
     "mxadamax.native_module": ["native_module"],
@@ -125,9 +125,10 @@ def in_fork(function: Callable[[], Any], seconds: float | None = None) -> tuple[
 class Tests:
     """The tests that pytest has collected; a plugin that runs them for one mutant after another."""
 
-    def __init__(self, patterns: list[str], again: bool):
+    def __init__(self, patterns: list[str], again: bool, limit: float):
         self.patterns = patterns
         self.again = again
+        self.limit = limit
         self.verdicts: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
         self.failure = ""
@@ -232,8 +233,8 @@ class Tests:
         """The tests for a mutant, in an order in which it is soon found.
 
         First those that have found others of this function, and of this file. Then by turns the
-        best of two orders: quick tests that reach much of the file, and those that reach little
-        else in the package; in both a case of each test comes before the next ones.
+        best of two orders: quick tests that reach much of the file, a case of each before the
+        next ones, and quick tests that reach little of the package.
         """
         function = mangled_name_from_mutant_name(name)
         module = function.rpartition(".")[0]
@@ -244,17 +245,16 @@ class Tests:
                 if other.rpartition(".")[0] == module
                 for test in tests
             )
-        by_cost, by_reach = defaultdict(list), defaultdict(list)
+        by_reach, cases = [], defaultdict(list)
         for test in self.reaching[function]:
             cost = self.seconds[test] + 0.01
-            kind = test.partition("[")[0]
-            by_cost[kind].append((cost / self.reach[module][test] ** 2, test))
-            by_reach[kind].append((cost * self.reached[test] ** 2, test))
-        orders = []
-        for kinds in (by_cost, by_reach):
-            cases = [enumerate(sorted(found)) for found in kinds.values()]
-            orders.append(sorted((rank, *case) for found in cases for rank, case in found))
-        by_turns = [test for pair in zip(*orders) for _, _, test in pair]
+            by_reach.append((cost * self.reached[test] ** 2, test))
+            cases[test.partition("[")[0]].append((cost / self.reach[module][test] ** 2, test))
+        by_cost = [
+            (rank, *case) for found in cases.values() for rank, case in enumerate(sorted(found))
+        ]
+        orders = [[found[-1] for found in sorted(order)] for order in (by_reach, by_cost)]
+        by_turns = [test for pair in zip(*orders) for test in pair]
         # Those that start processes, where what these reach is not seen.
         from_outside = [
             test
@@ -268,7 +268,7 @@ class Tests:
             if test not in self.reaching[function] and test not in from_outside:
                 continue
             total += self.seconds[test]
-            if total > SECONDS and chosen and test not in from_outside:
+            if total > self.limit and chosen and test not in from_outside:
                 break
             chosen.append(self.items[test])
         return chosen
@@ -329,6 +329,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("patterns", nargs="*", help="of names of mutants; by default all")
     parser.add_argument("--again", action="store_true", help="only what no test has noticed so far")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of tests for one mutant")
     parser.add_argument("--tests", nargs="*", default=[], help="files of tests; by default most")
     arguments = parser.parse_args()
     os.chdir(ROOT)
@@ -341,7 +342,7 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(MUTANTS), os.environ.get("PYTHONPATH", "")])
     set_mutant_under_test("")
 
-    tests = Tests(arguments.patterns, arguments.again)
+    tests = Tests(arguments.patterns, arguments.again, arguments.seconds)
     os.chdir(MUTANTS)
     ignored = [f"--ignore=tests/test_{name}.py" for name in IGNORED]
     options = ["-o", "addopts=--import-mode=importlib", "--capture=sys"]
