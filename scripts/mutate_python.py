@@ -52,7 +52,6 @@ IGNORED = [
     "combinations",
     "cuda_benchmark",
     "cuda_code",
-    "cuda_describe",
     "cuda_in_mxnet",
     "distributed",
     "docs",

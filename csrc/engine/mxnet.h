@@ -55,10 +55,6 @@ class Array {
   Array() = default;
   explicit Array(Handle owned) : handle_(owned) {}
   Array(Array&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
-  Array& operator=(Array&& other) noexcept {
-    std::swap(handle_, other.handle_);
-    return *this;
-  }
   ~Array() {
     if (handle_ != nullptr) api().MXNDArrayFree(handle_);
   }
