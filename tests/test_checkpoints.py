@@ -300,12 +300,19 @@ def test_a_converted_file_is_loaded_by_the_plain_trainer(tmp_path):
         ("adamax_ext", {"lazy_update": True}, "adamax", "lazy_update=True"),
         ("adamax_ext", {"clip_global_norm": 1.0}, "adamax", "clip_global_norm=1.0"),
         ("adamax_ext", {"skip_nonfinite": True}, "adamax", "skip_nonfinite=True"),
-        ("adam_ext", {"correct_bias": False}, "adam", "correct_bias=False"),
+        (
+            "adam_ext",
+            {"correct_bias": False},
+            "adam",
+            "was written with correct_bias=False, which MXNet's adam does not have; if the "
+            "training can do without, set trainer.optimizer.correct_bias = True and save again$",
+        ),
         (
             "adam_ext",
             {"clip_gradient": 0},
             "adam",
-            "clip_gradient=0, which MXNet's adam takes for None",
+            "clip_gradient=0, which MXNet's adam takes for None; if that is what you want, set "
+            "trainer.optimizer.clip_gradient = None and save again$",
         ),
         ("nadam_ext", {}, "nadam", "schedule_per_parameter=False, .*another way"),
         (
@@ -924,6 +931,39 @@ def test_other_formulas_are_refused_or_said(tmp_path):
         load_states(Training("adam_ext").trainer, tmp_path / "file")
     texts = [str(w.message) for w in caught if w.category is UserWarning]
     assert any("bounds the gradient together with the weight decay" in text for text in texts)
+
+
+@pytest.mark.skipif(not IS_MXNET_1, reason="MXNet 1's formulas")
+@pytest.mark.parametrize(
+    ("name", "options", "difference"),
+    [
+        *((name, {"wd": 0.1}, None) for name in ("adamax", "adam", "nadam", "sgd")),
+        *((name, {"clip_gradient": 1.0}, None) for name in ("adamax", "adam", "nadam")),
+        ("nag", {"clip_gradient": 1.0, "momentum": 0.9}, None),
+        *(
+            (name, {"wd": 0.1, "clip_gradient": 1.0}, "bounds the gradient together with the ")
+            for name in ("adamax", "adam", "nadam")
+        ),
+        ("sgd", {"wd": 0.1, "clip_gradient": 1.0}, None),
+        ("nag", {"wd": 0.1, "momentum": 0.9}, "leaves part of the "),
+    ],
+)
+def test_where_another_formula_is_warned_of(name, options, difference, tmp_path):
+    """In both directions, once, where the caller of this package stands."""
+    Training(name, options).go(2).trainer.save_states(str(tmp_path / "file"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_states(Training(f"{name}_ext").trainer, tmp_path / "file")
+    found = [w for w in caught if "unlike" in str(w.message)]
+    if difference is None:
+        assert not found
+        return
+    difference += "weight decay" if difference.startswith("b") else "weight decay out of its state"
+    assert [str(w.message) for w in found] == [
+        f"MXNet {mx.__version__}'s {name} {difference}, unlike {name}_ext: the training goes on a "
+        "little differently"
+    ]
+    assert found[0].filename == __file__
 
 
 @contextlib.contextmanager
