@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from mutate_native import equivalents
 from mutmut import __main__ as mutmut
 from mutmut.mutation.data import SourceFileMutationData
 from mutmut.mutation.diff_apply import get_diff_for_mutant
@@ -82,7 +83,7 @@ SECONDS = 4.0
 
 IN_PROCESSES = {
     "mxadamax.native_module": ["native_module"],
-    "mxadamax.parameter_server": ["import_order", "parameter_server"],
+    "mxadamax.parameter_server": ["parameter_server"],
     "mxadamax.versions": ["command_line", "native_module"],
 }
 """Modules that files of tests reach in processes that they start, where it is not seen."""
@@ -268,7 +269,7 @@ class Tests:
                 continue
             total += self.seconds[test]
             if total > self.limit and chosen and test not in from_outside:
-                break
+                continue
             chosen.append(self.items[test])
         return chosen
 
@@ -318,12 +319,6 @@ def change_of(name: str, path: Path) -> str:
     return f"{path.name}: {removed} -> {added}"
 
 
-def equivalents() -> set[str]:
-    """The mutants that change nothing; the reason comes before each group of them."""
-    lines = EQUIVALENT.read_text().splitlines()
-    return {line for line in lines if line and not line.startswith("#")}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("patterns", nargs="*", help="of names of mutants; by default all")
@@ -353,7 +348,7 @@ def main() -> None:
     if not tests.seconds:
         sys.exit(f"pytest ends with {code!r}")
 
-    equivalent = equivalents()
+    equivalent = equivalents(EQUIVALENT)
     unknown = set(equivalent)
     total: Counter[str] = Counter()
     for path in sorted(mutmut.walk_mutatable_files()):

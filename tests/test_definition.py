@@ -87,37 +87,6 @@ def test_scalars_that_are_not_finite(options, rate, said, fused):
     assert [w.asnumpy().tolist() for w in weights] == [[1, 1], [1, 1]]
 
 
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (
-            lambda: mxadamax.Adam(lazy_update=True, **PLAIN),
-            "adam_ext: lazy_update must be False without use_fused_step",
-        ),
-        (
-            lambda: mxadamax.Adam(state_dtype="int8", **PLAIN),
-            "adam_ext: state_dtype must be None with use_fused_step=False, got 'int8'",
-        ),
-        (
-            lambda: mxadamax.Adam(begin_num_update=-1),
-            "adam_ext: begin_num_update must be an integer of at least 0, got -1",
-        ),
-        (
-            lambda: mxadamax.Adam(learning_rate=-1),
-            "adam_ext: learning_rate must be in [0, inf) or None, got -1",
-        ),
-        (
-            lambda: mxadamax.Adam(aggregate_num=-1),
-            "adam_ext: aggregate_num must be an integer of at least 0 or numpy.inf, got -1",
-        ),
-    ],
-)
-def test_options_that_do_not_fit(make, said):
-    with pytest.raises(ValueError) as refused:
-        make()
-    assert str(refused.value) == said
-
-
 def test_several_rates_in_one_step_and_bias_corrections_of_their_own():
     """Parameters that have been updated unequally often are counted each by itself."""
     optimizers = [mxadamax.Adam(learning_rate=0.1, use_fused_step=f) for f in (True, False)]

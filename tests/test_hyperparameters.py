@@ -8,7 +8,6 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-import mxadamax
 from mxadamax.hyperparameters import (
     FINITE,
     FLOAT32,
@@ -142,33 +141,6 @@ def test_flags():
         check_flag("adam_ext", "it", value)
     for value in (0, 1, None, "yes", 1.0):
         refused(f"adam_ext: it must be True or False, got {value!r}", check_flag, value)
-
-
-@pytest.mark.parametrize(
-    ("name", "option"),
-    [
-        ("adam", "amsgrad"),
-        ("adam", "correct_bias"),
-        ("adamax", "maximize"),
-        ("adabelief", "correct_bias"),
-        ("adamw", "amsgrad"),
-        ("rmsprop", "centered"),
-        ("nadam", "schedule_per_parameter"),
-        ("sgd", "skip_nonfinite"),
-        ("sgd", "lazy_update"),
-        ("adam", "decoupled_wd"),
-        ("adagrad", "use_fused_step"),
-    ],
-)
-def test_the_flag_of_an_optimizer_is_named(name, option):
-    said = f"{name}_ext: {option} must be True or False, got 'yes'"
-    with pytest.raises(ValueError, match=f"^{said}$"):
-        mx.optimizer.create(f"{name}_ext", **{option: "yes"})
-
-
-def test_an_option_that_there_is_not_is_named():
-    with pytest.raises(TypeError, match="^adamax_ext: unexpected argument 'beta3'$"):
-        mxadamax.Adamax(beta3=0.5, gamma=1)
 
 
 @pytest.mark.skipif(mx.__version__.startswith("1."), reason="MXNet 1 has no bfloat16")

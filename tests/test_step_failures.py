@@ -77,7 +77,11 @@ def test_a_step_that_is_not_handed_over_leaves_the_norm_of_the_one_before(fused_
         clip_global_norm=1.0, wd=19.0, decoupled_wd=True, learning_rate=0.1, skip_nonfinite=True
     )
     run = Run(optimizer, [np.ones(2, "float32")])
-    fail = lambda num_update: 1e308  # noqa: E731  # Found out only when the step is handed over.
+
+    def fail(num_update):
+        # Found out only when the step is handed over.
+        return 1e308
+
     for _ in range(2):
         optimizer.lr_scheduler = fail
         with pytest.raises(ValueError, match="lr"):
