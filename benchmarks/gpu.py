@@ -4,10 +4,11 @@
     python benchmarks/gpu.py --json gpu.json
 
 Each round runs every contender once, so that what disturbs the machine disturbs all; medians over
-rounds. Three times are taken. GPU: before a step the GPU is kept busy for as long as the host takes
-to queue it, so that CUDA's events measure the GPU's own time. Host: how long queueing a step takes.
-In a row: several steps one after another until all are done, for each, which is what a training
-sees. The learning rate changes at every step, as it does in training.
+rounds. Three times are taken. Host: how long queueing a step takes. GPU: before a step the GPU is
+kept busy for longer than that, so that CUDA's events measure the GPU's own time; of a step of more
+kernels than fit into CUDA's queue, about a thousand, they measure some of the host's too. In a row:
+several steps one after another until all are done, for each, which is what a training sees. The
+learning rate changes at every step, as it does in training.
 
 The bandwidth baseline is a copy within the GPU's memory that reads and writes as many bytes as
 AdaMax with float32. The last column compares bandwidths: the bytes that a contender has to move,
@@ -175,17 +176,21 @@ class Times(NamedTuple):
     in_a_row: float
 
 
-def measure(step: Step, host_before: float) -> Times:
-    """Time a step whose queueing takes the host about as long as the last one, in ms."""
+def measure(step: Step) -> Times:
+    """Time a step, in ms."""
     import torch
 
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    # With nothing to do for the GPU: behind a full queue the host would wait, and that is not its
+    # own time. A pause that followed from it would grow from round to round.
     torch.cuda.synchronize()
-    torch.cuda._sleep(int(CYCLES_PER_MS * (0.2 + 2 * host_before)))
-    begin.record()
     started = time.perf_counter()
     step()
     host = time.perf_counter() - started
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    torch.cuda._sleep(int(CYCLES_PER_MS * (0.2 + 2e3 * host)))
+    begin.record()
+    step()
     end.record()
     end.synchronize()
     started = time.perf_counter()
@@ -196,7 +201,7 @@ def measure(step: Step, host_before: float) -> Times:
     return Times(begin.elapsed_time(end), 1e3 * host, 1e3 * in_a_row)
 
 
-def measure_on_host(step: Step, host_before: float) -> Times:
+def measure_on_host(step: Step) -> Times:
     """Time a step that is done when it returns; for rehearsals."""
     started = time.perf_counter()
     step()
@@ -231,12 +236,10 @@ def run(rounds: int, only: str = "", ours: bool = False) -> Iterator[Samples]:
             if not ours or name.startswith("mxadamax")
         }
         samples = found[case] = {name: {key: [] for key in Times._fields} for name in steps}
-        host = dict.fromkeys(steps, 30.0)
         started = time.monotonic()
         for k in range(WARM_UP_ROUNDS + rounds):
             for name, step in steps.items():
-                times = measure(step, host[name])
-                host[name] = times.host
+                times = measure(step)
                 if k >= WARM_UP_ROUNDS:
                     for key, value in times._asdict().items():
                         samples[name][key].append(value)

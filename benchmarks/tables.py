@@ -152,7 +152,7 @@ def tables() -> dict[str, list[str]]:
     return {
         "README.md": [updates(run), trainings(run)],
         "docs/performance.md": [family(whole), options(run)],
-        "docs/cuda.md": [gpu("gpu-h200")],
+        "docs/cuda.md": [gpu("gpu-h100")],
     }
 
 
