@@ -10,14 +10,14 @@ FOR_PYTHON = -DPython_EXECUTABLE=$(abspath $(VENV)/bin/python) \
   -Dpybind11_DIR="$$($(VENV)/bin/pybind11-config --cmakedir)"
 SOURCES := $(wildcard CMakeLists.txt setup.py pyproject.toml csrc/*.* csrc/*/*.*)
 
-.PHONY: train test matrix benchmark docs lint tidy sanitize sanitize-python coverage clean
+.PHONY: train test matrix benchmark docs lint style types tidy sanitize sanitize-python coverage clean
 
 train: $(VENV)/installed
 	$(VENV)/bin/python examples/train_mnist.py --optimizer adamax adamax_ext
 
-# One process more than there are processors: some tests wait for processes of their own.
+# Two processes more than there are processors: some tests wait for processes of their own.
 test: $(VENV)/installed
-	$(VENV)/bin/pytest --numprocesses "$$(($$(nproc) + 1))" --dist worksteal
+	$(VENV)/bin/pytest --numprocesses "$$(($$(nproc) + 2))" --dist worksteal
 
 # With every Python and every MXNet, as noxfile.py says.
 matrix: $(VENV)/installed
@@ -31,13 +31,16 @@ benchmark: $(VENV)/installed
 docs: $(VENV)/installed
 	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs
 
-lint: $(VENV)/installed
+lint: style types tidy
+
+style: $(VENV)/installed
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/clang-format --dry-run --Werror \
 	  $(wildcard csrc/*.cc csrc/*.h csrc/*/*.cc csrc/*/*.cu csrc/*/*.h)
+
+types: $(VENV)/installed
 	$(VENV)/bin/mypy
-	$(MAKE) --no-print-directory tidy
 
 # clang-tidy brings no omp.h along: the compiler's is found, after all of clang's own headers. In that an
 # attribute has arguments, which clang does not know. The kernels for GPUs are read as the host compiles them.

@@ -19,6 +19,12 @@ LONGEST = 300
 def pytest_configure(config):
     """Let what hangs end the process, and say where; before output is captured."""
     faulthandler.register(signal.SIGALRM, file=os.dup(2), chain=True)
+    # MXNet imports scikit-learn where it is installed, which makes a quarter of its import, for a
+    # class that nobody here uses; and tests start some hundreds of processes.
+    hidden = str(Path(__file__).parent / "hidden")
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [hidden, os.environ.get("PYTHONPATH", "")])
+    )
 
 
 @pytest.fixture(autouse=True)

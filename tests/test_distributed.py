@@ -335,7 +335,7 @@ def test_dist_sync_equals_one_process_on_mnist(example, alone, tmp_path, repetit
 )
 def test_other_kvstores_learn_and_lost_servers_end_the_run(example, kvstore, number, message):
     command, environment = example
-    options = ["--kvstore", kvstore, "--epochs", 1000, "--patience", 10]
+    options = ["--kvstore", kvstore, "--epochs", 1000, "--patience", 5]
     with Launch(*command, *options, workers=2, servers=2, **environment) as launch:
         launch.wait_for("epoch 2:")
         launch.kill(number, role="server")
@@ -344,7 +344,7 @@ def test_other_kvstores_learn_and_lost_servers_end_the_run(example, kvstore, num
     assert_learned(output, workers=2)
     assert code == 1
     assert re.search(rf"launch: {message}\n$", output), output
-    assert ("Timeout (0:00:10)!" in output) == (number == signal.SIGSTOP)
+    assert ("Timeout (0:00:05)!" in output) == (number == signal.SIGSTOP)
 
 
 def test_a_worker_that_raises_ends_the_run(example, tmp_path):

@@ -63,7 +63,7 @@ def test_every_step_with_everything_on(member, dtype):
     every = [(size,) for size in SIZES] + [(), (3, 4, 5), (2, 0, 3)]
     few = [(33,), (3, 4, 5), (), (15,)]
     longest = member is ADAMAX and dtype == "float32"
-    for shapes, steps in [(every, 100), (few, 1000)] if longest else [(every, 25), (few, 300)]:
+    for shapes, steps in [(every, 100), (few, 1000)] if longest else [(every, 10), (few, 150)]:
         runs = pair(shapes, dtype, member, both={**OPTIONS, "scheduled": True}, multipliers=True)
         compare(runs, gradients(shapes, dtype, steps))
 
@@ -135,7 +135,7 @@ def test_readable_definition_equals_the_kernel(member, dtype):
             Run(member.create(**options, use_fused_step=fused), weights(shapes, dtype))
             for fused in (True, False)
         ]
-        compare(runs, gradients(shapes, dtype, 25, special=SPECIAL))
+        compare(runs, gradients(shapes, dtype, 10, special=SPECIAL))
 
 
 def with_exact_rates(member, **options):

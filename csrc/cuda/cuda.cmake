@@ -92,8 +92,11 @@ list(GET known 0 oldest)
 if(MXADAMAX_CUDA_ARCHITECTURES STREQUAL "all")
   set(list ${known})
 elseif(MXADAMAX_CUDA_ARCHITECTURES STREQUAL "default")
-  # Quickly built, and runs on all.
+  # What most data centers have, quickly built; PTX for all others.
   set(list 80)
+  if(90 IN_LIST known)
+    list(APPEND list 90)
+  endif()
 else()
   set(list ${MXADAMAX_CUDA_ARCHITECTURES})
   list(SORT list COMPARE NATURAL)
