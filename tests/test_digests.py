@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nothing that a user computes changes: digests of weights and states, as version 0.1.0 had them.
+"""Nothing that a user computes changes: digests of weights and states, as version 0.1 had them.
 
 They are the same on every MXNet, instruction set and number of threads. To record those of new cases,
 and of no others: ``python tests/test_digests.py --record``.
