@@ -10,7 +10,7 @@ FOR_PYTHON = -DPython_EXECUTABLE=$(abspath $(VENV)/bin/python) \
   -Dpybind11_DIR="$$($(VENV)/bin/pybind11-config --cmakedir)"
 SOURCES := $(wildcard CMakeLists.txt setup.py pyproject.toml csrc/*.* csrc/*/*.*)
 
-.PHONY: train test matrix benchmark docs lint style types tidy sanitize sanitize-python coverage clean
+.PHONY: train test check matrix benchmark docs lint style types tidy sanitize sanitize-python coverage clean
 
 train: $(VENV)/installed
 	$(VENV)/bin/python examples/train_mnist.py --optimizer adamax adamax_ext
@@ -18,6 +18,10 @@ train: $(VENV)/installed
 # Two processes more than there are processors: some tests wait for processes of their own.
 test: $(VENV)/installed
 	$(VENV)/bin/pytest --numprocesses "$$(($$(nproc) + 2))" --dist worksteal
+
+# Every layer and every optimizer once: before each commit.
+check: $(VENV)/installed
+	$(VENV)/bin/pytest -m quick --numprocesses "$$(($$(nproc) + 1))" --dist worksteal
 
 # With every Python and every MXNet, as noxfile.py says.
 matrix: $(VENV)/installed
@@ -61,7 +65,8 @@ sanitize: $(VENV)/installed
 
 # The tests that reach most of the native code, with a module that sanitizers watch, in an environment with
 # MXNet. MXNet and Python leak on purpose.
-SANITIZED := bad_input half_precision sparse skip_nonfinite global_norm kernels low_bit
+SANITIZED := $(foreach name,bad_input half_precision sparse skip_nonfinite global_norm kernels low_precision,\
+  $(wildcard tests/*/test_$(name).py))
 sanitize-python: $(VENV)/installed
 	rm -rf build/sanitized
 	$(VENV)/bin/cmake -B build/sanitize-module -DMXADAMAX_SANITIZE=address,undefined -DMXADAMAX_CUDA=OFF \
@@ -71,8 +76,8 @@ sanitize-python: $(VENV)/installed
 	cp build/sanitize-module/_native*.so build/sanitized/mxadamax/
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 \
-	  PYTHONPATH=build/sanitized $(VENV)/bin/pytest -p no:cacheprovider -s $(SANITIZED:%=tests/test_%.py) \
-	  --deselect tests/test_kernels.py::test_more_than_2_to_the_31_elements
+	  PYTHONPATH=build/sanitized $(VENV)/bin/pytest -p no:cacheprovider -s $(SANITIZED) \
+	  --deselect tests/kernels/test_kernels.py::test_more_than_2_to_the_31_elements
 
 # Which lines and branches the suite runs; fails under 95 %. docs/testing.md says what counts. Needs Python
 # 3.11 or later. In one process: pytest-xdist ends its own before they have written down what they ran. From

@@ -22,21 +22,21 @@ EXTRAS = {"2.0.0b1": "mxnet", "1.9.1": "mxnet1"}
 """The extra in pyproject.toml that brings an MXNet along."""
 
 QUICK = [
-    "test_install.py",
-    "test_import_order.py",
-    "test_release.py",
-    "test_stubs.py",
-    "test_bad_input.py",
-    "test_scalars.py",
-    "test_half_precision.py",
-    "test_parity.py::test_not_a_number_and_infinite_gradients",
-    "test_parity.py::test_close_to_fused_operators",
-    "test_training.py::test_trainer",
-    "test_training.py::test_two_devices",
-    "test_training.py::test_saved_states_continue_to_the_bit",
-    "test_training.py::test_exit_with_an_update_under_way",
-    "test_checkpoints.py::test_goes_on_where_the_built_in_stopped",
-    "test_checkpoints.py::test_truncated_files",
+    "system/test_install.py",
+    "system/test_import_order.py",
+    "tools/test_release.py",
+    "kernels/test_stubs.py",
+    "optimizers/test_bad_input.py",
+    "kernels/test_scalars.py",
+    "kernels/test_half_precision.py",
+    "optimizers/test_parity.py::test_not_a_number_and_infinite_gradients",
+    "optimizers/test_parity.py::test_close_to_fused_operators",
+    "system/test_training.py::test_trainer",
+    "system/test_training.py::test_two_devices",
+    "system/test_training.py::test_saved_states_continue_to_the_bit",
+    "system/test_training.py::test_exit_with_an_update_under_way",
+    "checkpoints/test_checkpoints.py::test_goes_on_where_the_built_in_stopped",
+    "checkpoints/test_checkpoints.py::test_truncated_files",
 ]
 """Import, bits, training, checkpoints; the rest hardly depends on the Python."""
 

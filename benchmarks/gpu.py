@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 from without_mxnet import prepare
 
 prepare()
@@ -50,7 +50,7 @@ BYTES_PER_ELEMENT = {
     **{OURS_MASTERS: 28.0, OURS_BFLOAT16: 20.0, OURS_INT8: 16.25},
 }
 SCALARS = {
-    **{"rescale_grad": 1.0, "clip_gradient": math.inf, "wd": 0.0, "keep": 1.0},
+    **{"rescale_grad": 1.0, "clip_gradient": math.inf, "wd": 0.0, "decay_factor": 1.0},
     **{"lr": 1e-3, "beta1": 0.9, "one_minus_beta1": 0.1, "beta2": 0.999, "one_minus_beta2": 1e-3},
     "epsilon": 1e-8,
 }
@@ -118,7 +118,7 @@ def contenders(shapes: Sequence[Shape]) -> dict[str, Callable[[], Step]]:
 
         def step() -> None:
             now = next(updates)
-            few = {"update": float(now)} if "update" in names else {}
+            few = {"step": float(now)} if "step" in names else {}
             batch.update({**scalars, **few, "lr": SCALARS["lr"] / now}, stream=stream)
 
         return step
@@ -137,7 +137,7 @@ def contenders(shapes: Sequence[Shape]) -> dict[str, Callable[[], Step]]:
     def ours_with_states(dtype: str, first: Any, second: Any) -> Step:
         scales = None
         if dtype == "int8":
-            length = cuda.kernels().scaled_block
+            length = cuda.kernels().block_size
             blocks = [(-(-math.prod(shape) // length), 2) for shape in shapes]
             scales = zeros(torch.float32, blocks)
         states = list(zip(zeros(first), zeros(second)))

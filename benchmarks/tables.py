@@ -21,6 +21,10 @@ class Measured:
     def __init__(self, name: str):
         self.cases: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())["cases"]
 
+    def has(self, case: str) -> bool:
+        """Whether a case was measured."""
+        return case in self.cases
+
     def ms(self, case: str, contender: str) -> str:
         """A median in milliseconds; nothing where it was not measured."""
         found = self.cases[case].get(contender)
@@ -93,8 +97,10 @@ LABELS = {"rmsprop-centered": "`rmsprop_ext`, centered", "sgd-momentum": "`sgd_e
 def family(run: Measured) -> str:
     """All optimizers."""
     rows = []
-    for name, peers in FAMILY.items():
-        case, ours, theirs = f"family-{name}", peers.ours, peers.built_in
+    for name, info in FAMILY.items():
+        case, ours, theirs = f"family-{name}", info.name, info.bench_built_in or info.built_in or ""
+        if not run.has(case):
+            continue
         note = "" if ours == f"{theirs}_ext" else f", `{theirs}`"
         others = [run.ms(case, contender) for contender in ("nothing", "floor", "torch")]
         label = LABELS.get(name, f"`{ours}`")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 # Before mxnet, which Python 3.12 cannot import by itself.
 import mxadamax
-from mxadamax.compatibility import seed_all
+from mxadamax._mxnet.compatibility import seed_all
 
 # isort: split
 import argparse

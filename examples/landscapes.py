@@ -14,7 +14,7 @@ from __future__ import annotations
 
 # Before mxnet, which Python 3.12 cannot import by itself.
 import mxadamax  # noqa: F401  registers the optimizers
-from mxadamax.compatibility import gluon_arrays
+from mxadamax._mxnet.compatibility import gluon_arrays
 
 # isort: split
 import argparse
@@ -123,6 +123,8 @@ WALKERS = (
     Walker("adamax_ext", 0.5),
     Walker("nadam_ext", 0.15),
     Walker("adabelief_ext", 0.15),
+    # Its steps are all of one length.
+    Walker("lion_ext", 0.04),
 )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 # Before mxnet, which Python 3.12 cannot import by itself.
 import mxadamax  # noqa: F401  registers adamax_ext
-from mxadamax.compatibility import gluon_arrays, seed_all
+from mxadamax._mxnet.compatibility import gluon_arrays, seed_all
 
 # isort: split
 import argparse

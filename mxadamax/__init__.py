@@ -9,10 +9,10 @@ import warnings as _warnings
 
 __version__ = "0.1.0"
 
-from .commands.failed_import import explain_where_the_import_fails as _explain_where_it_fails
+from ._mxnet.parameter_server import end_where_mxnet_would_go_on as _end_where_mxnet_would_go_on
+from ._mxnet.versions import SUPPORTED as _SUPPORTED
+from .commands.import_diagnostics import explain_where_the_import_fails as _explain_where_it_fails
 from .native_module import refuse as _refuse
-from .parameter_server import end_where_mxnet_would_go_on as _end_where_mxnet_would_go_on
-from .versions import SUPPORTED as _SUPPORTED
 
 _explain_where_it_fails()
 # Before MXNet, whose import is where a parameter server runs.
@@ -27,7 +27,7 @@ try:
         _warnings.simplefilter("ignore")
         if not hasattr(_numpy, "bool"):
             _numpy.bool = bool  # type: ignore[attr-defined]
-    import mxnet as _mxnet  # noqa: F401
+    import mxnet as _mx  # noqa: F401
 except ModuleNotFoundError as _error:
     if _error.name in ("mxnet", "numpy"):
         raise ImportError(
@@ -54,18 +54,22 @@ try:
 except ImportError as _error:
     _refuse(_error)
 
-from .adabelief import AdaBelief
-from .adadelta import AdaDelta
-from .adagrad import AdaGrad
-from .adam import Adam, AMSGrad
-from .adamax import Adamax
-from .adamw import AdamW
 from .averaging import averaged_weights
 from .checkpoints import load_states, save_states
-from .nadam import Nadam
-from .nag import NAG
-from .rmsprop import RMSProp
-from .sgd import SGD
+from .optimizers.adabelief import AdaBelief
+from .optimizers.adadelta import AdaDelta
+from .optimizers.adagrad import AdaGrad
+from .optimizers.adam import Adam, AMSGrad
+from .optimizers.adamax import Adamax
+from .optimizers.adamw import AdamW
+from .optimizers.lion import Lion
+from .optimizers.nadam import Nadam
+from .optimizers.nag import NAG
+from .optimizers.rmsprop import RMSProp
+from .optimizers.sgd import SGD
+from .pickling import alias_moved_modules as _alias_moved_modules
+
+_alias_moved_modules()
 
 __all__ = [
     "NAG",
@@ -77,6 +81,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "Lion",
     "Nadam",
     "RMSProp",
     "averaged_weights",

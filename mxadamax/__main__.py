@@ -30,7 +30,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     int
         The exit status: 0, or 1 where the command says why it could not, or what is wrong.
     """
-    # What `failed_import` has set is for what fails before this.
+    # What `import_diagnostics` has set is for what fails before this.
     sys.excepthook = sys.__excepthook__
     argv = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="mxadamax", description="Tools beside the optimizers.")

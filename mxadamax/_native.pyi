@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Native part of mxadamax: optimizer kernels, and their way into MXNet's engine.
 
-csrc/module.cc defines it; tests/test_stubs.py holds this file against what has been compiled.
+csrc/python/module.cc defines it; tests/kernels/test_stubs.py compares this file with that.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,9 +25,9 @@ instruction_sets: tuple[str, ...]
 mxnet_functions: tuple[str, ...]
 """What `bind` asks for."""
 rules: dict[str, Rule]
-scaled_block: int
+block_size: int
 """How many 8-bit numbers share their ranges."""
-scales_of_block: int
+scales_per_block: int
 """How many ranges they share."""
 
 class ParameterError(ValueError):
@@ -46,18 +46,18 @@ class Rule:
     def states(self) -> int:
         """How many arrays of state it has."""
     @property
-    def keeps_in_few_bits(self) -> bool:
+    def supports_low_precision_state(self) -> bool:
         """Whether its states can be kept in 16 bits, rounded at random."""
     @property
-    def keeps_in_int8(self) -> bool:
+    def supports_int8_state(self) -> bool:
         """Whether they can be kept in 8 bits."""
 
-class StateMemo:
+class StateCache:
     """What a batch leaves behind to make the next one cheaper."""
 
     def __init__(self) -> None: ...
 
-class StepReport:
+class StepStatus:
     """What a step leaves behind, to be read after a wait."""
 
     def __init__(self) -> None: ...
@@ -71,7 +71,7 @@ class StepReport:
     def skipped(self) -> int:
         """How many of them have been left out."""
 
-class Batch:
+class FusedUpdate:
     """The arrays of one update, checked and held."""
 
     def __init__(
@@ -80,7 +80,7 @@ class Batch:
         weights: Sequence[NDArray],
         grads: Sequence[NDArray],
         states: Sequence[_State],
-        memo: StateMemo,
+        cache: StateCache,
         lazy: bool,
         multi_precision: bool,
         average: bool,
@@ -99,7 +99,7 @@ class Batch:
         tables: Sequence[_Scalars],
         clip_global_norm: float | None,
         skip_nonfinite: bool,
-        report: StepReport | None,
+        report: StepStatus | None,
         skipped_before: int,
     ) -> None:
         """Hand the update to MXNet's engine, once.
@@ -110,16 +110,19 @@ class Batch:
 
 # Towards MXNet.
 def bind(address_of: Callable[[str], int]) -> None:
-    """Take the addresses of MXNet's functions; once, before any Batch."""
+    """Take the addresses of MXNet's functions; once, before any FusedUpdate."""
 
 def share_memory(a: NDArray, b: NDArray) -> bool:
     """Whether two NDArrays are views of the same memory."""
 
 def find_row_indices(arrays: Sequence[tuple[NDArray, Sequence[int]]]) -> bool:
-    """Find out where MXNet keeps row numbers, from row_sparse arrays of different ones."""
+    """Find out where MXNet keeps row indices, from row_sparse arrays of different ones."""
 
 def push_failure(arrays: Sequence[NDArray], message: str) -> None:
     """Make the next wait on any of these NDArrays raise MXNetError with this message."""
+
+def register_device_backend(loader: Callable[[], ModuleType]) -> None:
+    """Register, once, what returns the module with the kernels for devices."""
 
 def update_host_memory_by(kernels: ModuleType | None) -> None:
     """For tests: update arrays in host memory by the kernels of this module.
@@ -144,7 +147,7 @@ def encode(
 ) -> npt.NDArray[numpy.uint16]:
     """The bits of the 16-bit numbers that are nearest."""
 
-def encode_at_random(
+def encode_stochastic(
     array: npt.NDArray[numpy.float32],
     type: _Short,
     divisor: bool,
@@ -185,7 +188,7 @@ def update_numpy(
     With a `state_dtype`, states are arrays of its bits, and each weight has scales for int8.
     """
 
-class MemoryFloor:
+class BandwidthBaseline:
     """What the memory allows: reads and writes the NDArrays of an update, computes next to nothing.
 
     Spoils them.

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Iterator, List, Tuple
 
 from mxnet.ndarray import NDArray, cast
 
-from .optimizer import FusedOptimizer
-from .trainers import Keys, classic, updaters_of
+from ._mxnet.trainer import Keys, classic, updaters_of
+from .optimizers.base import FusedOptimizer
 
 if TYPE_CHECKING:
     # Not at run time: a parameter server imports this inside the import of MXNet.
@@ -51,12 +51,12 @@ def averaged_weights(trainer: "Trainer") -> Iterator[None]:
             "averaged_weights: the trainer's optimizer must be one of mxadamax's with ema_decay, "
             f"got {optimizer!r}"
         )
-    if optimizer.weights_are_averages:
+    if optimizer.ema_swapped_in:
         raise ValueError("averaged_weights: the weights are averages already")
     # Before the first step, and without states that have been loaded, there are no averages.
     updaters = updaters_of(trainer) if trainer._kv_initialized else []
     saved: List[Tuple[NDArray, NDArray]] = []
-    optimizer.weights_are_averages = True
+    optimizer.ema_swapped_in = True
     try:
         for key, parameter in zip(Keys(trainer).in_use, trainer._params if updaters else []):
             if parameter.grad_req == "null" or parameter._data is None:
@@ -73,7 +73,7 @@ def averaged_weights(trainer: "Trainer") -> Iterator[None]:
     finally:
         for weight, before in saved:
             before.copyto(weight)
-        optimizer.weights_are_averages = False
+        optimizer.ema_swapped_in = False
 
 
 def _assign(weight: NDArray, average: NDArray) -> None:

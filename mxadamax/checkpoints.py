@@ -16,6 +16,7 @@ from mxnet.ndarray import NDArray
 from mxnet.optimizer import Optimizer
 from mxnet.util import is_np_array, is_np_shape, np_array, np_shape
 
+from ._mxnet.trainer import Keys, classic, updaters_of
 from .conversion import (
     States,
     built_in_name,
@@ -25,10 +26,9 @@ from .conversion import (
     to_built_in,
     without_averages,
 )
-from .counts import move_counts, renumber
-from .hyperparameters import check_integer
-from .optimizer import BFLOAT16, FusedOptimizer
-from .trainers import Keys, classic, updaters_of
+from .optimizers.base import BFLOAT16, FusedOptimizer
+from .optimizers.options import check_integer
+from .optimizers.update_counts import move_counts, renumber
 
 if TYPE_CHECKING:
     # Not at run time: a parameter server imports this inside the import of MXNet.
@@ -150,7 +150,7 @@ def load_states(trainer: "Trainer", file: Path) -> None:
             f"{describe_optimizer(optimizer)}; for a built-in, convert the file with "
             "python -m mxadamax convert and load it with Trainer.load_states"
         )
-    if optimizer.weights_are_averages:
+    if optimizer.ema_swapped_in:
         raise ValueError("load_states: not inside averaged_weights")
     weights = _weights(trainer)
     states, source, _ = _read(file)
@@ -535,7 +535,7 @@ def _check_states(
             continue
         weight = weights[index][0]
         expected = successor.create_state_multi_precision(index, weight)
-        master, own, average = successor._parts(expected, weight)
+        master, own, average = successor._unpack_state(expected, weight)
         if begins:
             expected = own if master is None else (master, own)
         if _describe_state(state) != _describe_state(expected):

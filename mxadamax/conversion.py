@@ -9,9 +9,9 @@ from mxnet.libinfo import __version__ as mxnet_version
 from mxnet.ndarray import NDArray
 from mxnet.optimizer import Optimizer
 
-from .compatibility import IS_MXNET_1
-from .counts import move_counts
-from .optimizer import FusedOptimizer, State
+from ._mxnet.compatibility import IS_MXNET_1
+from .optimizers.base import FusedOptimizer, State
+from .optimizers.update_counts import move_counts
 
 States = Dict[Any, State]
 """What updaters keep, by parameter."""
@@ -36,7 +36,7 @@ _OTHER_FORMULA_IN_1: Mapping[str, str] = {
 _WHAT_TO_DO: Mapping[str, str] = {
     "ema_decay": "--drop-averages leaves the averages out",
     "amsgrad": "its third state would be lost, and MXNet has no AMSGrad: go on with this one",
-    "state_dtype": "MXNet has no states in few bits: go on with this one",
+    "state_dtype": "MXNet has no low-precision states: go on with this one",
     "schedule_per_parameter": "it counts the schedule in another way: go on with this one",
 }
 

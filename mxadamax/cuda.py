@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernels for GPUs, for arrays of anyone: CuPy's, PyTorch's, and others that show their memory.
 
-A door beside MXNet, to test and to time the kernels, or to train without MXNet: this module needs
-nothing but NumPy. Arrays show themselves by ``__cuda_array_interface__`` or by DLPack::
+A door beside MXNet, to test and to time the kernels, or to train without MXNet: this module uses
+nothing of MXNet. Arrays show themselves by ``__cuda_array_interface__`` or by DLPack::
 
     batch = cuda.Batch("adam", weights, grads, states)
     batch.update({"lr": 0.001, "beta1": 0.9, ...}, stream=stream)
@@ -330,7 +330,9 @@ def _state_dtypes(rule: str, state_dtype: Optional[str]) -> List[Optional[str]]:
             f"state_dtype must be 'float16', 'bfloat16', 'int8' or None, got {state_dtype!r}"
         )
     is_int8 = state_dtype == "int8"
-    if rule not in (native.rules_in_int8 if is_int8 else native.rules_in_few_bits):
+    if rule not in (
+        native.rules_with_int8_state if is_int8 else native.rules_with_low_precision_state
+    ):
         raise ValueError(f"state_dtype must be None with rule {rule!r}, got {state_dtype!r}")
     return ["int8", "uint8"] if is_int8 else [state_dtype] * count
 
@@ -367,7 +369,7 @@ class Batch:
         the weight is rounded; None for none.
     averages : sequence of arrays or None, optional
         For each weight the average over its steps, of float32, or of float64 for such a weight;
-        None for none. The scalar ``average_share`` says how much of the new weight goes into it.
+        None for none. The scalar ``ema_weight`` says how much of the new weight goes into it.
     rows : sequence of arrays or None, optional
         For each weight None, or the numbers of the rows that its gradient holds: int64, of one
         dimension, ascending, once each. The gradient then has these rows only, in that order. The
@@ -376,9 +378,9 @@ class Batch:
         Leave rows that a gradient does not hold alone, with their states and averages; otherwise
         they are updated with a gradient of zero.
     state_dtype : {'float16', 'bfloat16', 'int8'}, optional
-        What states are kept as in few bits, rounded at random: those of `FusedOptimizer` with this
-        option. Random bits depend on the scalars ``stream``, a number for each weight, and
-        ``update``, which counts its updates. Squares are kept as their roots. With ``'int8'``
+        The low-precision type of states, with stochastic rounding: those of `FusedOptimizer` with
+        this option. Random bits depend on the scalars ``rng_stream``, a number for each weight, and
+        ``step``, which counts its updates. Squares are kept as their roots. With ``'int8'``
         states are an int8 and an uint8 array.
     scales : sequence of arrays, optional
         With ``'int8'``, for each weight a float32 array of shape (blocks, 2), where a block is 64
@@ -460,10 +462,10 @@ class Batch:
                 if elements:
                     row_length = math.prod(shape[1:])
                     held_rows = (numbers.address, numbers.shape[0], row_length, bool(lazy))
-            few_bits = None
+            low_precision = None
             if state_dtype is not None:
-                blocks = -(-elements // native.scaled_block)
-                few_bits = (
+                blocks = -(-elements // native.block_size)
+                low_precision = (
                     state_dtype,
                     look.at(ranges, at + "scales", "float32", (blocks, 2)).address
                     if state_dtype == "int8"
@@ -488,7 +490,7 @@ class Batch:
                     if average is None
                     else look.at(average, at + "average", computed, shape).address,
                     held_rows,
-                    few_bits,
+                    low_precision,
                 )
             )
         if device is None:
@@ -496,7 +498,7 @@ class Batch:
             device = native.device_of(address) if address else 0
         self.device = device
         self._kept = look.arrays
-        self._native = native.Batch(rule, tensors, device)
+        self._native = native.LaunchPlan(rule, tensors, device)
         for busy in look.busy - {first_stream}:
             native.order_streams(busy, first_stream, device)
 
@@ -520,7 +522,7 @@ class Batch:
             computes with: learning rates come with the corrections of bias in them. All are finite,
             but for ``clip_gradient`` and ``clip_weights``, where infinity is no bound. A ``wd``
             below 0 is no weight decay at all; ``keep`` is 1 without decoupled weight decay.
-            ``average_share`` is 0 unless given.
+            ``ema_weight`` is 0 unless given.
         clip_global_norm : float, in (0, inf], optional
             Bound of the norm of all gradients together, after ``rescale_grad`` of the first weight.
         skip_nonfinite : bool, default False

@@ -25,7 +25,9 @@ import time
 import traceback
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "tests")]
+sys.path[:0] = [
+    str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "tests/support")
+]
 
 SILENCE = 120
 """Seconds after which a case counts as one that hangs; a busy machine is slow."""
@@ -89,7 +91,7 @@ class Cases:
     def __init__(self):
         # Before mxnet, which Python 3.12 cannot import by itself.
         import mxadamax
-        from mxadamax.optimizer import FusedOptimizer
+        from mxadamax.optimizers.base import FusedOptimizer
 
         # isort: split
         import mxnet as mx
@@ -369,7 +371,7 @@ class Cases:
         if rng.randint(3) == 0 and shapes:
             which = of(rng, weights, grads)
             which[0] = of(rng, which[0].T, which[0][..., None], which[0].astype("int8"), None, "x")
-        scalars = {"rescale_grad": 1.0, "clip_gradient": math.inf, "wd": 0.0, "keep": 1.0}
+        scalars = {"rescale_grad": 1.0, "clip_gradient": math.inf, "wd": 0.0, "decay_factor": 1.0}
         for key in ("lr", "beta1", "one_minus_beta1", "beta2", "one_minus_beta2", "epsilon", "rho",
                     "one_minus_rho", "momentum", "clip_weights", "one_minus_momentum",
                     "next_momentum", "grad_divisor", "m_divisor", "v_divisor"):  # fmt: skip
@@ -419,7 +421,7 @@ class Cases:
             k: repr(v)
             for k, v in vars(optimizer).items()
             if isinstance(v, (int, float, str, dict, type(None)))
-            and k not in ("param_dict", "_ledgers")
+            and k not in ("param_dict", "_step_trackers")
         }
         return self.everything(self.arrays_of(model)), sorted(updater.states), plain
 
@@ -482,8 +484,8 @@ class Cases:
                 value = hostile(rng)
                 vars(optimizer)[attribute] = value
                 what = f"{attribute}={value!r}"
-            needed = ("param_dict", "lr_mult", "wd_mult", "_memo", "_last_ledger",
-                      "weights_are_averages", "_ledgers")  # fmt: skip
+            needed = ("param_dict", "lr_mult", "wd_mult", "_state_cache", "_last_step_tracker",
+                      "ema_swapped_in", "_step_trackers")  # fmt: skip
             if attribute == "_keys" or (attribute in needed and "without" in what):
                 # The pickle cannot be made.
                 return content, "as it was"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Change csrc/cpu, csrc/engine and csrc/module.cc in one place at a time, and see tests fail.
+"""Change csrc/cpu, csrc/engine and csrc/python/module.cc in one place at a time; see tests fail.
 
     python scripts/mutate_native.py                      everything; prints what no test has noticed
     python scripts/mutate_native.py batch.cc task.cc     these files
@@ -39,7 +39,7 @@ BUILD = ROOT / "build" / "mutants"
 UNITS = [
     *sorted((ROOT / "csrc" / "cpu").glob("*.cc")),
     *sorted((ROOT / "csrc" / "engine").glob("*.cc")),
-    ROOT / "csrc" / "module.cc",
+    ROOT / "csrc" / "python" / "module.cc",
 ]
 EQUIVALENT = ROOT / "scripts" / "equivalent_mutants.txt"
 
@@ -448,7 +448,9 @@ def is_ours(path: Path) -> bool:
     if not path.is_relative_to(ROOT / "csrc"):
         return False
     inside = path.relative_to(ROOT / "csrc")
-    return inside.parts[0] in ("cpu", "engine", "module.cc")
+    if inside.stem == "bandwidth_baseline":
+        return False
+    return inside.parts[0] in ("cpu", "engine") or inside == Path("python", "module.cc")
 
 
 def run(*command: object, **options) -> str:
@@ -632,7 +634,15 @@ TESTS = (
         "cuda_in_mxnet",
         "fuzz_findings",
     ),
-    *("global_norm", "half_precision", "kernels", "leaves_no_trace", "low_bit", "oracle", "parity"),
+    *(
+        "global_norm",
+        "half_precision",
+        "kernels",
+        "leaves_no_trace",
+        "low_precision",
+        "oracle",
+        "parity",
+    ),
     *("properties", "robustness", "scalars", "skip_nonfinite", "sparse", "stubs", "training"),
 )
 """Files of tests that reach the native code, and are not about something else."""
@@ -749,10 +759,15 @@ def try_import() -> list:
     """What becomes of a mutant that is asked for at import, in a fork that imports all anew."""
     import pytest
 
-    tests = [f"{ROOT}/tests/test_{name}.py" for name in AT_IMPORT]
+    tests = files_of(AT_IMPORT)
     begin = time.monotonic()
     outcome, _ = outcome_of(lambda _: min(pytest.main([*PYTEST, "-x", *tests]), 1), [300])
     return [outcome, "at import", time.monotonic() - begin]
+
+
+def files_of(names: tuple[str, ...]) -> list[str]:
+    """The files of tests with these names."""
+    return [str(next((ROOT / "tests").rglob(f"test_{name}.py"))) for name in names]
 
 
 AT_IMPORT = ("stubs", "scalars", "kernels", "bad_input")
@@ -785,7 +800,7 @@ def try_here(state: State, changes: dict[int, Change], arguments, sources: str) 
     import pytest
 
     found = {}
-    tests = arguments.tests or [f"{ROOT}/tests/test_{name}.py" for name in TESTS]
+    tests = arguments.tests or files_of(TESTS)
     runner = Runner(
         state, lambda runner: found.update(try_all(runner, changes, arguments.seconds, sources))
     )

@@ -2,7 +2,7 @@
 """Change the Python code of mxadamax, a little at a time, and see the tests fail.
 
     python scripts/mutate_python.py                    all of it; prints what no test has noticed
-    python scripts/mutate_python.py 'mxadamax.adam.*'  these mutants
+    python scripts/mutate_python.py 'mxadamax.optimizers.adam.*'  these mutants
     python scripts/mutate_python.py --again            those that no test has noticed so far
     mutmut show NAME                                   what a mutant changes
 
@@ -49,7 +49,6 @@ IGNORED = [
     "adam_paper",
     "amsgrad_counterexample",
     "benchmark",
-    "both_versions",
     "combinations",
     "cuda_benchmark",
     "cuda_code",
@@ -83,8 +82,8 @@ SECONDS = 4.0
 
 IN_PROCESSES = {
     "mxadamax.native_module": ["native_module"],
-    "mxadamax.parameter_server": ["parameter_server"],
-    "mxadamax.versions": ["command_line", "native_module"],
+    "mxadamax._mxnet.parameter_server": ["parameter_server"],
+    "mxadamax._mxnet.versions": ["command_line", "native_module"],
 }
 """Modules that files of tests reach in processes that they start, where it is not seen."""
 
@@ -193,7 +192,7 @@ class Tests:
         self.found: dict[str, list[str]] = defaultdict(list)
 
         # What decides how the tests of a file come out, but for the file itself.
-        common = [*(ROOT / "mxadamax").glob("*.py"), *(ROOT / "tests").glob("[!t]*.py")]
+        common = [*(ROOT / "mxadamax").rglob("*.py"), *(ROOT / "tests/support").glob("*.py")]
         for path, items in files.items():
 
             def run(items: list[pytest.Item] = items) -> list[tuple[str, float, set[str], str]]:
@@ -338,7 +337,7 @@ def main() -> None:
 
     tests = Tests(arguments.patterns, arguments.again, arguments.seconds)
     os.chdir(MUTANTS)
-    ignored = [f"--ignore=tests/test_{name}.py" for name in IGNORED]
+    ignored = [f"--ignore-glob=*/test_{name}.py" for name in IGNORED]
     options = ["-o", "addopts=--import-mode=importlib", "--capture=sys"]
     for name in ("terminal", "cacheprovider", "xdist"):
         options += ["-p", f"no:{name}"]

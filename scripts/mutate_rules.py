@@ -25,8 +25,8 @@ RULES = ROOT / "csrc" / "rules"
 DRIVER = ("main.cc", "test_codecs.cc", "test_kernels.cc", "test_rules.cc", "test_update.cc")
 
 TOKEN = re.compile(
-    r"""(?P<skip>//[^\n]*|"[^"\n]*"|\#[^\n]*|template\s*<[^>]*>|RuleList<[^>]*>|Preparation<T>|
-        Scalars<T>|prepared_gradient<R>|AdamRule<(?:true|false)>|static_assert[^;]*;|T&|T\*|
+    r"""(?P<skip>//[^\n]*|"[^"\n]*"|\#[^\n]*|template\s*<[^>]*>|RuleList<[^>]*>|GradientTransform<T>|
+        Scalars<T>|prepared_gradient<R>|updated_weight<R>|AdamRule<(?:true|false)>|static_assert[^;]*;|T&|T\*|
         const\ char\*|kinds\[\d\])
     |(?P<name>[A-Za-z_][\w.:]*)|(?P<number>\d+)|(?P<operator>==|!=|<=|>=|&&|\|\||[-+*/<>!?=])""",
     re.VERBOSE,
@@ -45,10 +45,11 @@ OPERATORS = {
 NAMES = {
     "true": "false",
     "false": "true",
-    "StateKind::plain": "StateKind::square",
-    "StateKind::square": "StateKind::magnitude",
-    "StateKind::magnitude": "StateKind::plain",
+    "StateKind::with_sign": "StateKind::second_moment",
+    "StateKind::second_moment": "StateKind::non_negative",
+    "StateKind::non_negative": "StateKind::with_sign",
     "square": "",
+    "sign": "",
     "square_root": "",
     "absolute": "",
     "maximum": "clipped",
@@ -69,8 +70,10 @@ EQUIVALENT = {
     "rule.h: '>' -> '>=' in return a != a ? a : (a > b ? a : b);": (
         "the same, and of two zeros neither is negative"
     ),
-    "sgd.h: 'StateKind::plain' -> 'StateKind::square' in static constexpr StateKind kinds[] = "
-    "{StateKind::plain};": "of plain SGD, which has no states; C++ has no arrays without elements",
+    "sgd.h: 'StateKind::with_sign' -> 'StateKind::second_moment' in static constexpr StateKind "
+    "kinds[] = {StateKind::with_sign};": (
+        "of plain SGD, which has no states; C++ has no arrays without elements"
+    ),
 }
 """Those that no test can notice, and why."""
 
@@ -88,7 +91,7 @@ def mutants(text: str) -> list[tuple[int, int, str]]:
         before = text[:at].rstrip()[-1:]
         after = text[match.end() :].lstrip()[:1]
         # What comes before a function's body is no formula.
-        declares = "MXADAMAX_RULE" in line and at < begin + line.index("{")
+        declares = "MXADAMAX_RULE" in line and at < begin + (line + "{").index("{")
         replacements: list[str] = []
         if kind == "operator":
             if declares:

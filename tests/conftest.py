@@ -21,7 +21,7 @@ def pytest_configure(config):
     faulthandler.register(signal.SIGALRM, file=os.dup(2), chain=True)
     # MXNet imports scikit-learn where it is installed, which makes a quarter of its import, for a
     # class that nobody here uses; and tests start some hundreds of processes.
-    hidden = str(Path(__file__).parent / "hidden")
+    hidden = str(Path(__file__).parent / "support" / "hidden")
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [hidden, os.environ.get("PYTHONPATH", "")])
     )
@@ -57,5 +57,7 @@ else:
     prepare()
     _need_none = {"test_cuda.py", "test_cuda_code.py", "test_cuda_describe.py"}
     collect_ignore = [
-        path.name for path in Path(__file__).parent.glob("test_*.py") if path.name not in _need_none
+        str(path)
+        for path in Path(__file__).parent.rglob("test_*.py")
+        if path.name not in _need_none
     ]

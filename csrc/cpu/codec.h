@@ -2,16 +2,16 @@
 // Conversion between float and the 16-bit types that arrays may be stored in.
 //
 // Compiled once per instruction set, inside kernels.cc, hence internal linkage. numbers16.h says
-// what is converted to what, few_bits.h what is rounded at random instead. The loops have no
+// what is converted to what, low_precision.h what is rounded at random instead. The loops have no
 // branches, so that the compiler vectorises them; F16C is what the compiler does not find by
 // itself.
 #pragma once
 
 #include <cstdint>
 
-#include "few_bits.h"
+#include "common/half.h"
+#include "common/low_precision.h"
 #include "kernel.h"
-#include "numbers16.h"
 
 #if defined(__F16C__)
 #include <immintrin.h>
@@ -23,8 +23,8 @@ namespace {
 struct Float16 {
   static float decode(std::uint16_t h) { return decode_float16(h); }
   static std::uint16_t encode(float x) { return encode_float16(x); }
-  static std::int32_t encode_at_random(float x, std::int32_t random) {
-    return encode_float16_at_random(x, random);
+  static std::int32_t encode_stochastic(float x, std::int32_t random) {
+    return encode_float16_stochastic(x, random);
   }
 
 #if defined(__F16C__)
@@ -52,8 +52,8 @@ struct Float16 {
 struct Bfloat16 {
   static float decode(std::uint16_t h) { return decode_bfloat16(h); }
   static std::uint16_t encode(float x) { return encode_bfloat16(x); }
-  static std::int32_t encode_at_random(float x, std::int32_t random) {
-    return encode_bfloat16_at_random(x, random);
+  static std::int32_t encode_stochastic(float x, std::int32_t random) {
+    return encode_bfloat16_stochastic(x, random);
   }
 };
 
@@ -78,14 +78,14 @@ void encode(const float* from, void* to, std::int64_t count) noexcept {
 }
 
 // `shift` says which 16 of an element's random bits are meant.
-template <class Type, bool divisor>
-void encode_at_random(const float* from, const std::uint32_t* random, int shift, void* to,
-                      std::int64_t count) noexcept {
+template <class Type, bool denominator>
+void encode_stochastic(const float* from, const std::uint32_t* random, int shift, void* to,
+                       std::int64_t count) noexcept {
   auto* const stored = static_cast<std::uint16_t*>(to);
   for (std::int64_t i = 0; i < count; ++i) {
     const auto bits = static_cast<std::int32_t>(random[i] >> shift & 0xffffu);
-    std::int32_t found = Type::encode_at_random(from[i], bits);
-    if constexpr (divisor) found = encoded_divisor(from[i], found);
+    std::int32_t found = Type::encode_stochastic(from[i], bits);
+    if constexpr (denominator) found = zero_preserving_encode(from[i], found);
     stored[i] = static_cast<std::uint16_t>(found);
   }
 }

@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "few_bits.h"
-#include "layout.h"
+#include "common/dtype.h"
+#include "common/low_precision.h"
 
 namespace mxadamax::cpu {
 
@@ -22,34 +22,34 @@ struct Codec {
   void (*decode)(const void* from, float* to, std::int64_t count) noexcept;
   void (*encode)(const float* from, void* to, std::int64_t count) noexcept;
   // Rounding at random, by 16 bits of `random` from `shift` on.
-  using AtRandom = void (*)(const float* from, const std::uint32_t* random, int shift, void* to,
-                            std::int64_t count) noexcept;
-  AtRandom encode_at_random, encode_divisor_at_random;
+  using StochasticEncode = void (*)(const float* from, const std::uint32_t* random, int shift,
+                                    void* to, std::int64_t count) noexcept;
+  StochasticEncode encode_stochastic, encode_denominator_stochastic;
 };
 
-// Two states of a rule in 8 bits each: a divisor of steps, and another relative to it. `random` has
-// one number for each random_group.
+// Two states of a rule in 8 bits each: a denominator of steps, and another relative to it. `random`
+// has one number for each rng_block.
 struct Int8Codec {
-  void (*decode)(const void* ratios, const void* divisors, const float* scales, float* plain,
-                 float* divisor, std::int64_t count) noexcept;
-  void (*encode)(const float* plain, const float* divisor, const std::uint32_t* random,
-                 void* ratios, void* divisors, float* scales, std::int64_t count) noexcept;
+  void (*decode)(const void* ratios, const void* denominators, const float* scales, float* plain,
+                 float* denominator, std::int64_t count) noexcept;
+  void (*encode)(const float* plain, const float* denominator, const std::uint32_t* random,
+                 void* ratios, void* denominators, float* scales, std::int64_t count) noexcept;
 };
 
 // What all rules of one instruction set share.
 struct SharedKernels {
-  // By Stored, from float16 on.
+  // By DType, from float16 on.
   Codec codecs[2];
   Int8Codec int8_codec;
-  void (*random_bits)(RandomKey key, std::uint32_t first, std::uint32_t* bits,
+  void (*random_bits)(RngKey key, std::uint32_t first, std::uint32_t* bits,
                       std::int64_t count) noexcept;
   void (*square)(float* numbers, std::int64_t count) noexcept;
   void (*square_root)(float* numbers, std::int64_t count) noexcept;
-  // By Compute.
-  double (*sum_of_squares[compute_types])(const void* numbers, std::int64_t count) noexcept;
-  double (*sum_of_zeros[compute_types])(const void* numbers, std::int64_t count) noexcept;
+  // By OpMath.
+  double (*sum_of_squares[op_math_types])(const void* numbers, std::int64_t count) noexcept;
+  double (*nonfinite_probe[op_math_types])(const void* numbers, std::int64_t count) noexcept;
   // average = (1 - share) * average + share * weight
-  void (*average[compute_types])(const void* weight, double share, void* average,
+  void (*average[op_math_types])(const void* weight, double share, void* average,
                                  std::int64_t count) noexcept;
 };
 
@@ -57,17 +57,17 @@ struct RuleKernels {
   const char* rule;
   int states;
   const StateKind* kinds;
-  bool keeps_in_few_bits, keeps_in_int8;
+  bool supports_low_precision_state, supports_int8_state;
   // As ScalarNames says.
   const char* const* scalar_names;
   int scalars;
-  Kernel kernels[compute_types];
+  Kernel kernels[op_math_types];
   const SharedKernels* shared;
 };
 
 // What the pass itself takes of a row.
-inline PassScalars pass_scalars_of(const RuleKernels& rule, const double* row) {
-  return pass_scalars_at(row + rule.scalars - pass_scalar_count);
+inline EpilogueScalars epilogue_scalars_of(const RuleKernels& rule, const double* row) {
+  return epilogue_scalars_at(row + rule.scalars - epilogue_scalar_count);
 }
 
 // All rules as compiled for one instruction set, in the order of rules/all.h.

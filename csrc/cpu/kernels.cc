@@ -7,9 +7,9 @@
 #include <cstring>
 #include <type_traits>
 
-#include "average.h"
 #include "codec.h"
-#include "few_bits.h"
+#include "common/low_precision.h"
+#include "ema.h"
 #include "int8_codec.h"
 #include "kernel.h"
 #include "reductions.h"
@@ -26,7 +26,7 @@ namespace {
 
 // Rounds the next scalars of a row to the type that the kernel computes in.
 template <class Scalars, class T>
-Scalars take(const double*& row) {
+Scalars read_scalars(const double*& row) {
   constexpr int n = sizeof(Scalars) / sizeof(T);
   T rounded[n];
   for (int k = 0; k < n; ++k) rounded[k] = static_cast<T>(row[k]);
@@ -41,8 +41,8 @@ void run(const double* scalars, const void* grad, void* weight, void* const* sta
          std::int64_t count) noexcept {
   static_assert(R::states <= max_states, "raise max_states");
   constexpr int state_slots = R::states > 0 ? R::states : 1;
-  const auto preparation = take<Preparation<T>, T>(scalars);
-  const auto s = take<typename R::template Scalars<T>, T>(scalars);
+  const auto transform = read_scalars<GradientTransform<T>, T>(scalars);
+  const auto s = read_scalars<typename R::template Scalars<T>, T>(scalars);
 
   const T* const g = static_cast<const T*>(grad);
   T* const w = static_cast<T*>(weight);
@@ -53,19 +53,17 @@ void run(const double* scalars, const void* grad, void* weight, void* const* sta
   for (std::int64_t i = 0; i < count; ++i) {
     T state[state_slots];
     for (int k = 0; k < R::states; ++k) state[k] = st[k][i];
-    const T prepared = prepared_gradient<R>(preparation, g[i], w[i]);
-    T x = decayed_weight(preparation, w[i]);
-    R::update(s, prepared, x, state);
+    const T x = updated_weight<R>(transform, s, g[i], w[i], state);
     for (int k = 0; k < R::states; ++k) st[k][i] = state[k];
     w[i] = x;
   }
 }
 
 template <class Type>
-constexpr Codec codec = {decode<Type>, encode<Type>, encode_at_random<Type, false>,
-                         encode_at_random<Type, true>};
+constexpr Codec codec = {decode<Type>, encode<Type>, encode_stochastic<Type, false>,
+                         encode_stochastic<Type, true>};
 
-void random_bits(RandomKey key, std::uint32_t first, std::uint32_t* bits,
+void random_bits(RngKey key, std::uint32_t first, std::uint32_t* bits,
                  std::int64_t count) noexcept {
   for (std::int64_t i = 0; i < count; ++i) {
     bits[i] = random_bits_at(key, first + static_cast<std::uint32_t>(i));
@@ -86,7 +84,7 @@ constexpr SharedKernels shared_kernels = {{codec<Float16>, codec<Bfloat16>},
                                           square_all,
                                           square_root_all,
                                           {sum_of_squares<float>, sum_of_squares<double>},
-                                          {sum_of_zeros<float>, sum_of_zeros<double>},
+                                          {nonfinite_probe<float>, nonfinite_probe<double>},
                                           {average<float>, average<double>}};
 
 template <class R>
@@ -95,8 +93,8 @@ constexpr RuleKernels describe() {
   return {R::name,
           R::states,
           R::kinds,
-          R::keeps_in_few_bits,
-          keeps_in_int8<R>,
+          R::supports_low_precision_state,
+          supports_int8_state<R>,
           names.data(),
           static_cast<int>(names.size()),
           {run<R, float>, run<R, double>},

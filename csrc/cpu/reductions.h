@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "layout.h"
+#include "common/dtype.h"
 
 namespace mxadamax::cpu {
 namespace {
@@ -37,7 +37,7 @@ double sum_of_squares(const void* numbers, std::int64_t count) noexcept {
 
 // 0 where all numbers are finite, else NaN.
 template <class T>
-double sum_of_zeros(const void* numbers, std::int64_t count) noexcept {
+double nonfinite_probe(const void* numbers, std::int64_t count) noexcept {
   return sum_of<T>(numbers, count, [](double x) { return x * 0; });
 }
 

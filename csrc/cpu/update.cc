@@ -7,7 +7,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "chunks.h"
+#include "common/chunks.h"
 
 namespace mxadamax::cpu {
 namespace {
@@ -20,92 +20,96 @@ constexpr std::int64_t block = converted_block;
 // Where states are used in place: then the memory is what takes time, and the less is done without
 // it, the better.
 constexpr std::int64_t block_in_place = 256;
-static_assert(block == random_group, "a block has random bits of one group");
+static_assert(block == rng_block, "a block has random bits of one group");
 constexpr bool is_power_of_two(std::int64_t n) { return (n & (n - 1)) == 0; }
 static_assert(is_power_of_two(block) && is_power_of_two(block_in_place), "cut by masks");
 
-const Codec& codec(const RuleKernels& rule, Stored type) {
-  return rule.shared->codecs[static_cast<int>(type) - static_cast<int>(Stored::float16)];
+const Codec& codec(const RuleKernels& rule, DType type) {
+  return rule.shared->codecs[static_cast<int>(type) - static_cast<int>(DType::float16)];
 }
 
 // The part of an array that begins at `first`, converted into `buffer` where it has to be.
 template <class Pointer>
-Pointer load(const RuleKernels& rule, Pointer array, Stored type, std::int64_t first,
-             std::int64_t count, float* buffer) noexcept {
-  const Pointer part = moved(array, type, first);
+Pointer load_as_float(const RuleKernels& rule, Pointer array, DType type, std::int64_t first,
+                      std::int64_t count, float* buffer) noexcept {
+  const Pointer part = advanced(array, type, first);
   if (!is_converted(type)) return part;
   codec(rule, type).decode(part, buffer, count);
   return buffer;
 }
 
-void store(const RuleKernels& rule, const void* from, void* array, Stored type, std::int64_t first,
+void store(const RuleKernels& rule, const void* from, void* array, DType type, std::int64_t first,
            std::int64_t count) noexcept {
-  codec(rule, type).encode(static_cast<const float*>(from), moved(array, type, first), count);
+  codec(rule, type).encode(static_cast<const float*>(from), advanced(array, type, first), count);
 }
 
 // The states of one block of a tensor, in float32 or float64 for as long as a kernel works on them.
 class States {
  public:
-  States(const RuleKernels& rule, const Tensor& tensor, const PassScalars& scalars)
-      : rule_(rule), tensor_(tensor), seed_(random_seed(scalars.stream, scalars.update)) {}
+  States(const RuleKernels& rule, const Tensor& tensor, const EpilogueScalars& scalars)
+      : rule_(rule), tensor_(tensor), seed_(rng_seed(scalars.rng_stream, scalars.step)) {}
 
   void* const* read(std::int64_t first, std::int64_t count) noexcept {
-    if (tensor_.state_type == Stored::int8) {
+    if (tensor_.state_type == DType::int8) {
       const auto decode = rule_.shared->int8_codec.decode;
-      decode(moved(tensor_.states[0], Stored::int8, first),
-             moved(tensor_.states[1], Stored::int8, first), scales(first), buffers_[0], buffers_[1],
-             count);
+      decode(advanced(tensor_.states[0], DType::int8, first),
+             advanced(tensor_.states[1], DType::int8, first), scales(first), buffers_[0],
+             buffers_[1], count);
       for (int k = 0; k < 2; ++k) {
         states_[k] = buffers_[k];
-        if (rule_.kinds[k] == StateKind::square) rule_.shared->square(buffers_[k], count);
+        if (rule_.kinds[k] == StateKind::second_moment) rule_.shared->square(buffers_[k], count);
       }
       return states_;
     }
     for (int k = 0; k < rule_.states; ++k) {
-      states_[k] = load(rule_, tensor_.states[k], tensor_.state_type, first, count, buffers_[k]);
+      states_[k] =
+          load_as_float(rule_, tensor_.states[k], tensor_.state_type, first, count, buffers_[k]);
       if (is_root(k)) rule_.shared->square(buffers_[k], count);
     }
     return states_;
   }
 
   void write(std::int64_t first, std::int64_t count) noexcept {
-    if (tensor_.state_type == Stored::int8) {
-      if (rule_.kinds[1] == StateKind::square) rule_.shared->square_root(buffers_[1], count);
-      const std::int64_t group = first / random_group;
-      rule_.shared->random_bits(random_key(seed_, 0, group), static_cast<std::uint32_t>(group),
+    if (tensor_.state_type == DType::int8) {
+      if (rule_.kinds[1] == StateKind::second_moment) rule_.shared->square_root(buffers_[1], count);
+      const std::int64_t group = first / rng_block;
+      rule_.shared->random_bits(rng_key(seed_, 0, group), static_cast<std::uint32_t>(group),
                                 random_, 1);
       const auto encode = rule_.shared->int8_codec.encode;
-      encode(buffers_[0], buffers_[1], random_, moved(tensor_.states[0], Stored::int8, first),
-             moved(tensor_.states[1], Stored::int8, first), scales(first), count);
+      encode(buffers_[0], buffers_[1], random_, advanced(tensor_.states[0], DType::int8, first),
+             advanced(tensor_.states[1], DType::int8, first), scales(first), count);
       return;
     }
     if (!is_converted(tensor_.state_type)) return;
     for (int k = 0; k < rule_.states; ++k) {
-      if (!tensor_.at_random) {
+      if (!tensor_.stochastic_rounding) {
         store(rule_, states_[k], tensor_.states[k], tensor_.state_type, first, count);
         continue;
       }
       if (is_root(k)) rule_.shared->square_root(buffers_[k], count);
       if (k % 2 == 0) make_random_bits(k / 2, first, count);
       const Codec& found = codec(rule_, tensor_.state_type);
-      const auto encode = rule_.kinds[k] == StateKind::plain ? found.encode_at_random
-                                                             : found.encode_divisor_at_random;
-      encode(buffers_[k], random_, k % 2 * 16, moved(tensor_.states[k], tensor_.state_type, first),
-             count);
+      const auto encode = rule_.kinds[k] == StateKind::with_sign
+                              ? found.encode_stochastic
+                              : found.encode_denominator_stochastic;
+      encode(buffers_[k], random_, k % 2 * 16,
+             advanced(tensor_.states[k], tensor_.state_type, first), count);
     }
   }
 
  private:
-  bool is_root(int k) const { return tensor_.at_random && rule_.kinds[k] == StateKind::square; }
+  bool is_root(int k) const {
+    return tensor_.stochastic_rounding && rule_.kinds[k] == StateKind::second_moment;
+  }
 
   float* scales(std::int64_t first) const {
-    return tensor_.scales + first / scaled_block * scales_of_block;
+    return tensor_.scales + first / block_size * scales_per_block;
   }
 
   void make_random_bits(int pair, std::int64_t first, std::int64_t count) noexcept {
     const std::int64_t position = tensor_.offset + first;
-    rule_.shared->random_bits(random_key(seed_, pair, position),
-                              static_cast<std::uint32_t>(position), random_, count);
+    rule_.shared->random_bits(rng_key(seed_, pair, position), static_cast<std::uint32_t>(position),
+                              random_, count);
   }
 
   const RuleKernels& rule_;
@@ -121,16 +125,18 @@ void update_blocks(const RuleKernels& rule, const Tensor& tensor, std::int64_t b
                    std::int64_t end) noexcept {
   alignas(64) float grad_buffer[block], weight_buffer[block];
   const auto compute = static_cast<std::size_t>(tensor.compute);
-  const Stored computed = tensor.compute == Compute::float64 ? Stored::float64 : Stored::float32;
-  const PassScalars scalars = pass_scalars_of(rule, tensor.scalars);
+  const DType computed = tensor.compute == OpMath::float64 ? DType::float64 : DType::float32;
+  const EpilogueScalars scalars = epilogue_scalars_of(rule, tensor.scalars);
   States states(rule, tensor, scalars);
-  const bool in_place = !is_converted(tensor.state_type) && tensor.state_type != Stored::int8;
+  const bool in_place = !is_converted(tensor.state_type) && tensor.state_type != DType::int8;
   const std::int64_t length = in_place ? block_in_place : block;
   // Cut where groups of random bits are, wherever a chunk begins.
   for (std::int64_t first = begin, count; first < end; first += count) {
     count = std::min(length - (first & (length - 1)), end - first);
-    const void* const grad = load(rule, tensor.grad, tensor.grad_type, first, count, grad_buffer);
-    void* const weight = load(rule, tensor.weight, tensor.weight_type, first, count, weight_buffer);
+    const void* const grad =
+        load_as_float(rule, tensor.grad, tensor.grad_type, first, count, grad_buffer);
+    void* const weight =
+        load_as_float(rule, tensor.weight, tensor.weight_type, first, count, weight_buffer);
     rule.kernels[compute](tensor.scalars, grad, weight, states.read(first, count), count);
     states.write(first, count);
     if (is_converted(tensor.weight_type)) {
@@ -140,8 +146,8 @@ void update_blocks(const RuleKernels& rule, const Tensor& tensor, std::int64_t b
       store(rule, weight, tensor.copy, tensor.copy_type, first, count);
     }
     if (tensor.average != nullptr) {
-      rule.shared->average[compute](weight, scalars.average_share,
-                                    moved(tensor.average, computed, first), count);
+      rule.shared->average[compute](weight, scalars.ema_weight,
+                                    advanced(tensor.average, computed, first), count);
     }
   }
 }
@@ -150,34 +156,34 @@ void update_part(const RuleKernels& rule, const Tensor& tensor, std::int64_t fir
                  std::int64_t count) noexcept {
   if (tensor.copy != nullptr || tensor.average != nullptr || is_converted(tensor.grad_type) ||
       is_converted(tensor.weight_type) || is_converted(tensor.state_type) ||
-      tensor.state_type == Stored::int8) {
+      tensor.state_type == DType::int8) {
     update_blocks(rule, tensor, first, first + count);
     return;
   }
   void* states[max_states] = {};
   for (int k = 0; k < rule.states; ++k) {
-    states[k] = moved(tensor.states[k], tensor.state_type, first);
+    states[k] = advanced(tensor.states[k], tensor.state_type, first);
   }
   rule.kernels[static_cast<std::size_t>(tensor.compute)](
-      tensor.scalars, moved(tensor.grad, tensor.grad_type, first),
-      moved(tensor.weight, tensor.weight_type, first), states, count);
+      tensor.scalars, advanced(tensor.grad, tensor.grad_type, first),
+      advanced(tensor.weight, tensor.weight_type, first), states, count);
 }
 
 // Asks for the first bytes of what a tensor's update reads and writes, without waiting for them.
 // Rows of a table lie apart: nothing but their addresses tells the processor which memory comes
 // next. Of longer tensors it finds out itself. Inlined by force: a compiler that takes this for a
 // function without effects leaves calls of it out.
-__attribute__((always_inline)) inline void fetch(const RuleKernels& rule, const Tensor& tensor) {
+__attribute__((always_inline)) inline void prefetch(const RuleKernels& rule, const Tensor& tensor) {
   constexpr std::int64_t line = 64;
-  const auto fetch_array = [&](const void* array, Stored type) {
-    const std::int64_t bytes = std::min(tensor.size * stored_size(type), 4 * line);
+  const auto prefetch_array = [&](const void* array, DType type) {
+    const std::int64_t bytes = std::min(tensor.size * dtype_size(type), 4 * line);
     for (std::int64_t k = 0; k < bytes; k += line) {
       __builtin_prefetch(static_cast<const char*>(array) + k);
     }
   };
-  fetch_array(tensor.grad, tensor.grad_type);
-  fetch_array(tensor.weight, tensor.weight_type);
-  for (int k = 0; k < rule.states; ++k) fetch_array(tensor.states[k], tensor.state_type);
+  prefetch_array(tensor.grad, tensor.grad_type);
+  prefetch_array(tensor.weight, tensor.weight_type);
+  for (int k = 0; k < rule.states; ++k) prefetch_array(tensor.states[k], tensor.state_type);
 }
 
 using Reduce = double (*)(const void* numbers, std::int64_t count) noexcept;
@@ -185,13 +191,13 @@ using Reduce = double (*)(const void* numbers, std::int64_t count) noexcept;
 double reduce_gradient(const RuleKernels& rule, const Tensor& tensor, Reduce reduce,
                        std::int64_t begin, std::int64_t end) noexcept {
   if (!is_converted(tensor.grad_type)) {
-    return reduce(moved(tensor.grad, tensor.grad_type, begin), end - begin);
+    return reduce(advanced(tensor.grad, tensor.grad_type, begin), end - begin);
   }
   double sum = 0;
   for (std::int64_t first = begin; first < end; first += block) {
     alignas(64) float buffer[block];
     const std::int64_t count = std::min(block, end - first);
-    sum += reduce(load(rule, tensor.grad, tensor.grad_type, first, count, buffer), count);
+    sum += reduce(load_as_float(rule, tensor.grad, tensor.grad_type, first, count, buffer), count);
   }
   return sum;
 }
@@ -232,7 +238,7 @@ void update(const RuleKernels& rule, const std::vector<Tensor>& tensors, int thr
   for_each_part(chunks_of(tensors), threads,
                 [&](std::int64_t, std::size_t tensor, std::int64_t first, std::int64_t elements) {
                   const std::size_t later = tensor + tensors_ahead;
-                  if (first == 0 && later < tensors.size()) fetch(rule, tensors[later]);
+                  if (first == 0 && later < tensors.size()) prefetch(rule, tensors[later]);
                   update_part(rule, tensors[tensor], first, elements);
                 });
 }
@@ -263,19 +269,19 @@ double gradient_norm(const RuleKernels& rule, const std::vector<Tensor>& tensors
 }
 
 bool gradients_finite(const RuleKernels& rule, const std::vector<Tensor>& tensors, int threads) {
-  return reduce_gradients(rule, tensors, &SharedKernels::sum_of_zeros, threads) == 0;
+  return reduce_gradients(rule, tensors, &SharedKernels::nonfinite_probe, threads) == 0;
 }
 
 Tensor part_of(const Tensor& whole, std::int64_t first, std::int64_t size, const void* grad) {
-  const Stored computed = whole.compute == Compute::float64 ? Stored::float64 : Stored::float32;
+  const DType computed = whole.compute == OpMath::float64 ? DType::float64 : DType::float32;
   Tensor part = whole;
   part.size = size;
   part.offset = whole.offset + first;
   part.grad = grad;
-  part.weight = moved(whole.weight, whole.weight_type, first);
-  part.copy = moved(whole.copy, whole.copy_type, first);
-  part.average = moved(whole.average, computed, first);
-  for (void*& state : part.states) state = moved(state, whole.state_type, first);
+  part.weight = advanced(whole.weight, whole.weight_type, first);
+  part.copy = advanced(whole.copy, whole.copy_type, first);
+  part.average = advanced(whole.average, computed, first);
+  for (void*& state : part.states) state = advanced(state, whole.state_type, first);
   return part;
 }
 

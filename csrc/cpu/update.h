@@ -12,8 +12,8 @@ namespace mxadamax::cpu {
 
 // The memory of one parameter, or of a part of one.
 struct Tensor {
-  Compute compute;
-  Stored grad_type, weight_type, state_type;
+  OpMath compute;
+  DType grad_type, weight_type, state_type;
   std::int64_t size;
   // One for each of the rule's scalar_names.
   const double* scalars;
@@ -23,13 +23,14 @@ struct Tensor {
   void* states[max_states];
   // Where the new weight is written once more, rounded; null for nowhere.
   void* copy = nullptr;
-  Stored copy_type = Stored::float32;
+  DType copy_type = DType::float32;
   // Where the average of the weight is, of the type that is computed in; null for nowhere.
   void* average = nullptr;
   // Whether 16-bit states are rounded at random, and their squares kept as roots. Those of 8 bits
   // always are.
-  bool at_random = false;
-  // Of 8-bit states: as many for each block as scales_of_block. Such a tensor is a whole parameter.
+  bool stochastic_rounding = false;
+  // Of 8-bit states: as many for each block as scales_per_block. Such a tensor is a whole
+  // parameter.
   float* scales = nullptr;
   // Of a part of a parameter, where it begins.
   std::int64_t offset = 0;
@@ -37,10 +38,10 @@ struct Tensor {
 
 // An address so many elements further on; null stays null.
 template <class Pointer>
-Pointer moved(Pointer pointer, Stored type, std::int64_t elements) {
+Pointer advanced(Pointer pointer, DType type, std::int64_t elements) {
   using Byte = std::conditional_t<std::is_same_v<Pointer, const void*>, const char, char>;
   if (pointer == nullptr) return pointer;
-  return static_cast<Byte*>(pointer) + elements * stored_size(type);
+  return static_cast<Byte*>(pointer) + elements * dtype_size(type);
 }
 
 // A part of a tensor, with a gradient of its own.

@@ -7,9 +7,10 @@ set(CUDA_VARIANTS float32 float64 float16 bfloat16 float16_master bfloat16_maste
 
 # A module from csrc/cuda. The kernels are `folder`/*.`extension`, compiled with the options that follow.
 function(add_cuda_module name folder extension)
-  pybind11_add_module(${name} NO_EXTRAS csrc/cuda/module.cc csrc/cuda/batch.cc csrc/cuda/c_functions.cc)
+  pybind11_add_module(${name} NO_EXTRAS csrc/python/cuda_module.cc csrc/cuda/launch_plan.cc csrc/cuda/c_abi.cc)
   add_library(${name}_common OBJECT
-    ${folder}/rows.${extension} ${folder}/sums.${extension} ${folder}/update_few_bits.${extension})
+    ${folder}/reductions.${extension} ${folder}/sparse_rows.${extension}
+    ${folder}/update_low_precision.${extension})
   set(libraries ${name}_common)
   foreach(variant ${CUDA_VARIANTS})
     add_library(${name}_${variant} OBJECT ${folder}/update.${extension})
@@ -28,7 +29,7 @@ function(add_cuda_module name folder extension)
 endfunction()
 
 if(MXADAMAX_CUDA_ON_HOST)
-  foreach(source rows sums update update_few_bits)
+  foreach(source reductions sparse_rows update update_low_precision)
     file(CONFIGURE OUTPUT on_host/${source}.cc CONTENT "#include \"cuda/${source}.cu\"\n")
   endforeach()
   # The pragmas are nvcc's. No test has arrays of more elements than 32 bits count: an index that is

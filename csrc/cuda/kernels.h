@@ -4,16 +4,16 @@
 
 #include <cstdint>
 
-#include "geometry.h"
-#include "layout.h"
-#include "rows.h"
+#include "common/dtype.h"
+#include "common/sparse_rows.h"
+#include "launch_config.h"
 #include "runtime.h"
 
 namespace mxadamax::cuda {
 
 // What the arrays of a tensor are stored as. With a master, that is what the rule updates, with
-// states like it, and the weight is a rounded copy. With states in few bits, each tensor tells what
-// the others are.
+// states like it, and the weight is a rounded copy. With low-precision states, each tensor tells
+// what the others are.
 enum class Variant {
   float32,
   float64,
@@ -21,7 +21,7 @@ enum class Variant {
   bfloat16,
   float16_master,
   bfloat16_master,
-  few_bits
+  low_precision
 };
 constexpr int variants = 7;
 
@@ -36,14 +36,14 @@ struct TensorEntry {
   void* average;
   // Of states in 8 bits.
   float* scales;
-  HeldRows rows;
+  SparseRows rows;
   std::int64_t size;
   std::int32_t head;
-  Stored grad_type, weight_type, state_type;
+  DType grad_type, weight_type, state_type;
 };
 
 // What is decided about a step on the device, from all gradients together.
-struct Control {
+struct StepControl {
   double norm;
   // What the gradients are multiplied by to have the norm that is allowed.
   double factor;
@@ -54,14 +54,14 @@ struct Control {
 };
 
 struct UpdateTable {
-  const Part* parts;
+  const Tile* parts;
   std::int64_t part_count;
   const TensorEntry* tensors;
   // As UpdateKernel::write_row has written them, a row for each tensor.
   const unsigned char* rows;
   std::int64_t row_size;
   // Null where all gradients count as they are.
-  const Control* control;
+  const StepControl* control;
   // Not 0 where rows are wrong, and nothing may be written. Null where no gradient is of rows.
   const std::int32_t* refused;
 };
@@ -72,10 +72,10 @@ struct UpdateKernel {
 };
 
 // One rule's kernels for one variant.
-struct RuleKernels {
+struct DeviceRuleKernels {
   const char* rule;
   int states;
-  bool keeps_in_few_bits, keeps_in_int8;
+  bool supports_low_precision_state, supports_int8_state;
   const char* const* scalar_names;
   int scalars;
   std::int64_t row_size;
@@ -86,22 +86,22 @@ struct RuleKernels {
   UpdateKernel dense, some_rows;
 };
 
-struct KernelTable {
-  const RuleKernels* rules;
+struct DeviceKernelTable {
+  const DeviceRuleKernels* rules;
   int count;
 };
 
 // All rules, in the order of rules/all.h.
-KernelTable kernels_float32();
-KernelTable kernels_float64();
-KernelTable kernels_float16();
-KernelTable kernels_bfloat16();
-KernelTable kernels_float16_master();
-KernelTable kernels_bfloat16_master();
-KernelTable kernels_few_bits();
+DeviceKernelTable kernels_float32();
+DeviceKernelTable kernels_float64();
+DeviceKernelTable kernels_float16();
+DeviceKernelTable kernels_bfloat16();
+DeviceKernelTable kernels_float16_master();
+DeviceKernelTable kernels_bfloat16_master();
+DeviceKernelTable kernels_low_precision();
 
 struct SumTable {
-  const SumPart* parts;
+  const SumTile* parts;
   std::int64_t part_count;
   int threads;
   const std::int64_t* chunks;
@@ -110,7 +110,7 @@ struct SumTable {
   // A number for each lane of each segment, and for each chunk.
   double* lane_sums;
   double* chunk_sums;
-  Control* control;
+  StepControl* control;
   // As in UpdateTable.
   const std::int32_t* refused;
   // The first tensor's.
@@ -121,8 +121,8 @@ struct SumTable {
 };
 
 struct RowTable {
-  // Of the row numbers.
-  const Part* parts;
+  // Of the row indices.
+  const Tile* parts;
   std::int64_t part_count;
   const TensorEntry* tensors;
   std::int32_t* refused;

@@ -11,15 +11,15 @@
 namespace mxadamax::cuda {
 
 // Makes a device the current one for as long as it lives.
-class OnDevice {
+class DeviceGuard {
  public:
-  explicit OnDevice(int device) {
+  explicit DeviceGuard(int device) {
     check(cudaGetDevice(&before_), "current device");
     check(cudaSetDevice(device), "choice of the device");
   }
-  ~OnDevice() { cudaSetDevice(before_); }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
+  ~DeviceGuard() { cudaSetDevice(before_); }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
   int before_ = 0;
@@ -57,7 +57,7 @@ class Event {
 
   void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "event"); }
   // Makes the stream wait, not the caller. An event never recorded is over.
-  void hold_back(cudaStream_t stream) const {
+  void stream_wait(cudaStream_t stream) const {
     check(cudaStreamWaitEvent(stream, event_, 0), "order of streams");
   }
   void wait() const { check(cudaEventSynchronize(event_), "wait for an event"); }
@@ -68,12 +68,12 @@ class Event {
 
 // Page-locked memory of the host, from which copies do not make the caller wait. Several buffers in
 // turn: the caller waits only where as many copies are still under way.
-class Staging {
+class PinnedStaging {
  public:
-  Staging() = default;
-  Staging(const Staging&) = delete;
-  Staging& operator=(const Staging&) = delete;
-  ~Staging() {
+  PinnedStaging() = default;
+  PinnedStaging(const PinnedStaging&) = delete;
+  PinnedStaging& operator=(const PinnedStaging&) = delete;
+  ~PinnedStaging() {
     for (Buffer& buffer : buffers_) cudaFreeHost(buffer.memory);
   }
 

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "few_bits.h"
+#include "common/low_precision.h"
 #include "kernels.h"
 #include "rules/all.h"
 
@@ -21,35 +21,32 @@ struct Row {
   double rescale_grad;
   // Of the random bits, for states that are rounded by them.
   std::uint64_t seed;
-  Preparation<T> preparation;
+  GradientTransform<T> transform;
   typename R::template Scalars<T> scalars;
   T share_of_old, share_of_new;
 };
 
 template <class R, class T>
 void write_row(const double* scalars, void* row) {
-  constexpr int common = sizeof(Preparation<T>) / sizeof(T);
+  constexpr int common = sizeof(GradientTransform<T>) / sizeof(T);
   constexpr int own = sizeof(typename R::template Scalars<T>) / sizeof(T);
   T rounded[common + own];
   for (int k = 0; k < common + own; ++k) rounded[k] = static_cast<T>(scalars[k]);
-  const PassScalars pass = pass_scalars_at(scalars + common + own);
+  const EpilogueScalars pass = epilogue_scalars_at(scalars + common + own);
   Row<R, T> made;
   made.rescale_grad = scalars[rescale_grad_scalar];
-  made.seed = random_seed(pass.stream, pass.update);
-  std::memcpy(&made.preparation, rounded, sizeof made.preparation);
+  made.seed = rng_seed(pass.rng_stream, pass.step);
+  std::memcpy(&made.transform, rounded, sizeof made.transform);
   std::memcpy(&made.scalars, rounded + common, sizeof made.scalars);
-  made.share_of_old = static_cast<T>(1 - pass.average_share);
-  made.share_of_new = static_cast<T>(pass.average_share);
+  made.share_of_old = static_cast<T>(1 - pass.ema_weight);
+  made.share_of_new = static_cast<T>(pass.ema_weight);
   std::memcpy(row, &made, sizeof made);
 }
 
 // Updates one element.
 template <class R, class T>
 MXADAMAX_RULE void run_rule(const Row<R, T>& row, T grad, T* weight, T* state) {
-  const T prepared = prepared_gradient<R>(row.preparation, grad, *weight);
-  T x = decayed_weight(row.preparation, *weight);
-  R::update(row.scalars, prepared, x, state);
-  *weight = x;
+  *weight = updated_weight<R>(row.transform, row.scalars, grad, *weight, state);
 }
 
 template <class R, class T>
@@ -69,7 +66,7 @@ MXADAMAX_RULE bool goes_on(const UpdateTable& table, double* factor) {
 template <class Row>
 MXADAMAX_RULE Row row_of(const UpdateTable& table, std::int32_t tensor, double factor) {
   Row row = *reinterpret_cast<const Row*>(table.rows + tensor * table.row_size);
-  row.preparation.rescale_grad = static_cast<typename Row::Number>(row.rescale_grad * factor);
+  row.transform.rescale_grad = static_cast<typename Row::Number>(row.rescale_grad * factor);
   return row;
 }
 
@@ -79,7 +76,7 @@ MXADAMAX_RULE void for_each_part(const UpdateTable& table, Visit&& visit) {
   double factor;
   if (!goes_on(table, &factor)) return;
   for (std::int64_t k = blockIdx.x; k < table.part_count; k += gridDim.x) {
-    const Part part = table.parts[k];
+    const Tile part = table.parts[k];
     visit(part, table.tensors[part.tensor], row_of<Row>(table, part.tensor, factor));
   }
 }
@@ -87,7 +84,7 @@ MXADAMAX_RULE void for_each_part(const UpdateTable& table, Visit&& visit) {
 // Calls visit(place, element) for each element of a thread that a gradient of some rows updates:
 // where in the gradient it is, -1 where that is zero.
 template <class Visit>
-MXADAMAX_RULE void for_each_cell(const Part& part, const HeldRows& rows, Visit&& visit) {
+MXADAMAX_RULE void for_each_cell(const Tile& part, const SparseRows& rows, Visit&& visit) {
   const Cell first{part.first / rows.length, part.first % rows.length};
   const auto threads = static_cast<std::int32_t>(blockDim.x);
   for (auto i = static_cast<std::int32_t>(threadIdx.x); i < part.count; i += threads) {
@@ -96,7 +93,7 @@ MXADAMAX_RULE void for_each_cell(const Part& part, const HeldRows& rows, Visit&&
       visit(part.first + i, rows.numbers[cell.row] * rows.length + cell.column);
       continue;
     }
-    const std::int64_t place = place_of_row(rows, cell.row);
+    const std::int64_t place = index_of_row(rows, cell.row);
     visit(place >= 0 ? place * rows.length + cell.column : -1, part.first + i);
   }
 }
@@ -120,9 +117,9 @@ constexpr UpdateKernel started{blocks_per_processor<kernel>, start<kernel>};
 // The table of all rules, of which each has KernelsOf<Rule>::dense and some_rows, and computes in
 // T.
 template <template <class> class KernelsOf, class T, class... Rules>
-KernelTable table(RuleList<Rules...>) {
-  static constexpr RuleKernels rules[] = {
-      {Rules::name, Rules::states, Rules::keeps_in_few_bits, keeps_in_int8<Rules>,
+DeviceKernelTable table(RuleList<Rules...>) {
+  static constexpr DeviceRuleKernels rules[] = {
+      {Rules::name, Rules::states, Rules::supports_low_precision_state, supports_int8_state<Rules>,
        ScalarNames<Rules>::names.data(), static_cast<int>(ScalarNames<Rules>::names.size()),
        sizeof(Row<Rules, T>), write_row<Rules, T>, KernelsOf<Rules>::dense,
        KernelsOf<Rules>::some_rows}...};

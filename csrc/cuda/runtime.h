@@ -3,7 +3,7 @@
 #pragma once
 
 #if defined(MXADAMAX_CUDA_ON_HOST)
-#include "on_host.h"
+#include "emulation.h"
 #else
 #include <cuda_runtime.h>
 #endif

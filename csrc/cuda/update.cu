@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernels that update weights. This file is compiled once for each variant: MXADAMAX_VARIANT
 // names it, and MXADAMAX_KERNELS the function that hands out its kernels.
-#include "numbers.h"
+#include "load_store.h"
 #include "rule_kernels.h"
 
 namespace mxadamax::cuda {
 namespace {
 
-constexpr Stored grad_type(Variant variant) {
+constexpr DType grad_type(Variant variant) {
   switch (variant) {
     case Variant::float64:
-      return Stored::float64;
+      return DType::float64;
     case Variant::float16:
     case Variant::float16_master:
-      return Stored::float16;
+      return DType::float16;
     case Variant::bfloat16:
     case Variant::bfloat16_master:
-      return Stored::bfloat16;
+      return DType::bfloat16;
     default:
-      return Stored::float32;
+      return DType::float32;
   }
 }
 constexpr bool has_master(Variant variant) {
@@ -26,24 +26,24 @@ constexpr bool has_master(Variant variant) {
 }
 
 // What an array holds.
-template <Stored type>
+template <DType type>
 struct NumberOf;
 template <>
-struct NumberOf<Stored::float32> : std::common_type<Plain<float>> {};
+struct NumberOf<DType::float32> : std::common_type<Plain<float>> {};
 template <>
-struct NumberOf<Stored::float64> : std::common_type<Plain<double>> {};
+struct NumberOf<DType::float64> : std::common_type<Plain<double>> {};
 template <>
-struct NumberOf<Stored::float16> : std::common_type<Float16> {};
+struct NumberOf<DType::float16> : std::common_type<Float16> {};
 template <>
-struct NumberOf<Stored::bfloat16> : std::common_type<Bfloat16> {};
+struct NumberOf<DType::bfloat16> : std::common_type<Bfloat16> {};
 
 constexpr Variant variant = Variant::MXADAMAX_VARIANT;
 using Grad = NumberOf<grad_type(variant)>::type;
 using Weight = NumberOf<updated_type(grad_type(variant), has_master(variant))>::type;
-using Computed = NumberOf<computed_type(grad_type(variant))>::type;
+using Computed = NumberOf<op_math_type(grad_type(variant))>::type;
 using T = Computed::Bits;
 constexpr bool rounds_a_copy = has_master(variant);
-constexpr int at_once = elements_at_once(stored_size(grad_type(variant)));
+constexpr int at_once = elements_at_once(dtype_size(grad_type(variant)));
 
 template <class R>
 using RowOf = Row<R, T>;
@@ -94,7 +94,7 @@ MXADAMAX_RULE void update_dense(const TensorEntry& tensor, const RowOf<R>& row,
 // compiler is content with the registers it needs, instead of spilling for a third.
 template <class R, Variant>
 __global__ void __launch_bounds__(threads_per_block, 2) update(UpdateTable table) {
-  for_each_part<RowOf<R>>(table, [](const Part& part, const TensorEntry& tensor,
+  for_each_part<RowOf<R>>(table, [](const Tile& part, const TensorEntry& tensor,
                                     const RowOf<R>& row) {
     const Split cut = split(part.count, tensor.head, at_once);
     const auto thread = static_cast<std::int32_t>(threadIdx.x);
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(threads_per_block, 2) update(UpdateTable table
 template <class R, Variant>
 __global__ void __launch_bounds__(threads_per_block, 2) update_rows(UpdateTable table) {
   for_each_part<RowOf<R>>(
-      table, [](const Part& part, const TensorEntry& tensor, const RowOf<R>& row) {
+      table, [](const Tile& part, const TensorEntry& tensor, const RowOf<R>& row) {
         for_each_cell(part, tensor.rows, [&](std::int64_t place, std::int64_t element) {
           T grad = 0;
           if (place >= 0) load<Grad, 1>(tensor.grad, place, &grad);
@@ -132,6 +132,6 @@ struct KernelsOf {
 
 }  // namespace
 
-KernelTable MXADAMAX_KERNELS() { return table<KernelsOf, T>(AllRules{}); }
+DeviceKernelTable MXADAMAX_KERNELS() { return table<KernelsOf, T>(AllRules{}); }
 
 }  // namespace mxadamax::cuda

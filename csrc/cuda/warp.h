@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "numbers16.h"
+#include "common/half.h"
 #include "runtime.h"
 
 namespace mxadamax::cuda {
@@ -13,11 +13,11 @@ constexpr std::int32_t warp_size = 32;
 
 // The largest magnitudes of two kinds of numbers; infinite or NaN if one is. The bits of magnitudes
 // are ordered like the magnitudes.
-struct Largest {
+struct AbsMax {
   std::uint32_t first = 0, second = 0;
 
   MXADAMAX_RULE void add(float a, float b) {
-    add_bits(bits_of(a) & 0x7fffffffu, bits_of(b) & 0x7fffffffu);
+    add_bits(bit_cast_to_integer(a) & 0x7fffffffu, bit_cast_to_integer(b) & 0x7fffffffu);
   }
   MXADAMAX_RULE void add_bits(std::uint32_t a, std::uint32_t b) {
     first = first > a ? first : a;
@@ -29,16 +29,16 @@ struct Largest {
 // what is largest; and after all of them write(lane, share, largest) with the largest of all. All
 // threads of a warp must call it. On the host the first one does it for all.
 template <class Share, class Read, class Write>
-MXADAMAX_RULE void in_step(std::int32_t lane, Read&& read, Write&& write) {
+MXADAMAX_RULE void warp_reduce(std::int32_t lane, Read&& read, Write&& write) {
 #if defined(MXADAMAX_CUDA_ON_HOST)
   if (lane != 0) return;
   Share shares[warp_size];
-  Largest largest;
+  AbsMax largest;
   for (std::int32_t k = 0; k < warp_size; ++k) read(k, shares[k], largest);
   for (std::int32_t k = 0; k < warp_size; ++k) write(k, shares[k], largest);
 #else
   Share share;
-  Largest largest;
+  AbsMax largest;
   read(lane, share, largest);
 #if defined(__CUDA_ARCH__)
   constexpr unsigned all = 0xffffffffu;

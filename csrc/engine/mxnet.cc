@@ -68,14 +68,14 @@ std::string dtype_name(int dtype) {
   return dtype >= 0 && dtype < count ? names[dtype] : "of number " + std::to_string(dtype);
 }
 
-Place place_of(Handle array) {
-  Place place{};
-  check(api().MXNDArrayGetContext(array, &place.device_type, &place.device_id));
-  if (is_gpu(place)) return place;
-  return {cpu_device, place.device_type == cpu_device ? place.device_id : 0};
+Context context_of(Handle array) {
+  Context context{};
+  check(api().MXNDArrayGetContext(array, &context.device_type, &context.device_id));
+  if (is_gpu(context)) return context;
+  return {cpu_device, context.device_type == cpu_device ? context.device_id : 0};
 }
 
-bool is_gpu(const Place& place) { return place.device_type == gpu_device; }
+bool is_gpu(const Context& context) { return context.device_type == gpu_device; }
 
 Shape::Shape(Handle array) {
   const std::int64_t* data = nullptr;

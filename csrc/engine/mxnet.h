@@ -92,12 +92,12 @@ std::string dtype_name(int dtype);
 
 // Where an array is: the number of a kind of device and of the device. All kinds of host memory are
 // one.
-struct Place {
+struct Context {
   int device_type;
   int device_id;
 };
-Place place_of(Handle array);
-bool is_gpu(const Place& place);
+Context context_of(Handle array);
+bool is_gpu(const Context& context);
 
 struct Shape {
   static constexpr int most_dims = 32;

@@ -14,7 +14,7 @@
 namespace mxadamax::engine {
 namespace {
 
-// MXNet's C API hands row numbers out as a copy that an operation of the engine makes, and waits
+// MXNet's C API hands row indices out as a copy that an operation of the engine makes, and waits
 // for it. Inside an operation that never ends: once the next backward pass has queued its write to
 // the gradient, the copy comes after that write, and the write after us. So the numbers are read
 // where they lie, in the memory object that an NDArray begins with a pointer to. It holds a vector
@@ -59,10 +59,10 @@ T load(const void* from) {
 }
 
 // Whether a vector lies there whose first element begins with the address of these numbers.
-bool leads_to(const Probe& probe, const char* place, const std::vector<std::int64_t>& indices) {
+bool leads_to(const Probe& probe, const char* context, const std::vector<std::int64_t>& indices) {
   // As the standard library lays out a vector.
   const char* vector[3];
-  if (!probe.read(place, vector, sizeof vector)) return false;
+  if (!probe.read(context, vector, sizeof vector)) return false;
   const auto [begin, end, capacity] = vector;
   const std::less<> before;
   if (!before(begin, end) || before(capacity, end)) return false;
@@ -94,7 +94,8 @@ bool find_row_indices(const std::vector<KnownRows>& known) {
 
 Rows rows_of(Handle array) {
   if (!row_indices_found()) {
-    throw std::runtime_error("this MXNet keeps the rows of row_sparse arrays in a place not known");
+    throw std::runtime_error(
+        "this MXNet keeps the rows of row_sparse arrays in a place not known");
   }
   const DlpackView view(array);
   Rows rows{view->ndim > 0 ? view->shape[0] : 0, nullptr, view->data};

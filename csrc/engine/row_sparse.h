@@ -27,7 +27,7 @@ struct KnownRows {
   std::vector<std::int64_t> indices;
 };
 
-// Finds out where this MXNet keeps row numbers: in the place where those of all these arrays are,
+// Finds out where this MXNet keeps row indices: in the place where those of all these arrays are,
 // which must differ. False where there is none; rows_of() then throws.
 bool find_row_indices(const std::vector<KnownRows>& known);
 bool row_indices_found();

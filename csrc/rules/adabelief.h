@@ -11,9 +11,9 @@ struct Adabelief : Rule {
 
   // First moment m, second moment v of the gradient's distance from m.
   static constexpr int states = 2;
-  static constexpr StateKind kinds[] = {StateKind::plain, StateKind::square};
+  static constexpr StateKind kinds[] = {StateKind::with_sign, StateKind::second_moment};
 
-  static constexpr bool clips_decay = true;
+  static constexpr bool clip_after_wd = true;
 
   // `lr` comes with the bias corrections in it: lr * sqrt(1 - beta2^t) / (1 - beta1^t).
   template <class T>
@@ -24,12 +24,12 @@ struct Adabelief : Rule {
                                             "beta2", "one_minus_beta2", "epsilon"};
 
   template <class T>
-  MXADAMAX_RULE static void update(const Scalars<T>& s, T g, T& weight, T* state) {
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T* state) {
     T& m = state[0];
     T& v = state[1];
     m = s.beta1 * m + s.one_minus_beta1 * g;
     v = s.beta2 * v + s.one_minus_beta2 * square(g - m) + s.epsilon;
-    weight = weight - s.lr * (m / (square_root(v) + s.epsilon));
+    return -(s.lr * (m / (square_root(v) + s.epsilon)));
   }
 };
 

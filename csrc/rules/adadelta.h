@@ -11,7 +11,7 @@ struct Adadelta : Rule {
 
   // Second moments of the gradient and of the change.
   static constexpr int states = 2;
-  static constexpr StateKind kinds[] = {StateKind::square, StateKind::square};
+  static constexpr StateKind kinds[] = {StateKind::second_moment, StateKind::second_moment};
 
   template <class T>
   struct Scalars {
@@ -20,13 +20,13 @@ struct Adadelta : Rule {
   static constexpr const char* scalars[] = {"lr", "rho", "one_minus_rho", "epsilon"};
 
   template <class T>
-  MXADAMAX_RULE static void update(const Scalars<T>& s, T g, T& weight, T* state) {
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T* state) {
     T& v = state[0];
     T& changes = state[1];
     v = s.rho * v + s.one_minus_rho * square(g);
     const T change = square_root(changes + s.epsilon) / square_root(v + s.epsilon) * g;
     changes = s.rho * changes + s.one_minus_rho * square(change);
-    weight = weight - s.lr * change;
+    return -(s.lr * change);
   }
 };
 

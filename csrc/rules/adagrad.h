@@ -12,7 +12,7 @@ struct Adagrad : Rule {
 
   // Sum of the squares of all gradients.
   static constexpr int states = 1;
-  static constexpr StateKind kinds[] = {StateKind::square};
+  static constexpr StateKind kinds[] = {StateKind::second_moment};
 
   template <class T>
   struct Scalars {
@@ -21,10 +21,10 @@ struct Adagrad : Rule {
   static constexpr const char* scalars[] = {"lr", "epsilon"};
 
   template <class T>
-  MXADAMAX_RULE static void update(const Scalars<T>& s, T g, T& weight, T* state) {
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T* state) {
     T& history = state[0];
     history = history + square(g);
-    weight = weight - s.lr * (g / (square_root(history) + s.epsilon));
+    return -(s.lr * (g / (square_root(history) + s.epsilon)));
   }
 };
 

@@ -13,7 +13,8 @@ struct AdamRule : Rule {
 
   // First moment m, second moment v; for AMSGrad the largest v so far.
   static constexpr int states = amsgrad ? 3 : 2;
-  static constexpr StateKind kinds[3] = {StateKind::plain, StateKind::square, StateKind::square};
+  static constexpr StateKind kinds[3] = {StateKind::with_sign, StateKind::second_moment,
+                                         StateKind::second_moment};
 
   // `lr` comes with the bias corrections in it: lr * sqrt(1 - beta2^t) / (1 - beta1^t).
   template <class T>
@@ -24,14 +25,14 @@ struct AdamRule : Rule {
                                             "beta2", "one_minus_beta2", "epsilon"};
 
   template <class T>
-  MXADAMAX_RULE static void update(const Scalars<T>& s, T g, T& weight, T* state) {
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T* state) {
     T& m = state[0];
     T& v = state[1];
     m = s.beta1 * m + s.one_minus_beta1 * g;
     v = s.beta2 * v + s.one_minus_beta2 * square(g);
     T scale = v;
     if constexpr (amsgrad) scale = state[2] = maximum(state[2], v);
-    weight = weight - s.lr * (m / (square_root(scale) + s.epsilon));
+    return -(s.lr * (m / (square_root(scale) + s.epsilon)));
   }
 };
 

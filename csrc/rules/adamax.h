@@ -11,7 +11,7 @@ struct Adamax : Rule {
 
   // First moment m, exponentially weighted infinity norm u.
   static constexpr int states = 2;
-  static constexpr StateKind kinds[] = {StateKind::plain, StateKind::magnitude};
+  static constexpr StateKind kinds[] = {StateKind::with_sign, StateKind::non_negative};
 
   // `lr` comes with the bias correction in it: lr / (1 - beta1^t).
   template <class T>
@@ -21,12 +21,12 @@ struct Adamax : Rule {
   static constexpr const char* scalars[] = {"lr", "beta1", "one_minus_beta1", "beta2", "epsilon"};
 
   template <class T>
-  MXADAMAX_RULE static void update(const Scalars<T>& s, T g, T& weight, T* state) {
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T* state) {
     T& m = state[0];
     T& u = state[1];
     m = s.beta1 * m + s.one_minus_beta1 * g;
     u = maximum(s.beta2 * u, absolute(g));
-    weight = weight - s.lr * (m / (u + s.epsilon));
+    return -(s.lr * (m / (u + s.epsilon)));
   }
 };
 

@@ -7,6 +7,7 @@
 #include "adagrad.h"
 #include "adam.h"
 #include "adamax.h"
+#include "lion.h"
 #include "nadam.h"
 #include "nag.h"
 #include "rmsprop.h"
@@ -18,6 +19,6 @@ template <class... Rules>
 struct RuleList {};
 
 using AllRules = RuleList<Adamax, Adam, Amsgrad, Nadam, Adabelief, Rmsprop, CenteredRmsprop,
-                          Adagrad, Adadelta, Sgd, SgdMomentum, Nag>;
+                          Adagrad, Adadelta, Sgd, SgdMomentum, Nag, Lion>;
 
 }  // namespace mxadamax

@@ -12,7 +12,7 @@ struct Nadam : Rule {
 
   // First moment m, second moment v.
   static constexpr int states = 2;
-  static constexpr StateKind kinds[] = {StateKind::plain, StateKind::square};
+  static constexpr StateKind kinds[] = {StateKind::with_sign, StateKind::second_moment};
 
   // `momentum` and `next_momentum` are the schedule's values for this step and the next; the
   // divisors are one minus the products of all of them up to this step, up to the next, and one
@@ -35,14 +35,14 @@ struct Nadam : Rule {
                                             "v_divisor"};
 
   template <class T>
-  MXADAMAX_RULE static void update(const Scalars<T>& s, T g, T& weight, T* state) {
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T* state) {
     T& m = state[0];
     T& v = state[1];
     m = s.beta1 * m + s.one_minus_beta1 * g;
     v = s.beta2 * v + s.one_minus_beta2 * square(g);
     const T ahead =
         s.next_momentum * (m / s.m_divisor) + s.one_minus_momentum * (g / s.grad_divisor);
-    weight = weight - s.lr * (ahead / (square_root(v / s.v_divisor) + s.epsilon));
+    return -(s.lr * (ahead / (square_root(v / s.v_divisor) + s.epsilon)));
   }
 };
 

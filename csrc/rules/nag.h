@@ -12,7 +12,7 @@ struct Nag : Rule {
 
   // The last change of the weight, without the look ahead.
   static constexpr int states = 1;
-  static constexpr StateKind kinds[] = {StateKind::plain};
+  static constexpr StateKind kinds[] = {StateKind::with_sign};
 
   template <class T>
   struct Scalars {
@@ -21,10 +21,10 @@ struct Nag : Rule {
   static constexpr const char* scalars[] = {"lr", "momentum"};
 
   template <class T>
-  MXADAMAX_RULE static void update(const Scalars<T>& s, T g, T& weight, T* state) {
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T* state) {
     T& change = state[0];
     change = s.momentum * change - s.lr * g;
-    weight = weight + (s.momentum * change - s.lr * g);
+    return s.momentum * change - s.lr * g;
   }
 };
 

@@ -12,7 +12,7 @@ struct Rmsprop : Rule {
 
   // Second moment v.
   static constexpr int states = 1;
-  static constexpr StateKind kinds[] = {StateKind::square};
+  static constexpr StateKind kinds[] = {StateKind::second_moment};
 
   template <class T>
   struct Scalars {
@@ -22,10 +22,15 @@ struct Rmsprop : Rule {
                                             "clip_weights"};
 
   template <class T>
-  MXADAMAX_RULE static void update(const Scalars<T>& s, T g, T& weight, T* state) {
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T* state) {
     T& v = state[0];
     v = s.rho * v + s.one_minus_rho * square(g);
-    weight = clipped(weight - s.lr * (g / (square_root(v) + s.epsilon)), s.clip_weights);
+    return -(s.lr * (g / (square_root(v) + s.epsilon)));
+  }
+
+  template <class T>
+  MXADAMAX_RULE static T finished(const Scalars<T>& s, T weight) {
+    return clipped(weight, s.clip_weights);
   }
 };
 
@@ -34,9 +39,10 @@ struct CenteredRmsprop : Rule {
 
   // First moment m, second moment v, the last change of the weight.
   static constexpr int states = 3;
-  static constexpr StateKind kinds[] = {StateKind::plain, StateKind::square, StateKind::plain};
+  static constexpr StateKind kinds[] = {StateKind::with_sign, StateKind::second_moment,
+                                        StateKind::with_sign};
   // v - m * m would be as noisy as its terms, and negative.
-  static constexpr bool keeps_in_few_bits = false;
+  static constexpr bool supports_low_precision_state = false;
 
   template <class T>
   struct Scalars {
@@ -46,14 +52,19 @@ struct CenteredRmsprop : Rule {
                                             "momentum", "epsilon", "clip_weights"};
 
   template <class T>
-  MXADAMAX_RULE static void update(const Scalars<T>& s, T g, T& weight, T* state) {
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T* state) {
     T& m = state[0];
     T& v = state[1];
     T& change = state[2];
     m = s.rho * m + s.one_minus_rho * g;
     v = s.rho * v + s.one_minus_rho * square(g);
     change = s.momentum * change - s.lr * g / square_root(v - square(m) + s.epsilon);
-    weight = clipped(weight + change, s.clip_weights);
+    return change;
+  }
+
+  template <class T>
+  MXADAMAX_RULE static T finished(const Scalars<T>& s, T weight) {
+    return clipped(weight, s.clip_weights);
   }
 };
 

@@ -12,7 +12,9 @@
 //   states        how many arrays of the weight's shape it keeps from step to step,
 //   kinds         what each of these is to it,
 //   Scalars<T>    the numbers that its formula needs, all of type T, and `scalars`, their names,
-//   update(...)   the new weight and states of one element, from the prepared gradient.
+//   delta(...)    what is added to the weight of one element, from the prepared gradient; it leaves
+//                 the new states where the old ones were,
+//   finished(...) where it has one: the weight as it is kept, from the weight with its delta.
 #pragma once
 
 // Always inlined: one header is compiled for several instruction sets into one library, and an
@@ -25,24 +27,30 @@
 
 namespace mxadamax {
 
-// What a state is, which decides how it is stored in few bits: a number of either sign; or one that
-// is never negative and that steps are divided by, itself or its root.
-enum class StateKind { plain, magnitude, square };
+// What a state is, which decides how it is stored in low precision: a number of either sign; or one
+// that is never negative and that steps are divided by, itself or its root.
+enum class StateKind { with_sign, non_negative, second_moment };
 
 // What all rules inherit.
 struct Rule {
-  // Whether its states bear the noise of being stored in few bits.
-  static constexpr bool keeps_in_few_bits = true;
+  // Whether its states bear the noise of being stored in low precision.
+  static constexpr bool supports_low_precision_state = true;
   // Whether `clip_gradient` bounds the sum of gradient and weight decay, instead of the gradient.
-  static constexpr bool clips_decay = false;
+  static constexpr bool clip_after_wd = false;
+
+  template <class Scalars, class T>
+  MXADAMAX_RULE static T finished(const Scalars&, T weight) {
+    return weight;
+  }
 };
 
 // The scalars that every update has, whatever its rule.
 template <class T>
-struct Preparation {
-  T rescale_grad, clip_gradient, wd, keep;
+struct GradientTransform {
+  T rescale_grad, clip_gradient, wd, decay_factor;
 };
-constexpr const char* preparation_scalars[] = {"rescale_grad", "clip_gradient", "wd", "keep"};
+constexpr const char* gradient_transform_scalars[] = {"rescale_grad", "clip_gradient", "wd",
+                                                      "decay_factor"};
 
 // x within [-bound, bound]. NaN passes; an infinite bound lets all pass. In the very form of the
 // processor's minimum and maximum, which pass their second operand where one is NaN.
@@ -55,25 +63,40 @@ MXADAMAX_RULE T clipped(T x, T bound) {
 // The gradient that a rule sees: rescaled, clipped, with weight decay as an L2 penalty. A negative
 // `wd` is none at all, which is not the same as 0: 0 times an infinite weight is NaN.
 template <class R, class T>
-MXADAMAX_RULE T prepared_gradient(const Preparation<T>& s, T grad, T weight) {
+MXADAMAX_RULE T prepared_gradient(const GradientTransform<T>& s, T grad, T weight) {
   const T g = grad * s.rescale_grad;
   const T decay = s.wd * weight;
   const bool penalty = !(s.wd < 0);
-  if (R::clips_decay) return clipped(penalty ? g + decay : g, s.clip_gradient);
+  if (R::clip_after_wd) return clipped(penalty ? g + decay : g, s.clip_gradient);
   const T bounded = clipped(g, s.clip_gradient);
   return penalty ? bounded + decay : bounded;
 }
 
-// The weight that a rule sees. `keep` is 1, or what decoupled weight decay leaves of it.
+// The weight that a rule sees. `decay_factor` is 1, or what decoupled weight decay leaves of it.
 template <class T>
-MXADAMAX_RULE T decayed_weight(const Preparation<T>& s, T weight) {
-  return s.keep * weight;
+MXADAMAX_RULE T decayed_weight(const GradientTransform<T>& s, T weight) {
+  return s.decay_factor * weight;
+}
+
+// The new weight of one element, whose states become new. `w - x` and `w + -x` are the same bits.
+template <class R, class Scalars, class T>
+MXADAMAX_RULE T updated_weight(const GradientTransform<T>& transform, const Scalars& s, T grad,
+                               T weight, T* state) {
+  const T delta = R::delta(s, prepared_gradient<R>(transform, grad, weight), state);
+  return R::finished(s, decayed_weight(transform, weight) + delta);
 }
 
 // The larger of two; NaN if either is.
 template <class T>
 MXADAMAX_RULE T maximum(T a, T b) {
   return a != a ? a : (a > b ? a : b);
+}
+
+// -1, 0 or 1; NaN for NaN.
+template <class T>
+MXADAMAX_RULE T sign(T a) {
+  const T found = static_cast<T>(a > 0) - static_cast<T>(a < 0);
+  return a == a ? found : a;
 }
 
 template <class T>

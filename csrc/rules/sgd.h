@@ -10,7 +10,7 @@ namespace mxadamax {
 struct Sgd : Rule {
   static constexpr const char* name = "sgd";
   static constexpr int states = 0;
-  static constexpr StateKind kinds[] = {StateKind::plain};
+  static constexpr StateKind kinds[] = {StateKind::with_sign};
 
   template <class T>
   struct Scalars {
@@ -19,8 +19,8 @@ struct Sgd : Rule {
   static constexpr const char* scalars[] = {"lr"};
 
   template <class T>
-  MXADAMAX_RULE static void update(const Scalars<T>& s, T g, T& weight, T*) {
-    weight = weight - s.lr * g;
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T*) {
+    return -(s.lr * g);
   }
 };
 
@@ -29,7 +29,7 @@ struct SgdMomentum : Rule {
 
   // The last change of the weight.
   static constexpr int states = 1;
-  static constexpr StateKind kinds[] = {StateKind::plain};
+  static constexpr StateKind kinds[] = {StateKind::with_sign};
 
   template <class T>
   struct Scalars {
@@ -38,10 +38,10 @@ struct SgdMomentum : Rule {
   static constexpr const char* scalars[] = {"lr", "momentum"};
 
   template <class T>
-  MXADAMAX_RULE static void update(const Scalars<T>& s, T g, T& weight, T* state) {
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T* state) {
     T& change = state[0];
     change = s.momentum * change - s.lr * g;
-    weight = weight + change;
+    return change;
   }
 };
 

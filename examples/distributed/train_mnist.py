@@ -14,7 +14,7 @@ from __future__ import annotations
 
 # Before mxnet. Servers run this script too, and never come further than the import of mxnet: where
 # mxadamax is missing, it is here that a server says so and ends.
-from mxadamax.compatibility import gluon_arrays, seed_all
+from mxadamax._mxnet.compatibility import gluon_arrays, seed_all
 
 # isort: split
 import argparse

@@ -16,8 +16,8 @@ import sys
 from typing import Any, Dict, List, Optional
 
 from .. import __version__
+from .._mxnet.versions import MXNETS, PYTHONS, SUPPORTED, is_tried
 from ..native_module import PACKAGE, load
-from ..versions import MXNETS, PYTHONS, SUPPORTED, is_tried
 from .machine import cpu_model, omp_threads
 
 
@@ -118,15 +118,15 @@ def look_at_mxnet(report: Report) -> None:
 def look_at_interface(report: Report, version: str) -> None:
     """Whether MXNet has what this package calls; that decides, whether it was tried or not."""
     wrong: Optional[str] = "mxadamax cannot be imported with it"
-    if "mxadamax.engine" in sys.modules:
+    if "mxadamax._mxnet.engine" in sys.modules:
         try:
-            sys.modules["mxadamax.engine"].native()
+            sys.modules["mxadamax._mxnet.engine"].native()
             wrong = None
         except ImportError as error:
             wrong = str(error)
     if is_tried(version):
         # What keeps the package from being imported is another problem.
-        if wrong and "mxadamax.engine" in sys.modules:
+        if wrong and "mxadamax._mxnet.engine" in sys.modules:
             report.problems.append(wrong)
     elif wrong or version.split(".")[0] not in ("1", "2"):
         report.problems.append(

@@ -14,8 +14,8 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from dataclasses import asdict, dataclass
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import mxnet
 import numpy
@@ -26,8 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import _native
-from ..compatibility import IS_MXNET_1
-from ..optimizer import BFLOAT16, FusedOptimizer
+from .._mxnet.compatibility import IS_MXNET_1
+from ..optimizers.base import BFLOAT16, FusedOptimizer
+from ..optimizers.info import OPTIMIZERS, OptimizerInfo
 
 Numbers = NumpyArray[Any]
 
@@ -47,84 +48,6 @@ AGGREGATIONS: Sequence[Dict[str, int]] = ({}, {"aggregate_num": 3})
 # MXNet's fused operators compute 1 - beta in single precision, for the defaults 1e-5 of its size
 # off. With these rates it is exact.
 EXACT_RATES = {"beta1": 0.5, "beta2": 0.5, "rho": 0.5}
-
-
-@dataclass(frozen=True)
-class Peer:
-    """An optimizer of this package, and what of MXNet's it must equal.
-
-    Parameters
-    ----------
-    name : str
-        Its name in MXNet's registry.
-    built_in : str or None
-        The built-in whose `step` it equals; None where MXNet has none.
-    options : dict
-        Options of both.
-    ours : dict
-        Options that only ours takes and needs, to do as the built-in does.
-    fused_ulps : int
-        How far a step may be from MXNet's fused operator; 0 where there is none to compare with.
-        That of AdaBelief cancels digits, so that there is no such bound.
-    in_mxnet_1 : bool
-        Whether MXNet 1 has the same fused operator.
-    """
-
-    name: str
-    built_in: Optional[str]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    ours: Mapping[str, Any] = field(default_factory=dict)
-    fused_ulps: int = 0
-    in_mxnet_1: bool = False
-
-    def __str__(self) -> str:
-        return " ".join([self.name, *(f"{k}={v}" for k, v in self.options.items())])
-
-    def create(self, **options: Any) -> Optimizer:
-        """Ours; what is given comes before the peer's options."""
-        return mxnet.optimizer.create(self.name, **{**self.options, **self.ours, **options})
-
-    def create_reference(self, **options: Any) -> Optimizer:
-        """MXNet's built-in, computed by its `step`.
-
-        In MXNet 1, whose built-ins compute something else, and for what MXNet does not have, it is
-        ours computed by MXNet's operators.
-        """
-        if IS_MXNET_1 or self.built_in is None:
-            return self.create(**options, use_fused_step=False, aggregate_num=1)
-        found = mxnet.optimizer.create(
-            self.built_in, use_fused_step=False, **{**self.options, **options}
-        )
-        if self.built_in in ("adadelta", "adagrad", "rmsprop"):
-            # Theirs are float32 whatever the weight.
-            found.create_state = self.create().create_state
-        return found
-
-    def create_fused(self, **options: Any) -> Optimizer:
-        """MXNet's built-in, computed by its fused operator."""
-        if self.built_in == "nag":
-            # The default of ours and of MXNet 2, but not of MXNet 1.
-            options = {"momentum": 0.9, **options}
-        return mxnet.optimizer.create(self.built_in, **{**self.options, **options})
-
-
-PEERS = [
-    Peer("adamax_ext", "adamax"),
-    Peer("adam_ext", "adam", fused_ulps=4, in_mxnet_1=True),
-    Peer("amsgrad_ext", None),
-    # The `step` of the built-in decays a weight that it has updated already.
-    Peer("adamw_ext", "adamw", {"wd": 0.0}, fused_ulps=4),
-    Peer("nadam_ext", "nadam", ours={"schedule_per_parameter": True}),
-    Peer("adabelief_ext", "adabelief"),
-    Peer("rmsprop_ext", "rmsprop", fused_ulps=4),
-    Peer("rmsprop_ext", "rmsprop", {"centered": True, "epsilon": 1e-3}, fused_ulps=4),
-    Peer("adagrad_ext", "adagrad"),
-    Peer("adadelta_ext", "adadelta"),
-    Peer("sgd_ext", "sgd", fused_ulps=4, in_mxnet_1=True),
-    Peer("sgd_ext", "sgd", {"momentum": 0.9}, fused_ulps=4, in_mxnet_1=True),
-    Peer("nag_ext", "nag", fused_ulps=4, in_mxnet_1=True),
-]
-"""The tests compare the same, in longer trainings and with more options: tests/family.py."""
 
 
 class Type(NamedTuple):
@@ -191,7 +114,7 @@ def nd(array: Numbers, dtype: Any) -> NDArray:
     return made if dtype == array.dtype else made.astype(dtype)
 
 
-def wide(array: NDArray) -> Numbers:
+def to_float32(array: NDArray) -> Numbers:
     """What an array of 16 bits stands for, or any other as it is."""
     short = array.dtype == BFLOAT16 or array.dtype == numpy.float16
     found: Numbers = (array.astype("float32") if short else array).asnumpy()
@@ -210,7 +133,7 @@ def rounded(values: Numbers, dtype: Any) -> Numbers:
     return found
 
 
-def places(values: Numbers, dtype: Any) -> Numbers:
+def ordered_integers(values: Numbers, dtype: Any) -> Numbers:
     """Where numbers are in the order of all numbers of their type: 0 and -0 are neighbours."""
     values = numpy.atleast_1d(values)
     if dtype == numpy.float16:
@@ -223,13 +146,13 @@ def places(values: Numbers, dtype: Any) -> Numbers:
     return numpy.where(bits < 0, -(bits & ((1 << digits) - 1)) - 1, bits)
 
 
-def apart(actual: Numbers, expected: Numbers, dtype: Any) -> float:
+def ulp_distance(actual: Numbers, expected: Numbers, dtype: Any) -> float:
     """How many numbers of a type the farthest two are apart; two NaN are not."""
     if actual.shape != expected.shape:
         return float("inf")
     if actual.tobytes() == expected.tobytes():
         return 0.0
-    a, b = places(actual, dtype), places(expected, dtype)
+    a, b = ordered_integers(actual, dtype), ordered_integers(expected, dtype)
     # Of unsigned numbers: it can be more than the signed ones hold.
     distance = numpy.where(a > b, a - b, b - a).astype(numpy.uint64)
     nan = numpy.isnan(actual), numpy.isnan(expected)
@@ -286,7 +209,7 @@ def data(dtype: Any) -> Data:
             )
             for shape in shapes
         ]
-        return made, [nd(wide(array), computed) for array in made]
+        return made, [nd(to_float32(array), computed) for array in made]
 
     weights, wide_weights = arrays((0.0, 0.0))
     grads, wide_grads = zip(*(arrays((-6, 2)) for _ in range(STEPS)))
@@ -358,9 +281,9 @@ def expected_of(run: Run, dtype: Any, multi_precision: bool) -> List[Numbers]:
     return found
 
 
-def difference_of_bits(peer: Peer, kind: Type) -> float:
+def difference_of_bits(info: OptimizerInfo, kind: Type) -> float:
     """How far ours gets from the reference over some steps, at the most."""
-    options = {**OPTIONS, **peer.options}
+    options = {**OPTIONS, **info.options}
     given = data(kind.dtype)
 
     def run(optimizer: Optimizer, weights: Sequence[NDArray]) -> Run:
@@ -368,12 +291,12 @@ def difference_of_bits(peer: Peer, kind: Type) -> float:
 
     runs = [
         run(
-            peer.create(**options, multi_precision=kind.multi_precision, **aggregation),
+            info.create(**options, multi_precision=kind.multi_precision, **aggregation),
             given.weights,
         )
         for aggregation in AGGREGATIONS
     ]
-    reference = run(peer.create_reference(**options), given.wide_weights)
+    reference = run(info.create_reference(**options), given.wide_weights)
     worst = 0.0
     for grads, wide_grads in zip(given.grads, given.wide_grads):
         reference.step(wide_grads)
@@ -384,25 +307,25 @@ def difference_of_bits(peer: Peer, kind: Type) -> float:
             if len(found) != len(expected):
                 return float("inf")
             for array, numbers in zip(found, expected):
-                worst = max(worst, apart(wide(array), numbers, array.dtype))
+                worst = max(worst, ulp_distance(to_float32(array), numbers, array.dtype))
     return worst
 
 
-def with_exact_rates(peer: Peer) -> Dict[str, Any]:
+def with_exact_rates(info: OptimizerInfo) -> Dict[str, Any]:
     """Options with which the fused operator of the built-in computes the same formula."""
-    ranges = type(peer.create()).ranges
+    ranges = type(info.create()).ranges
     options = {**OPTIONS, **{name: rate for name, rate in EXACT_RATES.items() if name in ranges}}
-    if peer.built_in == "adamw":
+    if info.built_in == "adamw":
         return options
     # Where weight decay goes is what MXNet 1's operators do otherwise.
     return {**options, "wd": 0.0} if IS_MXNET_1 else options
 
 
-def difference_from_fused(peer: Peer) -> float:
+def difference_from_fused(info: OptimizerInfo) -> float:
     """The largest difference of a step from MXNet's fused operator, each from the same numbers."""
-    options = {**with_exact_rates(peer), **{k: v for k, v in peer.options.items() if k != "wd"}}
-    ours = mxnet.optimizer.create(peer.name, **options)
-    return difference_of_steps(ours, peer.create_fused(**options))
+    options = {**with_exact_rates(info), **{k: v for k, v in info.options.items() if k != "wd"}}
+    ours = mxnet.optimizer.create(info.name, **options)
+    return difference_of_steps(ours, info.create_fused(**options))
 
 
 def difference_from_adamax_of_mxnet_1() -> float:
@@ -442,15 +365,15 @@ def difference_of_steps(ours: Optimizer, theirs: Optimizer) -> float:
 # ---------------------------------------------------------------- all of it
 
 
-def comparisons() -> Iterator[Tuple[Peer, str, float, Any]]:
+def comparisons() -> Iterator[Tuple[OptimizerInfo, str, float, Any]]:
     """Who is compared with what, how far apart they may be, and what tells how far they are."""
-    for peer in PEERS:
+    for info in OPTIMIZERS:
         for kind in TYPES:
-            yield peer, kind.label, 0.0, functools.partial(difference_of_bits, peer, kind)
-        if peer.name == "adamax_ext" and IS_MXNET_1:
-            yield peer, FUSED, 2.0, difference_from_adamax_of_mxnet_1
-        elif peer.fused_ulps and (peer.in_mxnet_1 or not IS_MXNET_1):
-            yield peer, FUSED, peer.fused_ulps, functools.partial(difference_from_fused, peer)
+            yield info, kind.label, 0.0, functools.partial(difference_of_bits, info, kind)
+        if info.name == "adamax_ext" and IS_MXNET_1:
+            yield info, FUSED, 2.0, difference_from_adamax_of_mxnet_1
+        elif info.fused_ulps and (info.in_mxnet_1 or not IS_MXNET_1):
+            yield info, FUSED, info.fused_ulps, functools.partial(difference_from_fused, info)
 
 
 def verify_here(console: Console) -> List[Result]:
@@ -458,9 +381,9 @@ def verify_here(console: Console) -> List[Result]:
     results = []
     name = _native.instruction_set
     with console.status(f"{name}: ") as status:
-        for peer, against, allowed, difference in comparisons():
-            status.update(f"{name}: {peer}, {against}")
-            results.append(Result(str(peer), against, name, allowed, difference()))
+        for info, against, allowed, difference in comparisons():
+            status.update(f"{name}: {info}, {against}")
+            results.append(Result(str(info), against, name, allowed, difference()))
     return results
 
 

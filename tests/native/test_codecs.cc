@@ -10,7 +10,7 @@ namespace {
 
 using cpu::Codec;
 
-float from_bits(std::uint32_t bits) {
+float bit_cast_to_float(std::uint32_t bits) {
   float x;
   std::memcpy(&x, &bits, sizeof x);
   return x;
@@ -35,7 +35,7 @@ std::vector<std::uint16_t> encoded(const Codec& codec, const std::vector<float>&
   return {bits.data(), bits.data() + bits.size()};
 }
 
-std::vector<std::uint16_t> encoded_at_random(Codec::AtRandom encode,
+std::vector<std::uint16_t> encoded_at_random(Codec::StochasticEncode encode,
                                              const std::vector<float>& numbers,
                                              std::uint32_t random, int shift) {
   const std::vector<std::uint32_t> bits(numbers.size(), random);
@@ -88,20 +88,20 @@ void test_16_bits(const Codec& codec, bool bfloat) {
   // At random: what fits stays; what does not goes to a neighbour; infinity and NaN stay.
   std::vector<float> some;
   for (std::uint64_t i = 0; i < 1u << 17; ++i) {
-    some.push_back(from_bits(static_cast<std::uint32_t>(i * 32749)));
+    some.push_back(bit_cast_to_float(static_cast<std::uint32_t>(i * 32749)));
   }
   for (const std::uint32_t bits : {0x7fffffffu, 0xffffffffu, 0x7f800001u, 0x7f800000u, 0xff800000u,
                                    0x00000001u, 0x80000000u, 0x7f7fffffu, 0xff7fffffu}) {
-    some.push_back(from_bits(bits));
+    some.push_back(bit_cast_to_float(bits));
   }
   for (const std::uint32_t random : {0u, 0xffffffffu, 0x7fff8000u}) {
     for (const int shift : {0, 16}) {
-      const auto kept = encoded_at_random(codec.encode_at_random, values, random, shift);
+      const auto kept = encoded_at_random(codec.encode_stochastic, values, random, shift);
       for (std::size_t i = 0; i < all.size(); ++i) {
         const bool nan = values[i] != values[i];
         CHECK(nan ? std::isnan(value_of(kept[i], bfloat)) : kept[i] == all[i], i);
       }
-      const auto found = encoded_at_random(codec.encode_at_random, some, random, shift);
+      const auto found = encoded_at_random(codec.encode_stochastic, some, random, shift);
       for (std::size_t i = 0; i < some.size(); ++i) {
         const double x = some[i], y = value_of(found[i], bfloat);
         if (x != x) {
@@ -120,9 +120,10 @@ void test_16_bits(const Codec& codec, bool bfloat) {
         CHECK(std::fabs(x) >= below && (largest || std::fabs(x) <= above), x << " became " << y);
         CHECK(random != 0 || std::fabs(y) <= std::fabs(x), x << " became " << y);
       }
-      const auto divisors = encoded_at_random(codec.encode_divisor_at_random, some, random, shift);
+      const auto denominators =
+          encoded_at_random(codec.encode_denominator_stochastic, some, random, shift);
       for (std::size_t i = 0; i < some.size(); ++i) {
-        if (some[i] > 0) CHECK(value_of(divisors[i], bfloat) > 0, some[i]);
+        if (some[i] > 0) CHECK(value_of(denominators[i], bfloat) > 0, some[i]);
       }
     }
   }
@@ -130,39 +131,40 @@ void test_16_bits(const Codec& codec, bool bfloat) {
 
 void test_int8(const cpu::SharedKernels& shared, const cpu::SharedKernels& plainest) {
   std::mt19937 source(3);
-  for (std::int64_t size = 0; size <= 3 * random_group + 1; size += size < 200 ? 1 : 61) {
+  for (std::int64_t size = 0; size <= 3 * rng_block + 1; size += size < 200 ? 1 : 61) {
     const auto n = static_cast<std::size_t>(size);
-    const std::size_t blocks = (n + scaled_block - 1) / scaled_block;
-    std::vector<float> plain(n), divisor(n);
+    const std::size_t blocks = (n + block_size - 1) / block_size;
+    std::vector<float> plain(n), denominator(n);
     for (std::size_t i = 0; i < n; ++i) {
       plain[i] = random_number<float>(source);
-      divisor[i] = std::abs(random_number<float>(source));
+      denominator[i] = std::abs(random_number<float>(source));
     }
-    const std::vector<std::uint32_t> random(n / random_group + 1, source());
-    const auto encode = [&](const cpu::SharedKernels& kernels, auto& ratios, auto& divisors,
+    const std::vector<std::uint32_t> random(n / rng_block + 1, source());
+    const auto encode = [&](const cpu::SharedKernels& kernels, auto& ratios, auto& denominators,
                             auto& scales) {
-      kernels.int8_codec.encode(plain.data(), divisor.data(), random.data(), ratios.data(),
-                                divisors.data(), scales.data(), size);
-      CHECK(ratios.guards_stand() && divisors.guards_stand() && scales.guards_stand(), size);
+      kernels.int8_codec.encode(plain.data(), denominator.data(), random.data(), ratios.data(),
+                                denominators.data(), scales.data(), size);
+      CHECK(ratios.guards_stand() && denominators.guards_stand() && scales.guards_stand(), size);
     };
     Guarded<std::int8_t> ratios(n, 1), expected_ratios(n);
-    Guarded<std::uint8_t> divisors(n, 3), expected_divisors(n);
+    Guarded<std::uint8_t> denominators(n, 3), expected_denominators(n);
     Guarded<float> scales(2 * blocks, 1), expected_scales(2 * blocks);
-    encode(shared, ratios, divisors, scales);
-    encode(plainest, expected_ratios, expected_divisors, expected_scales);
-    Guarded<float> plain_again(n, 1), divisor_again(n, 1);
-    shared.int8_codec.decode(ratios.data(), divisors.data(), scales.data(), plain_again.data(),
-                             divisor_again.data(), size);
-    CHECK(plain_again.guards_stand() && divisor_again.guards_stand(), size);
+    encode(shared, ratios, denominators, scales);
+    encode(plainest, expected_ratios, expected_denominators, expected_scales);
+    Guarded<float> plain_again(n, 1), denominator_again(n, 1);
+    shared.int8_codec.decode(ratios.data(), denominators.data(), scales.data(), plain_again.data(),
+                             denominator_again.data(), size);
+    CHECK(plain_again.guards_stand() && denominator_again.guards_stand(), size);
     for (std::size_t i = 0; i < n; ++i) {
-      CHECK(ratios[i] == expected_ratios[i] && divisors[i] == expected_divisors[i], size);
+      CHECK(ratios[i] == expected_ratios[i] && denominators[i] == expected_denominators[i], size);
       const float largest_ratio = scales[i / 64 * 2], largest = scales[i / 64 * 2 + 1];
-      // No further than the next level, of which those of divisors lie like squares.
-      const float levels = std::sqrt(divisor[i] / largest) * 255;
-      CHECK(std::fabs(divisor_again[i] - divisor[i]) <= largest * (2 * levels + 2) / 65025,
-            divisor[i] << " became " << divisor_again[i]);
-      CHECK((divisor[i] == 0) == (divisor_again[i] == 0), divisor[i]);
-      const float ratio = plain[i] / divisor[i], ratio_again = plain_again[i] / divisor_again[i];
+      // No further than the next level, of which those of denominators lie like squares.
+      const float levels = std::sqrt(denominator[i] / largest) * 255;
+      CHECK(std::fabs(denominator_again[i] - denominator[i]) <= largest * (2 * levels + 2) / 65025,
+            denominator[i] << " became " << denominator_again[i]);
+      CHECK((denominator[i] == 0) == (denominator_again[i] == 0), denominator[i]);
+      const float ratio = plain[i] / denominator[i],
+                  ratio_again = plain_again[i] / denominator_again[i];
       CHECK(std::fabs(ratio_again - ratio) <= largest_ratio * 1.01f / 127,
             ratio << " became " << ratio_again);
     }
@@ -171,25 +173,26 @@ void test_int8(const cpu::SharedKernels& shared, const cpu::SharedKernels& plain
   // Hostile blocks: nothing finite may come out where something was not.
   for (const float special :
        {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
-        std::numeric_limits<float>::quiet_NaN(), from_bits(0x7fffffff), from_bits(0xffffffff),
-        std::numeric_limits<float>::max(), 1e-45f, 0.0f}) {
+        std::numeric_limits<float>::quiet_NaN(), bit_cast_to_float(0x7fffffff),
+        bit_cast_to_float(0xffffffff), std::numeric_limits<float>::max(), 1e-45f, 0.0f}) {
     for (const bool first : {true, false}) {
-      std::vector<float> plain(64, 0.5f), divisor(64, 0.25f);
-      (first ? plain : divisor)[17] = special;
+      std::vector<float> plain(64, 0.5f), denominator(64, 0.25f);
+      (first ? plain : denominator)[17] = special;
       const std::uint32_t random = 0xffffffff;
       std::int8_t ratios[64];
-      std::uint8_t divisors[64];
+      std::uint8_t denominators[64];
       float scales[2];
-      shared.int8_codec.encode(plain.data(), divisor.data(), &random, ratios, divisors, scales, 64);
-      shared.int8_codec.decode(ratios, divisors, scales, plain.data(), divisor.data(), 64);
+      shared.int8_codec.encode(plain.data(), denominator.data(), &random, ratios, denominators,
+                               scales, 64);
+      shared.int8_codec.decode(ratios, denominators, scales, plain.data(), denominator.data(), 64);
       if (std::isfinite(special)) continue;
-      for (int i = 0; i < 64; ++i) CHECK(!std::isfinite(plain[i] + divisor[i]), special);
+      for (int i = 0; i < 64; ++i) CHECK(!std::isfinite(plain[i] + denominator[i]), special);
     }
   }
 }
 
 void test_random_bits(const cpu::SharedKernels& shared, const cpu::SharedKernels& plainest) {
-  const RandomKey key{0xfffffff0u, 0x12345678u};
+  const RngKey key{0xfffffff0u, 0x12345678u};
   std::vector<std::uint32_t> all(300), expected(300);
   shared.random_bits(key, 0xffffff80u, all.data(), 300);
   plainest.random_bits(key, 0xffffff80u, expected.data(), 300);
@@ -223,7 +226,7 @@ void test_reductions(const cpu::SharedKernels& shared, const cpu::SharedKernels&
     const double found = shared.sum_of_squares[compute](numbers.data(), count);
     CHECK(std::fabs(found - sum) <= 1e-14L * sum, size << ": " << found << " for " << sum);
     CHECK(found == plainest.sum_of_squares[compute](numbers.data(), count), size);
-    CHECK(shared.sum_of_zeros[compute](numbers.data(), count) == 0, size);
+    CHECK(shared.nonfinite_probe[compute](numbers.data(), count) == 0, size);
     shared.average[compute](numbers.data(), 0.25, average.data(), count);
     CHECK(average.guards_stand(), size);
     for (std::size_t i = 0; i < size; ++i) {
@@ -231,7 +234,7 @@ void test_reductions(const cpu::SharedKernels& shared, const cpu::SharedKernels&
       for (const double special : {static_cast<double>(INFINITY), static_cast<double>(NAN)}) {
         const T kept = numbers[i];
         numbers[i] = static_cast<T>(special);
-        CHECK(shared.sum_of_zeros[compute](numbers.data(), count) != 0, size << ", " << i);
+        CHECK(shared.nonfinite_probe[compute](numbers.data(), count) != 0, size << ", " << i);
         numbers[i] = kept;
       }
     }

@@ -23,8 +23,8 @@ Real bounded(Real x, Real bound) {
 struct Formula {
   const char* name;
   std::vector<StateKind> kinds;
-  bool few_bits;
-  bool clips_decay;
+  bool low_precision;
+  bool clip_after_wd;
   // Turns the weight and the states into those after the step.
   void (*update)(Scalars& s, Real g, Real& w, Real* state);
 };
@@ -34,8 +34,8 @@ void moments(Scalars& s, Real g, Real* state, Real distance) {
   state[1] = s["beta2"] * state[1] + s["one_minus_beta2"] * distance * distance;
 }
 
-constexpr StateKind plain = StateKind::plain, square = StateKind::square,
-                    magnitude = StateKind::magnitude;
+constexpr StateKind plain = StateKind::with_sign, square = StateKind::second_moment,
+                    magnitude = StateKind::non_negative;
 
 const Formula formulas[] = {
     {"adamax",
@@ -131,6 +131,15 @@ const Formula formulas[] = {
        state[0] = s["momentum"] * state[0] - s["lr"] * g;
        w += state[0];
      }},
+    {"lion",
+     {plain},
+     true,
+     false,
+     [](Scalars& s, Real g, Real& w, Real* state) {
+       const Real direction = s["beta1"] * state[0] + s["one_minus_beta1"] * g;
+       state[0] = s["beta2"] * state[0] + s["one_minus_beta2"] * g;
+       w -= s["lr"] * (direction > 0 ? 1 : direction < 0 ? -1 : direction);
+     }},
     {"nag",
      {plain},
      true,
@@ -142,28 +151,15 @@ const Formula formulas[] = {
 };
 
 // All different, none near 0 or 1, so that none can stand for another unseen.
-const Scalars usual = {{"rescale_grad", 0.37},
-                       {"clip_gradient", 0.8},
-                       {"wd", 0.23},
-                       {"keep", 0.97},
-                       {"lr", 0.31},
-                       {"beta1", 0.83},
-                       {"one_minus_beta1", 0.17},
-                       {"beta2", 0.71},
-                       {"one_minus_beta2", 0.29},
-                       {"epsilon", 0.053},
-                       {"rho", 0.77},
-                       {"one_minus_rho", 0.21},
-                       {"momentum", 0.67},
-                       {"clip_weights", 0.9},
-                       {"one_minus_momentum", 0.19},
-                       {"next_momentum", 0.59},
-                       {"grad_divisor", 0.43},
-                       {"m_divisor", 0.61},
-                       {"v_divisor", 0.47},
-                       {"average_share", 0.13},
-                       {"update", 3},
-                       {"stream", 7}};
+const Scalars usual = {
+    {"rescale_grad", 0.37},    {"clip_gradient", 0.8}, {"wd", 0.23},
+    {"decay_factor", 0.97},    {"lr", 0.31},           {"beta1", 0.83},
+    {"one_minus_beta1", 0.17}, {"beta2", 0.71},        {"one_minus_beta2", 0.29},
+    {"epsilon", 0.053},        {"rho", 0.77},          {"one_minus_rho", 0.21},
+    {"momentum", 0.67},        {"clip_weights", 0.9},  {"one_minus_momentum", 0.19},
+    {"next_momentum", 0.59},   {"grad_divisor", 0.43}, {"m_divisor", 0.61},
+    {"v_divisor", 0.47},       {"ema_weight", 0.13},   {"step", 3},
+    {"rng_stream", 7}};
 
 std::vector<double> row_of(const cpu::RuleKernels& rule, const Scalars& scalars) {
   std::vector<double> row;
@@ -198,8 +194,8 @@ void compare(const cpu::RuleKernels& rule, const Formula& formula, Scalars scala
     const Real scaled = Real{grads[i]} * scalars["rescale_grad"];
     const Real bound = scalars["clip_gradient"];
     const Real g =
-        formula.clips_decay ? bounded(scaled + decay, bound) : bounded(scaled, bound) + decay;
-    Real weight = Real{scalars["keep"]} * weights[i];
+        formula.clip_after_wd ? bounded(scaled + decay, bound) : bounded(scaled, bound) + decay;
+    Real weight = Real{scalars["decay_factor"]} * weights[i];
     const auto close = [&](Real actual, Real expected) {
       if (std::isnan(actual) || std::isnan(expected)) {
         return std::isnan(actual) && std::isnan(expected);
@@ -235,7 +231,7 @@ void compare_all(const cpu::RuleKernels& rule, const Formula& formula) {
         states[k][i] = rule.kinds[k] == plain ? number(source) : positive(source);
       }
       // What centered RMSProp takes the root of must not be negative.
-      if (!formula.few_bits) states[1][i] += 9;
+      if (!formula.low_precision) states[1][i] += 9;
     }
   };
   fill();
@@ -291,7 +287,7 @@ void test_rules() {
                        [&](const Formula& f) { return rule.rule == std::string(f.name); });
       CHECK(formula != std::end(formulas), rule.rule);
       CHECK(rule.states == static_cast<int>(formula->kinds.size()), rule.rule);
-      CHECK(rule.keeps_in_few_bits == formula->few_bits, rule.rule);
+      CHECK(rule.supports_low_precision_state == formula->low_precision, rule.rule);
       for (int s = 0; s < rule.states; ++s) {
         CHECK(rule.kinds[s] == formula->kinds[s], rule.rule << ", state " << s);
       }

@@ -6,7 +6,7 @@
 #include <thread>
 
 #include "check.h"
-#include "chunks.h"
+#include "common/chunks.h"
 #include "cpu/update.h"
 
 namespace mxadamax::tests {
@@ -14,23 +14,23 @@ namespace {
 
 // How parameters are kept.
 struct Kind {
-  Stored weight, state;
-  Stored copy = Stored::float32;
-  bool at_random = false, average = false;
+  DType weight, state;
+  DType copy = DType::float32;
+  bool stochastic_rounding = false, average = false;
 };
 
 const Kind kinds[] = {
-    {Stored::float32, Stored::float32},
-    {Stored::float64, Stored::float64},
-    {Stored::float16, Stored::float16},
-    {Stored::bfloat16, Stored::bfloat16},
-    {Stored::float32, Stored::float32, Stored::float16},
-    {Stored::float32, Stored::float32, Stored::bfloat16, false, true},
-    {Stored::float64, Stored::float64, Stored::float32, false, true},
-    {Stored::float32, Stored::float16, Stored::float32, true},
-    {Stored::float32, Stored::bfloat16, Stored::float16, true, true},
-    {Stored::float32, Stored::int8, Stored::float32, true},
-    {Stored::bfloat16, Stored::int8, Stored::float32, true, true},
+    {DType::float32, DType::float32},
+    {DType::float64, DType::float64},
+    {DType::float16, DType::float16},
+    {DType::bfloat16, DType::bfloat16},
+    {DType::float32, DType::float32, DType::float16},
+    {DType::float32, DType::float32, DType::bfloat16, false, true},
+    {DType::float64, DType::float64, DType::float32, false, true},
+    {DType::float32, DType::float16, DType::float32, true},
+    {DType::float32, DType::bfloat16, DType::float16, true, true},
+    {DType::float32, DType::int8, DType::float32, true},
+    {DType::bfloat16, DType::int8, DType::float32, true, true},
 };
 
 // Parameters of these sizes; allocated exactly, which AddressSanitizer watches.
@@ -40,10 +40,10 @@ class Model {
       : row_(row_of(rule)) {
     std::mt19937 source(11);
     // As a float16 of a gradient is that of its weight with a copy.
-    const Stored grad = kind.copy != Stored::float32 ? kind.copy : kind.weight;
+    const DType grad = kind.copy != DType::float32 ? kind.copy : kind.weight;
     for (const std::int64_t size : sizes) {
       cpu::Tensor tensor{};
-      tensor.compute = kind.weight == Stored::float64 ? Compute::float64 : Compute::float32;
+      tensor.compute = kind.weight == DType::float64 ? OpMath::float64 : OpMath::float32;
       tensor.grad_type = grad;
       tensor.weight_type = kind.weight;
       tensor.state_type = kind.state;
@@ -54,18 +54,17 @@ class Model {
       for (int k = 0; k < rule.states; ++k) {
         tensor.states[k] = memory(size, kind.state, source, false);
       }
-      if (kind.copy != Stored::float32) {
+      if (kind.copy != DType::float32) {
         tensor.copy = memory(size, kind.copy, source, false);
         tensor.copy_type = kind.copy;
       }
-      const Stored computed =
-          tensor.compute == Compute::float64 ? Stored::float64 : Stored::float32;
+      const DType computed = tensor.compute == OpMath::float64 ? DType::float64 : DType::float32;
       if (kind.average) tensor.average = memory(size, computed, source, true);
-      tensor.at_random = kind.at_random;
-      if (kind.state == Stored::int8) {
-        const std::int64_t blocks = (size + scaled_block - 1) / scaled_block;
+      tensor.stochastic_rounding = kind.stochastic_rounding;
+      if (kind.state == DType::int8) {
+        const std::int64_t blocks = (size + block_size - 1) / block_size;
         tensor.scales =
-            static_cast<float*>(memory(blocks * scales_of_block, Stored::float32, source, false));
+            static_cast<float*>(memory(blocks * scales_per_block, DType::float32, source, false));
       }
       tensors.push_back(tensor);
     }
@@ -80,8 +79,8 @@ class Model {
   std::vector<cpu::Tensor> tensors;
 
  private:
-  void* memory(std::int64_t size, Stored type, std::mt19937& source, bool filled) {
-    const auto bytes = static_cast<std::size_t>(size * stored_size(type));
+  void* memory(std::int64_t size, DType type, std::mt19937& source, bool filled) {
+    const auto bytes = static_cast<std::size_t>(size * dtype_size(type));
     memory_.emplace_back(bytes, std::make_unique<unsigned char[]>(bytes));
     unsigned char* const data = memory_.back().second.get();
     for (std::int64_t i = 0; filled && i < size; ++i) {
@@ -89,12 +88,12 @@ class Model {
       const auto single = static_cast<float>(number);
       // The upper half of a float32 is a bfloat16; as a float16 the same bits are some other
       // number.
-      if (type == Stored::float64) std::memcpy(data + 8 * i, &number, 8);
-      if (type == Stored::float32) std::memcpy(data + 4 * i, &single, 4);
-      if (type == Stored::bfloat16) {
+      if (type == DType::float64) std::memcpy(data + 8 * i, &number, 8);
+      if (type == DType::float32) std::memcpy(data + 4 * i, &single, 4);
+      if (type == DType::bfloat16) {
         std::memcpy(data + 2 * i, reinterpret_cast<const char*>(&single) + 2, 2);
       }
-      if (type == Stored::float16) {
+      if (type == DType::float16) {
         const auto bits = static_cast<std::uint16_t>((source() & 0x8fff) | 0x3000);
         std::memcpy(data + 2 * i, &bits, 2);
       }
@@ -107,8 +106,8 @@ class Model {
 };
 
 bool fits(const cpu::RuleKernels& rule, const Kind& kind) {
-  return kind.state == Stored::int8 ? rule.keeps_in_int8
-                                    : !kind.at_random || rule.keeps_in_few_bits;
+  return kind.state == DType::int8 ? rule.supports_int8_state
+                                   : !kind.stochastic_rounding || rule.supports_low_precision_state;
 }
 
 constexpr std::int64_t chunk = Chunks::length;
@@ -155,14 +154,14 @@ void test_threads(const cpu::RuleKernels& rule, const Kind& kind) {
     CHECK(several.bytes() == expected, rule.rule << " with " << threads << " threads");
   }
   // In parts; those of 8-bit states are whole parameters.
-  if (kind.state == Stored::int8) return;
+  if (kind.state == DType::int8) return;
   Model whole(rule, kind, {5000}), parted(rule, kind, {5000});
   cpu::update(rule, whole.tensors, 1);
   std::vector<cpu::Tensor> parts;
   const cpu::Tensor& tensor = parted.tensors[0];
   for (std::int64_t first = 0; first < 5000; first += 1000) {
     parts.push_back(
-        cpu::part_of(tensor, first, 1000, cpu::moved(tensor.grad, tensor.grad_type, first)));
+        cpu::part_of(tensor, first, 1000, cpu::advanced(tensor.grad, tensor.grad_type, first)));
   }
   cpu::update(rule, parts, 2);
   CHECK(parted.bytes() == whole.bytes(), rule.rule << " in parts");
@@ -189,8 +188,8 @@ void test_gradients(const cpu::RuleKernels& rule, const Kind& kind) {
   }
   // All bits set is NaN in every type.
   const cpu::Tensor& tensor = model.tensors[11];
-  const std::int64_t bytes = stored_size(tensor.grad_type);
-  const void* const last = cpu::moved(tensor.grad, tensor.grad_type, tensor.size - 1);
+  const std::int64_t bytes = dtype_size(tensor.grad_type);
+  const void* const last = cpu::advanced(tensor.grad, tensor.grad_type, tensor.size - 1);
   std::memset(const_cast<void*>(last), 0xff, static_cast<std::size_t>(bytes));
   for (const int threads : {1, 2, 5}) {
     CHECK(!cpu::gradients_finite(rule, model.tensors, threads), "one is NaN");

@@ -14,8 +14,10 @@ import numpy.typing as npt
 from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
-from ...compatibility import WHOLE_MODEL, StepOptimizer, gluon_arrays
-from ...engine import native
+from ..._mxnet.compatibility import WHOLE_MODEL, StepOptimizer, gluon_arrays
+from ..._mxnet.engine import native
+from ...optimizers.info import OPTIMIZERS as ALL_OPTIMIZERS
+from ...optimizers.info import OptimizerInfo
 from ..machine import omp_threads
 
 # After MXNet, so that both run on the OpenMP library that MXNet has loaded.
@@ -143,51 +145,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
 }
 
 
-class Peers(NamedTuple):
-    """An optimizer of this package and what to compare it with.
-
-    Parameters
-    ----------
-    ours, built_in : str
-        Names in MXNet's registry.
-    options : dict
-        Options of both.
-    torch : tuple of str and dict, or None
-        The class in ``torch.optim`` and its options.
-    """
-
-    ours: str
-    built_in: str
-    options: dict[str, Any]
-    torch: tuple[str, dict[str, Any]] | None
-
-
-FAMILY: dict[str, Peers] = {
-    "adam": Peers("adam_ext", "adam", {}, ("Adam", {"fused": True})),
-    "amsgrad": Peers("amsgrad_ext", "adam", {}, ("Adam", {"fused": True, "amsgrad": True})),
-    "adamw": Peers("adamw_ext", "adamw", {"wd": 0.01}, ("AdamW", {"fused": True})),
-    "nadam": Peers("nadam_ext", "nadam", {}, ("NAdam", {"foreach": True})),
-    "adabelief": Peers("adabelief_ext", "adabelief", {}, None),
-    "rmsprop": Peers("rmsprop_ext", "rmsprop", {}, ("RMSprop", {"foreach": True})),
-    "rmsprop-centered": Peers(
-        "rmsprop_ext",
-        "rmsprop",
-        {"centered": True, "epsilon": 1e-3},
-        ("RMSprop", {"foreach": True, "centered": True, "momentum": 0.9}),
-    ),
-    "adagrad": Peers("adagrad_ext", "adagrad", {}, ("Adagrad", {"fused": True})),
-    "adadelta": Peers("adadelta_ext", "adadelta", {}, ("Adadelta", {"foreach": True})),
-    "sgd": Peers("sgd_ext", "sgd", {}, ("SGD", {"fused": True})),
-    "sgd-momentum": Peers(
-        "sgd_ext", "sgd", {"momentum": 0.9}, ("SGD", {"fused": True, "momentum": 0.9})
-    ),
-    "nag": Peers(
-        "nag_ext",
-        "nag",
-        {"momentum": 0.9},
-        ("SGD", {"fused": True, "momentum": 0.9, "nesterov": True}),
-    ),
-}
+FAMILY: dict[str, OptimizerInfo] = {info.bench: info for info in ALL_OPTIMIZERS if info.bench}
 
 
 def make_trainer(params: Any, optimizer: Optimizer, **options: Any) -> gluon.Trainer:
@@ -243,7 +201,7 @@ def floor_of(
     With 16-bit gradients it also writes a 16-bit copy of each weight.
     """
     mx.nd.waitall()
-    floor: Callable[[], None] = native().MemoryFloor(grads, written, copies, omp_threads())
+    floor: Callable[[], None] = native().BandwidthBaseline(grads, written, copies, omp_threads())
     return floor
 
 
@@ -315,26 +273,29 @@ def update_case(shapes: Sequence[Shape], rounds: int) -> Case:
     return Case(builders, rounds, lambda: elements_of(shapes))
 
 
-def family_case(shapes: Sequence[Shape], peers: Peers, rounds: int) -> Case:
+def family_case(shapes: Sequence[Shape], info: OptimizerInfo, rounds: int, **more: Any) -> Case:
     """One optimizer of this package beside what it can be compared with."""
+    theirs = info.bench_built_in or info.built_in
+    assert theirs is not None
+    given = {**info.options, **info.bench_options, **more}
 
     def built_in() -> dict[str, Contender]:
-        return {peers.built_in: trainer_update(shapes, peers.built_in, **peers.options)[0]}
+        return {theirs: trainer_update(shapes, theirs, **given)[0]}
 
     def of_torch() -> dict[str, Contender]:
-        assert peers.torch is not None
-        name, options = peers.torch
+        assert info.torch is not None
+        name, options = info.torch
         optimizer = getattr(torch.optim, name)(torch_params(shapes), lr=1e-3, **options)
         return {"torch": Contender(optimizer.step)}
 
     builders: list[Builder] = [
-        lambda: update_and_floor(shapes, peers.ours, **peers.options),
+        lambda: update_and_floor(shapes, info.name, **given),
         built_in,
         lambda: {"nothing": trainer_update([(1,)] * len(shapes), Nothing)[0]},
     ]
-    if torch is not None and peers.torch is not None:
+    if torch is not None and info.torch is not None:
         builders.append(of_torch)
-    return Case(builders, rounds, lambda: elements_of(shapes), peers.ours, peers.built_in, "torch")
+    return Case(builders, rounds, lambda: elements_of(shapes), info.name, theirs, "torch")
 
 
 def sparse_update(optimizer: str, lazy: bool, rows: int | None, steps: int) -> Contender:
@@ -510,16 +471,14 @@ CASES: dict[str, Case] = {
     "mlp-2048-b256": training_case(mlp, (256, 784), 10, rounds=30),
     "layers-8x64-b32": training_case(thin_layers, (32, 64), 64, rounds=200),
     "cnn-b32": training_case(cnn, (32, 1, 28, 28), 10, rounds=40),
-    "half-25m": family_case(
-        [(25_000_000,)], Peers("adamax_ext", "adamax", {"multi_precision": True}, None), rounds=15
-    ),
+    "half-25m": family_case([(25_000_000,)], ALL_OPTIMIZERS[0], rounds=15, multi_precision=True),
     "embedding-1000-rows": sparse_case(1000, steps=1, rounds=15),
     "embedding-1000-rows-50-steps": sparse_case(1000, steps=50, rounds=5),
     "options-25m": options_case([(25_000_000,)], "adamax_ext", rounds=15),
     "options-adam-25m": options_case([(25_000_000,)], "adam_ext", rounds=15),
     **{
-        f"family-{name}": family_case(resnet50_shapes(), peers, rounds=15)
-        for name, peers in FAMILY.items()
+        f"family-{name}": family_case(resnet50_shapes(), info, rounds=15)
+        for name, info in FAMILY.items()
     },
     **{f"sizes-{size}": update_case([(size,)], rounds=30) for size in SIZES},
 }

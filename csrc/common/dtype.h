@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// What arrays and scalars look like to the kernels of every kind of processor.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <iterator>
+#include <string_view>
+
+#include "rules/rule.h"
+
+namespace mxadamax {
+
+// What a kernel computes in, and what numbers of an array are stored as: the same two types, and
+// others that are converted to and from float32.
+enum class OpMath { float32 = 0, float64 = 1 };
+constexpr int op_math_types = 2;
+enum class DType { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3, int8 = 4 };
+MXADAMAX_RULE constexpr std::int64_t dtype_size(DType type) {
+  return type == DType::float64 ? 8 : type == DType::float32 ? 4 : type == DType::int8 ? 1 : 2;
+}
+// Whether numbers are converted to and from float32.
+MXADAMAX_RULE constexpr bool is_converted(DType type) { return dtype_size(type) == 2; }
+// Of a weight of this type: what is computed in, and what the rule updates. States are of the
+// latter type, unless they are kept in low precision.
+constexpr DType op_math_type(DType type) {
+  return type == DType::float64 ? DType::float64 : DType::float32;
+}
+constexpr DType updated_type(DType type, bool has_master) {
+  return has_master ? DType::float32 : type;
+}
+constexpr int max_states = 4;
+
+// Which of the scalars of every rule multiplies the gradient.
+constexpr int rescale_grad_scalar = 0;
+static_assert(std::string_view(gradient_transform_scalars[rescale_grad_scalar]) == "rescale_grad");
+
+// The last scalars of every rule: the share of the new weight in its average, and for rounding at
+// random which update of the parameter this is, and a number for the parameter.
+constexpr const char* epilogue_scalars[] = {"ema_weight", "step", "rng_stream"};
+constexpr int epilogue_scalar_count = 3;
+struct EpilogueScalars {
+  double ema_weight, step, rng_stream;
+};
+inline EpilogueScalars epilogue_scalars_at(const double* at) { return {at[0], at[1], at[2]}; }
+
+// The names of all scalars of a rule, in the order of a row: those of every rule first, then the
+// rule's own, then those that no kernel sees.
+template <class R>
+struct ScalarNames {
+  static constexpr int own = std::size(R::scalars);
+  static constexpr int common = std::size(gradient_transform_scalars);
+  static_assert(sizeof(typename R::template Scalars<float>) == own * sizeof(float) &&
+                    sizeof(GradientTransform<float>) == common * sizeof(float),
+                "one name for each scalar");
+
+  static constexpr std::array<const char*, common + own + epilogue_scalar_count> names = [] {
+    std::array<const char*, common + own + epilogue_scalar_count> list{};
+    for (int k = 0; k < common; ++k) list[k] = gradient_transform_scalars[k];
+    for (int k = 0; k < own; ++k) list[common + k] = R::scalars[k];
+    for (int k = 0; k < epilogue_scalar_count; ++k) list[common + own + k] = epilogue_scalars[k];
+    return list;
+  }();
+};
+
+// Gradients are summed in this many lanes: number i goes to sum i % lanes, and these are added in
+// pairs, which fixes the result whatever runs side by side. Of numbers that are converted, so many
+// are summed at a time.
+constexpr int sum_lanes = 16;
+constexpr std::int64_t converted_block = 512;
+
+}  // namespace mxadamax

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+// How numbers get from the device's memory into what is computed with, and back.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "common/half.h"
+#include "launch_config.h"
+#include "runtime.h"
+
+#if defined(__CUDACC__)
+#include <cuda_fp16.h>
+#endif
+
+namespace mxadamax::cuda {
+
+// Numbers stored as what is computed with.
+template <class T>
+struct Plain {
+  using Bits = T;
+  MXADAMAX_RULE static T decode(T bits) { return bits; }
+  MXADAMAX_RULE static T encode(T number) { return number; }
+};
+
+struct Float16 {
+  using Bits = std::uint16_t;
+  MXADAMAX_RULE static float decode(Bits bits) {
+#if defined(__CUDA_ARCH__)
+    return __half2float(__ushort_as_half(bits));
+#else
+    return decode_float16(bits);
+#endif
+  }
+  MXADAMAX_RULE static Bits encode(float number) {
+#if defined(__CUDA_ARCH__)
+    return __half_as_ushort(__float2half_rn(number));
+#else
+    return encode_float16(number);
+#endif
+  }
+};
+
+struct Bfloat16 {
+  using Bits = std::uint16_t;
+  MXADAMAX_RULE static float decode(Bits bits) { return decode_bfloat16(bits); }
+  MXADAMAX_RULE static Bits encode(float number) { return encode_bfloat16(number); }
+};
+
+// What one instruction moves.
+template <class Bits>
+struct alignas(vector_bytes) Vector {
+  static constexpr int count = vector_bytes / sizeof(Bits);
+  Bits numbers[count];
+};
+
+#if defined(MXADAMAX_CUDA_ON_HOST)
+// A GPU would end the process with the same complaint.
+inline void check_alignment(const void* address, std::size_t bytes) {
+  if (reinterpret_cast<std::uintptr_t>(address) % bytes != 0) {
+    throw std::runtime_error("a kernel accesses memory at an address that is not aligned");
+  }
+}
+template <class Value>
+Value read(const void* address) {
+  check_alignment(address, alignof(Value));
+  Value value;
+  std::memcpy(&value, address, sizeof value);
+  return value;
+}
+template <class Value>
+void write(void* address, const Value& value) {
+  check_alignment(address, alignof(Value));
+  std::memcpy(address, &value, sizeof value);
+}
+#else
+template <class Value>
+MXADAMAX_RULE Value read(const void* address) {
+  return *static_cast<const Value*>(address);
+}
+template <class Value>
+MXADAMAX_RULE void write(void* address, const Value& value) {
+  *static_cast<Value*>(address) = value;
+}
+#endif
+
+// Reads `count` numbers from element `first` on: one, or as many as fill vectors.
+template <class Number, int count, class T>
+MXADAMAX_RULE void load(const void* array, std::int64_t first, T* numbers) {
+  using Bits = typename Number::Bits;
+  const Bits* const from = static_cast<const Bits*>(array) + first;
+  if constexpr (count == 1) {
+    numbers[0] = Number::decode(read<Bits>(from));
+  } else {
+    constexpr int each = Vector<Bits>::count;
+    static_assert(count % each == 0, "whole vectors");
+#pragma unroll
+    for (int k = 0; k < count; k += each) {
+      const auto vector = read<Vector<Bits>>(from + k);
+#pragma unroll
+      for (int i = 0; i < each; ++i) numbers[k + i] = Number::decode(vector.numbers[i]);
+    }
+  }
+}
+
+template <class Number, int count, class T>
+MXADAMAX_RULE void store(void* array, std::int64_t first, const T* numbers) {
+  using Bits = typename Number::Bits;
+  Bits* const to = static_cast<Bits*>(array) + first;
+  if constexpr (count == 1) {
+    write<Bits>(to, Number::encode(numbers[0]));
+  } else {
+    constexpr int each = Vector<Bits>::count;
+#pragma unroll
+    for (int k = 0; k < count; k += each) {
+      Vector<Bits> vector;
+#pragma unroll
+      for (int i = 0; i < each; ++i) vector.numbers[i] = Number::encode(numbers[k + i]);
+      write(to + k, vector);
+    }
+  }
+}
+
+}  // namespace mxadamax::cuda

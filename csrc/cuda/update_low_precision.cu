@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels that update weights with low-precision states. Elements go one by one: neighbours are
+// read and written together all the same, by threads side by side. What types the arrays have is
+// asked for each element, which takes no time beside the rest; so each rule has one kernel for all.
+#include "load_store.h"
+#include "rule_kernels.h"
+#include "warp.h"
+
+namespace mxadamax::cuda {
+namespace {
+
+// Calls use(number) with how numbers of a type are read and written.
+template <class Use>
+MXADAMAX_RULE void with_number(DType type, Use&& use) {
+  if (type == DType::float16) {
+    use(Float16{});
+  } else if (type == DType::bfloat16) {
+    use(Bfloat16{});
+  } else {
+    use(Plain<float>{});
+  }
+}
+
+MXADAMAX_RULE float load_number(DType type, const void* array, std::int64_t i) {
+  float found;
+  with_number(type, [&](auto number) { load<decltype(number), 1>(array, i, &found); });
+  return found;
+}
+
+MXADAMAX_RULE void store_number(DType type, void* array, std::int64_t i, float given) {
+  with_number(type, [&](auto number) { store<decltype(number), 1>(array, i, &given); });
+}
+
+template <class R>
+MXADAMAX_RULE void write_weight(const TensorEntry& tensor, const Row<R, float>& row, std::int64_t i,
+                                float weight) {
+  store_number(tensor.weight_type, tensor.weight, i, weight);
+  if (tensor.copy != nullptr) store_number(tensor.grad_type, tensor.copy, i, weight);
+  if (tensor.average != nullptr) {
+    const float average = load_number(DType::float32, tensor.average, i);
+    store_number(DType::float32, tensor.average, i, new_average(row, average, weight));
+  }
+}
+
+// Updates one element, whose states have 16 bits.
+template <class R>
+MXADAMAX_RULE void update_in_16_bits(const TensorEntry& tensor, const Row<R, float>& row,
+                                     float grad, std::int64_t i) {
+  constexpr int slots = R::states > 0 ? R::states : 1;
+  constexpr unsigned squares = states_of_kind<R, StateKind::second_moment>;
+  constexpr unsigned plain = states_of_kind<R, StateKind::with_sign>;
+  float weight = load_number(tensor.weight_type, tensor.weight, i);
+  float state[slots];
+#pragma unroll
+  for (int k = 0; k < R::states; ++k) {
+    state[k] = load_number(tensor.state_type, tensor.states[k], i);
+    if (squares >> k & 1u) state[k] = square(state[k]);
+  }
+  run_rule(row, grad, &weight, state);
+  std::uint32_t random = 0;
+#pragma unroll
+  for (int k = 0; k < R::states; ++k) {
+    if (squares >> k & 1u) state[k] = square_root(state[k]);
+    if (k % 2 == 0) {
+      random = random_bits_at(rng_key(row.seed, k / 2, i), static_cast<std::uint32_t>(i));
+    }
+    const auto bits = static_cast<std::int32_t>(random >> k % 2 * 16 & 0xffffu);
+    std::int32_t rounded = tensor.state_type == DType::float16
+                               ? encode_float16_stochastic(state[k], bits)
+                               : encode_bfloat16_stochastic(state[k], bits);
+    if (!(plain >> k & 1u)) rounded = zero_preserving_encode(state[k], rounded);
+    write<std::uint16_t>(static_cast<std::uint16_t*>(tensor.states[k]) + i,
+                         static_cast<std::uint16_t>(rounded));
+  }
+  write_weight(tensor, row, i, weight);
+}
+
+constexpr int elements_of_lane = block_size / warp_size;
+
+// What one thread knows of a block.
+struct Share {
+  float ratio[elements_of_lane], denominator[elements_of_lane];
+};
+
+// Updates the block that begins at `first`, whose states have 8 bits, by the threads of a warp.
+template <class R>
+MXADAMAX_RULE void update_in_8_bits(const TensorEntry& tensor, const Row<R, float>& row,
+                                    std::int64_t first, std::int32_t count, std::int32_t lane) {
+  constexpr bool is_root = states_of_kind<R, StateKind::second_moment> >> 1 & 1u;
+  float* const scales = tensor.scales + first / block_size * scales_per_block;
+  auto* const ratios = static_cast<std::int8_t*>(tensor.states[0]) + first;
+  auto* const denominators = static_cast<std::uint8_t*>(tensor.states[1]) + first;
+
+  const auto read = [&](std::int32_t own, Share& share, AbsMax& largest) {
+    const float ratio_size = ratio_level_size(scales[0]);
+    const float denominator_size = denominator_unit_size(scales[1]);
+#pragma unroll
+    for (int k = 0; k < elements_of_lane; ++k) {
+      const std::int32_t i = own + k * warp_size;
+      share.ratio[k] = share.denominator[k] = 0;
+      if (i >= count) continue;
+      const float denominator = denominator_at(denominators[i], denominator_size);
+      float state[] = {plain_at(ratios[i], ratio_size, denominator),
+                       is_root ? square(denominator) : denominator};
+      float weight = load_number(tensor.weight_type, tensor.weight, first + i);
+      run_rule(row, load_number(tensor.grad_type, tensor.grad, first + i), &weight, state);
+      share.denominator[k] = is_root ? square_root(state[1]) : state[1];
+      share.ratio[k] = ratio_of(state[0], share.denominator[k]);
+      largest.add(share.ratio[k], share.denominator[k]);
+      write_weight(tensor, row, first + i, weight);
+    }
+  };
+
+  const std::int64_t group = first / rng_block;
+  const std::uint32_t random =
+      random_bits_at(rng_key(row.seed, 0, group), static_cast<std::uint32_t>(group));
+  const auto write = [&](std::int32_t own, const Share& share, const AbsMax& largest) {
+    float ratio_range = bit_cast_to_float(largest.first);
+    float denominator_range = bit_cast_to_float(largest.second);
+    // Otherwise nothing in the block means anything any more, as its next step will show.
+    const bool is_finite = ratio_range + denominator_range < __builtin_inff();
+    const float per_ratio = ratio_units(ratio_range);
+    const float per_denominator = denominator_units(denominator_range);
+#pragma unroll
+    for (int k = 0; k < elements_of_lane; ++k) {
+      const std::int32_t i = own + k * warp_size;
+      if (i >= count) continue;
+      const auto place = static_cast<std::uint32_t>(i);
+      const float threshold = denominator_threshold(random, place);
+      const float variance = threshold - threshold * threshold;
+      const std::int32_t ratio =
+          ratio_level(share.ratio[k], per_ratio, ratio_threshold(random, place));
+      const std::int32_t denominator =
+          denominator_level(share.denominator[k], per_denominator, threshold, variance);
+      ratios[i] = static_cast<std::int8_t>(is_finite ? ratio : 0);
+      denominators[i] = static_cast<std::uint8_t>(is_finite ? denominator : 0);
+    }
+    if (own != 0) return;
+    if (!is_finite) ratio_range = denominator_range = __builtin_nanf("");
+    scales[0] = ratio_range > 0 ? bounded_below(ratio_range) : ratio_range;
+    scales[1] = denominator_range > 0 ? bounded_below(denominator_range) : denominator_range;
+  };
+  warp_reduce<Share>(lane, read, write);
+}
+
+template <class R>
+__global__ void __launch_bounds__(threads_per_block, 2) update_low_precision(UpdateTable table) {
+  using RowOfRule = Row<R, float>;
+  for_each_part<RowOfRule>(table, [](const Tile& part, const TensorEntry& tensor,
+                                     const RowOfRule& row) {
+    const auto thread = static_cast<std::int32_t>(threadIdx.x);
+    const auto threads = static_cast<std::int32_t>(blockDim.x);
+    if constexpr (supports_int8_state<R>) {
+      if (tensor.state_type == DType::int8) {
+        constexpr auto block = static_cast<std::int32_t>(block_size);
+        const std::int32_t at_once = threads / warp_size * block;
+        for (std::int32_t i = thread / warp_size * block; i < part.count; i += at_once) {
+          const std::int32_t rest = part.count - i;
+          update_in_8_bits(tensor, row, part.first + i, rest < block ? rest : block,
+                           thread % warp_size);
+        }
+        return;
+      }
+    }
+    for (std::int32_t i = thread; i < part.count; i += threads) {
+      const std::int64_t element = part.first + i;
+      update_in_16_bits(tensor, row, load_number(tensor.grad_type, tensor.grad, element), element);
+    }
+  });
+}
+
+template <class R>
+__global__ void __launch_bounds__(threads_per_block, 2)
+    update_low_precision_rows(UpdateTable table) {
+  using RowOfRule = Row<R, float>;
+  for_each_part<RowOfRule>(
+      table, [](const Tile& part, const TensorEntry& tensor, const RowOfRule& row) {
+        for_each_cell(part, tensor.rows, [&](std::int64_t place, std::int64_t element) {
+          const float grad = place < 0 ? 0 : load_number(tensor.grad_type, tensor.grad, place);
+          update_in_16_bits(tensor, row, grad, element);
+        });
+      });
+}
+
+// None for a rule that does not keep its states so.
+template <class R, bool = R::supports_low_precision_state>
+struct KernelsOf {
+  static constexpr UpdateKernel dense{}, some_rows{};
+};
+template <class R>
+struct KernelsOf<R, true> {
+  static constexpr UpdateKernel dense = started<update_low_precision<R>>;
+  static constexpr UpdateKernel some_rows = started<update_low_precision_rows<R>>;
+};
+template <class R>
+using KernelsOfRule = KernelsOf<R>;
+
+static_assert(part_length % rng_block == 0, "a part begins with a block");
+
+}  // namespace
+
+DeviceKernelTable kernels_low_precision() { return table<KernelsOfRule, float>(AllRules{}); }
+
+}  // namespace mxadamax::cuda

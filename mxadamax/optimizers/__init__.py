@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Define the optimizers, one in each module, and what they share."""

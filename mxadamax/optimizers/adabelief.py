@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdaBelief."""
+
+from types import SimpleNamespace
+from typing import Any, Tuple
+
+from mxnet.ndarray import NDArray, sqrt, square
+
+from .adam import MomentOptimizer
+from .base import register
+
+
+@register("adabelief_ext")
+class AdaBelief(MomentOptimizer):
+    r"""AdaBelief: steps are large where gradients are as expected.
+
+    For each weight, with `t` counting its updates from 1::
+
+        grad = clip(grad * rescale_grad + wd * weight, -clip_gradient, clip_gradient)
+        m = beta1 * m + (1 - beta1) * grad
+        v = beta2 * v + (1 - beta2) * (grad - m)**2 + epsilon
+        lr = lr * sqrt(1 - beta2**t) / (1 - beta1**t)        # unless correct_bias=False
+        weight -= lr * m / (sqrt(v) + epsilon)
+
+    Weights and states equal those of the `step` of MXNet 2's built-in ``adabelief`` to the last
+    bit. As in the built-in, and unlike in its documentation, `clip_gradient` bounds the gradient
+    together with the weight decay.
+
+    Parameters
+    ----------
+    learning_rate : float, in [0, inf), default 0.001
+        The learning rate. None takes it from `lr_scheduler`, or 0.01 without one.
+    beta1 : float, in [0, 1), default 0.9
+        Decay rate of the first moment `m`.
+    beta2 : float, in [0, 1), default 0.999
+        Decay rate of `v`, the second moment of the gradient's distance from `m`.
+    epsilon : float, in [0, inf), default 1e-6
+        Added to `v` and to the denominator.
+    correct_bias : bool, default True
+        False leaves `lr` as it is.
+    use_fused_step : bool, default True
+        False computes with MXNet's operators instead of the native kernel; same bits.
+    **kwargs
+        What every optimizer takes; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
+
+    Raises
+    ------
+    TypeError
+        For an argument that does not exist.
+    ValueError
+        For a hyperparameter out of its range.
+
+    Notes
+    -----
+    State for each weight: a tuple ``(m, v)`` of two arrays of its shape and dtype, the built-in's.
+
+    Source: J. Zhuang et al., *AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed
+    Gradients*, arXiv 2010.07468, algorithm 2.
+
+    Examples
+    --------
+    >>> trainer = gluon.Trainer(net.collect_params(), "adabelief_ext", {"epsilon": 1e-12})
+    >>> trainer.optimizer.epsilon
+    1e-12
+    """
+
+    rule = "adabelief"
+    clip_after_wd = True
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-6,
+        correct_bias: bool = True,
+        use_fused_step: bool = True,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            learning_rate=learning_rate,
+            beta1=beta1,
+            beta2=beta2,
+            epsilon=epsilon,
+            correct_bias=correct_bias,
+            use_fused_step=use_fused_step,
+            **kwargs,
+        )
+        self.check_hyperparameters()
+
+    def reference_step(
+        self, weight: NDArray, grad: NDArray, state: Tuple[NDArray, NDArray], s: SimpleNamespace
+    ) -> None:
+        m, v = state
+        m[:] = s.beta1 * m + s.one_minus_beta1 * grad
+        v[:] = s.beta2 * v + s.one_minus_beta2 * square(grad - m) + s.epsilon
+        weight -= s.lr * (m / (sqrt(v) + s.epsilon))

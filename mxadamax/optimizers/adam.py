@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adam and AMSGrad."""
+
+import math
+from types import SimpleNamespace
+from typing import Any, ClassVar, Dict, List, Mapping, Sequence, Tuple
+
+from mxnet.ndarray import NDArray, maximum, sqrt, square
+
+from .base import FusedOptimizer, Scalars, register
+from .options import DECAY_RATE, NOT_NEGATIVE, Range, check_flag
+
+
+class MomentOptimizer(FusedOptimizer):
+    """What Adam and its kin share: two moments, and the correction of their bias.
+
+    Parameters are those of the subclasses.
+    """
+
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "beta1": DECAY_RATE,
+        "beta2": DECAY_RATE,
+        "epsilon": NOT_NEGATIVE,
+    }
+
+    def __init__(
+        self, beta1: float, beta2: float, epsilon: float, correct_bias: bool = True, **kwargs: Any
+    ):
+        super().__init__(**kwargs)
+        self.beta1 = beta1
+        self.beta2 = beta2
+        self.epsilon = epsilon
+        check_flag(self.registered_name, "correct_bias", correct_bias)
+        self.correct_bias = correct_bias
+
+    def scalars(self, lrs: Sequence[float], updates: Sequence[int]) -> Scalars:
+        return {
+            "lr": self._corrected(lrs, updates),
+            "beta1": self.beta1,
+            "one_minus_beta1": 1.0 - self.beta1,
+            "beta2": self.beta2,
+            "one_minus_beta2": 1.0 - self.beta2,
+            "epsilon": self.epsilon,
+        }
+
+    def _corrected(self, lrs: Sequence[float], updates: Sequence[int]) -> List[float]:
+        """Learning rates that make up for moments that began at zero."""
+        if not self.correct_bias:
+            return list(lrs)
+        correction: Dict[int, float] = {
+            t: math.sqrt(1.0 - self.beta2**t) / (1.0 - self.beta1**t) for t in set(updates)
+        }
+        return [lr * correction[t] for lr, t in zip(lrs, updates)]
+
+
+@register("adam_ext")
+class Adam(MomentOptimizer):
+    r"""Adam, and with ``amsgrad=True`` AMSGrad.
+
+    For each weight, with `t` counting its updates from 1::
+
+        grad = clip(grad * rescale_grad, -clip_gradient, clip_gradient) + wd * weight
+        m = beta1 * m + (1 - beta1) * grad
+        v = beta2 * v + (1 - beta2) * grad**2
+        largest = maximum(largest, v)                        # amsgrad only
+        lr = lr * sqrt(1 - beta2**t) / (1 - beta1**t)        # unless correct_bias=False
+        weight -= lr * m / (sqrt(v) + epsilon)               # amsgrad: sqrt(largest)
+
+    Weights and states equal those of the `step` of MXNet 2's built-in ``adam`` to the last bit.
+
+    Parameters
+    ----------
+    learning_rate : float, in [0, inf), default 0.001
+        The learning rate. None takes it from `lr_scheduler`, or 0.01 without one.
+    beta1 : float, in [0, 1), default 0.9
+        Decay rate of the first moment `m`.
+    beta2 : float, in [0, 1), default 0.999
+        Decay rate of the second moment `v`.
+    epsilon : float, in [0, inf), default 1e-8
+        Added to the denominator.
+    lazy_update : bool, default False
+        See :class:`mxadamax.optimizers.base.FusedOptimizer`.
+    use_fused_step : bool, default True
+        False computes with MXNet's operators instead of the native kernel; same bits.
+    amsgrad : bool, default False
+        Divide by the largest second moment so far instead of the present one, so that the step
+        size of a weight never grows again.
+    correct_bias : bool, default True
+        False leaves `lr` as it is, which is AMSGrad as its paper has it.
+    **kwargs
+        What every optimizer takes; see :class:`mxadamax.optimizers.base.FusedOptimizer`. With
+        ``decoupled_wd=True`` it is AdamW as its paper and PyTorch have it.
+
+    Raises
+    ------
+    TypeError
+        For an argument that does not exist.
+    ValueError
+        For a hyperparameter out of its range.
+
+    Notes
+    -----
+    State for each weight: a tuple ``(m, v)`` of two arrays of its shape and dtype, the built-in's;
+    with `amsgrad` ``(m, v, largest)``.
+
+    The bias of `v` is corrected after the maximum has been taken, as in PyTorch. PyTorch adds
+    `epsilon` to ``sqrt(largest / (1 - beta2**t))``, MXNet to ``sqrt(largest)``: an `epsilon` here
+    acts like ``epsilon / sqrt(1 - beta2**t)`` there, which makes a difference only where gradients
+    are about as small as `epsilon`, and none once `t` is large.
+
+    Sources: D. P. Kingma, J. Ba, *Adam: A Method for Stochastic Optimization*, arXiv 1412.6980,
+    section 2, in the order of operations that ends that section; S. J. Reddi, S. Kale, S. Kumar,
+    *On the Convergence of Adam and Beyond*, arXiv 1904.09237, algorithm 2.
+
+    Examples
+    --------
+    >>> trainer = gluon.Trainer(net.collect_params(), "adam_ext", {"learning_rate": 0.01})
+    >>> trainer.optimizer.beta2
+    0.999
+
+    AdamW as its paper and PyTorch have it:
+
+    >>> optimizer = mxadamax.Adam(wd=0.01, decoupled_wd=True)
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        lazy_update: bool = False,
+        use_fused_step: bool = True,
+        amsgrad: bool = False,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            learning_rate=learning_rate,
+            beta1=beta1,
+            beta2=beta2,
+            epsilon=epsilon,
+            lazy_update=lazy_update,
+            use_fused_step=use_fused_step,
+            **kwargs,
+        )
+        check_flag(self.registered_name, "amsgrad", amsgrad)
+        self.amsgrad = amsgrad
+        self.rule = "amsgrad" if amsgrad else "adam"
+        self.check_hyperparameters()
+
+    def reference_step(
+        self, weight: NDArray, grad: NDArray, state: Tuple[NDArray, ...], s: SimpleNamespace
+    ) -> None:
+        m, v = state[:2]
+        m[:] = s.beta1 * m + s.one_minus_beta1 * grad
+        v[:] = s.beta2 * v + s.one_minus_beta2 * square(grad)
+        scale = v
+        if self.amsgrad:
+            scale = state[2]
+            scale[:] = maximum(scale, v)
+        weight -= s.lr * (m / (sqrt(scale) + s.epsilon))
+
+
+@register("amsgrad_ext")
+class AMSGrad(Adam):
+    """:class:`Adam` with ``amsgrad=True``; the formula is said there.
+
+    Parameters
+    ----------
+    amsgrad : bool, default True
+        True.
+    **kwargs
+        What :class:`Adam` takes, with the same defaults.
+
+    Raises
+    ------
+    TypeError
+        For an argument that does not exist.
+    ValueError
+        For a hyperparameter out of its range, and for ``amsgrad=False``.
+
+    Notes
+    -----
+    State for each weight: a tuple ``(m, v, largest)`` of three arrays of its shape and dtype.
+
+    Source: S. J. Reddi, S. Kale, S. Kumar, *On the Convergence of Adam and Beyond*,
+    arXiv 1904.09237, algorithm 2; with ``correct_bias=False`` as it is there.
+
+    Examples
+    --------
+    >>> trainer = gluon.Trainer(net.collect_params(), "amsgrad_ext")
+    >>> trainer.optimizer.amsgrad
+    True
+    """
+
+    def __init__(self, *args: Any, amsgrad: bool = True, **kwargs: Any):
+        if not amsgrad:
+            raise ValueError(
+                f"{self.registered_name}: amsgrad must be True, got {amsgrad!r}; "
+                "adam_ext is the one without"
+            )
+        super().__init__(*args, amsgrad=True, **kwargs)  # type: ignore[misc]  # Not in args too.

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdamW."""
+
+from typing import Any, List, Sequence
+
+from .adam import Adam
+from .base import register
+
+
+@register("adamw_ext")
+class AdamW(Adam):
+    r"""Adam with decoupled weight decay, as MXNet has it.
+
+    For each weight, with `t` counting its updates from 1::
+
+        grad = clip(grad * rescale_grad, -clip_gradient, clip_gradient)
+        m = beta1 * m + (1 - beta1) * grad
+        v = beta2 * v + (1 - beta2) * grad**2
+        lr = lr * sqrt(1 - beta2**t) / (1 - beta1**t)        # unless correct_bias=False
+        weight -= lr * (m / (sqrt(v) + epsilon) + wd * weight)
+
+    The formula is that of MXNet 2's fused ``adamw``, which is what its ``adamw`` computes by
+    default. The `step` of the built-in multiplies `wd` with the weight that has just been updated;
+    without weight decay it equals this class to the last bit.
+
+    Parameters
+    ----------
+    learning_rate : float, in [0, inf), default 0.001
+        The learning rate. None takes it from `lr_scheduler`, or 0.01 without one.
+    beta1 : float, in [0, 1), default 0.9
+        Decay rate of the first moment `m`.
+    beta2 : float, in [0, 1), default 0.999
+        Decay rate of the second moment `v`.
+    epsilon : float, in [0, inf), default 1e-6
+        Added to the denominator.
+    correct_bias : bool, default True
+        False leaves `lr` as it is.
+    use_fused_step : bool, default True
+        False computes with MXNet's operators instead of the native kernel; same bits.
+    **kwargs
+        What every optimizer takes, and `amsgrad`; see
+        :class:`mxadamax.optimizers.base.FusedOptimizer` and :class:`Adam`.
+
+    Raises
+    ------
+    TypeError
+        For an argument that does not exist.
+    ValueError
+        For a hyperparameter out of its range, and for ``decoupled_wd=False``.
+
+    Notes
+    -----
+    State for each weight: a tuple ``(m, v)`` of two arrays of its shape and dtype, the built-in's.
+
+    Here weight decay is multiplied by the learning rate *with* the bias correction. In the paper,
+    in PyTorch and in ``Adam(decoupled_wd=True)`` it is not, so that decay is the same from the
+    first step on.
+
+    Source: I. Loshchilov, F. Hutter, *Decoupled Weight Decay Regularization*, arXiv 1711.05101,
+    algorithm 2.
+
+    Examples
+    --------
+    >>> trainer = gluon.Trainer(net.collect_params(), "adamw_ext", {"wd": 0.01})
+    >>> trainer.optimizer.wd
+    0.01
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-6,
+        correct_bias: bool = True,
+        use_fused_step: bool = True,
+        decoupled_wd: bool = True,
+        **kwargs: Any,
+    ):
+        if not decoupled_wd:
+            raise ValueError(
+                f"{self.registered_name}: decoupled_wd must be True, got {decoupled_wd!r}; "
+                "adam_ext is the one without"
+            )
+        super().__init__(
+            learning_rate,
+            beta1,
+            beta2,
+            epsilon,
+            correct_bias=correct_bias,
+            use_fused_step=use_fused_step,
+            decoupled_wd=True,
+            **kwargs,
+        )
+
+    def _decay_rates(self, lrs: Sequence[float], updates: Sequence[int]) -> List[float]:
+        return self._corrected(lrs, updates)

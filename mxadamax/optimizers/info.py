@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Describe each optimizer in one record, from which all that goes through all of them follows.
+
+`mxadamax verify`, `mxadamax bench`, the tests and tables of the documentation iterate over these.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Mapping, Optional, Sequence, Tuple
+
+import mxnet
+from mxnet.optimizer import Optimizer
+
+from .._mxnet.compatibility import IS_MXNET_1
+
+
+@dataclass(frozen=True)
+class OptimizerInfo:
+    """An optimizer of this package, or one of its rules, and its counterparts.
+
+    Parameters
+    ----------
+    name : str
+        Its name in MXNet's registry.
+    built_in : str or None
+        The built-in whose `step` it equals; None where MXNet has none.
+    options : dict
+        Options of both.
+    ours : dict
+        Options that only ours takes and needs, to do as the built-in does.
+    fused_ulps : int
+        How far a step may be from MXNet's fused operator; 0 where there is none to compare with.
+        That of AdaBelief cancels digits, so that there is no such bound.
+    in_mxnet_1 : bool
+        Whether MXNet 1 has the same fused operator.
+    variants : sequence of dict
+        More options, for tests to compare with.
+    bench : str
+        What `mxadamax bench` calls it; empty where it is not timed among the others.
+    bench_built_in : str
+        The built-in to time it beside, where that is not `built_in`.
+    bench_options : dict
+        Options of both there, besides `options`.
+    torch : tuple of str and dict, or None
+        The counterpart in ``torch.optim``, and its options.
+    """
+
+    name: str
+    built_in: Optional[str]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    ours: Mapping[str, Any] = field(default_factory=dict)
+    fused_ulps: int = 0
+    in_mxnet_1: bool = False
+    variants: Sequence[Mapping[str, Any]] = ()
+    bench: str = ""
+    bench_built_in: str = ""
+    bench_options: Mapping[str, Any] = field(default_factory=dict)
+    torch: Optional[Tuple[str, Mapping[str, Any]]] = None
+
+    def __str__(self) -> str:
+        return " ".join([self.name, *(f"{k}={v}" for k, v in self.options.items())])
+
+    def create(self, **options: Any) -> Optimizer:
+        """Ours; what is given comes before the record's options."""
+        return mxnet.optimizer.create(self.name, **{**self.options, **self.ours, **options})
+
+    def create_reference(self, **options: Any) -> Optimizer:
+        """MXNet's built-in, computed by its `step`.
+
+        In MXNet 1, whose built-ins compute something else, and for what MXNet does not have, it is
+        ours computed by MXNet's operators.
+        """
+        if IS_MXNET_1 or self.built_in is None:
+            return self.create(**options, use_fused_step=False, aggregate_num=1)
+        found = mxnet.optimizer.create(
+            self.built_in, use_fused_step=False, **{**self.options, **options}
+        )
+        if self.built_in in ("adadelta", "adagrad", "rmsprop"):
+            # Theirs are float32 whatever the weight.
+            found.create_state = self.create().create_state
+        return found
+
+    def create_fused(self, **options: Any) -> Optimizer:
+        """MXNet's built-in, computed by its fused operator."""
+        if self.built_in == "nag":
+            # The default of ours and of MXNet 2, but not of MXNet 1.
+            options = {"momentum": 0.9, **options}
+        return mxnet.optimizer.create(self.built_in, **{**self.options, **options})
+
+
+_MOMENTS = (
+    {"beta1": 0.0, "beta2": 0.0},
+    {"epsilon": 0.0},
+    {"epsilon": 1e-3},
+    {"begin_num_update": 500},
+)
+
+OPTIMIZERS = [
+    OptimizerInfo("adamax_ext", "adamax", variants=_MOMENTS),
+    OptimizerInfo(
+        *("adam_ext", "adam"),
+        fused_ulps=4,
+        in_mxnet_1=True,
+        variants=_MOMENTS,
+        bench="adam",
+        torch=("Adam", {"fused": True}),
+    ),
+    OptimizerInfo(
+        *("amsgrad_ext", None),
+        variants=_MOMENTS,
+        bench="amsgrad",
+        bench_built_in="adam",
+        torch=("Adam", {"fused": True, "amsgrad": True}),
+    ),
+    # The `step` of the built-in decays a weight that it has updated already.
+    OptimizerInfo(
+        *("adamw_ext", "adamw", {"wd": 0.0}),
+        fused_ulps=4,
+        variants=(*_MOMENTS, {"correct_bias": False}),
+        bench="adamw",
+        bench_options={"wd": 0.01},
+        torch=("AdamW", {"fused": True}),
+    ),
+    OptimizerInfo(
+        *("nadam_ext", "nadam"),
+        ours={"schedule_per_parameter": True},
+        variants=(*_MOMENTS, {"schedule_decay": 0.5}),
+        bench="nadam",
+        torch=("NAdam", {"foreach": True}),
+    ),
+    OptimizerInfo(
+        *("adabelief_ext", "adabelief"),
+        variants=(*_MOMENTS, {"correct_bias": False}),
+        bench="adabelief",
+    ),
+    OptimizerInfo(
+        *("rmsprop_ext", "rmsprop"),
+        fused_ulps=4,
+        variants=({"rho": 0.0}, {"clip_weights": 0.3}),
+        bench="rmsprop",
+        torch=("RMSprop", {"foreach": True}),
+    ),
+    OptimizerInfo(
+        *("rmsprop_ext", "rmsprop", {"centered": True, "epsilon": 1e-3}),
+        fused_ulps=4,
+        variants=({"momentum": 0.0}, {"clip_weights": 0.3}, {"rho": 0.5}),
+        bench="rmsprop-centered",
+        torch=("RMSprop", {"foreach": True, "centered": True, "momentum": 0.9}),
+    ),
+    OptimizerInfo(
+        *("adagrad_ext", "adagrad"),
+        variants=({"epsilon": 0.0},),
+        bench="adagrad",
+        torch=("Adagrad", {"fused": True}),
+    ),
+    OptimizerInfo(
+        *("adadelta_ext", "adadelta"),
+        variants=({"rho": 0.0}, {"epsilon": 1e-3}),
+        bench="adadelta",
+        torch=("Adadelta", {"foreach": True}),
+    ),
+    OptimizerInfo(
+        *("sgd_ext", "sgd"),
+        fused_ulps=4,
+        in_mxnet_1=True,
+        bench="sgd",
+        torch=("SGD", {"fused": True}),
+    ),
+    OptimizerInfo(
+        *("sgd_ext", "sgd", {"momentum": 0.9}),
+        fused_ulps=4,
+        in_mxnet_1=True,
+        variants=({"momentum": 0.123},),
+        bench="sgd-momentum",
+        torch=("SGD", {"fused": True, "momentum": 0.9}),
+    ),
+    OptimizerInfo(
+        *("nag_ext", "nag"),
+        fused_ulps=4,
+        in_mxnet_1=True,
+        variants=({"momentum": 0.0}, {"momentum": 0.123}),
+        bench="nag",
+        bench_options={"momentum": 0.9},
+        torch=("SGD", {"fused": True, "momentum": 0.9, "nesterov": True}),
+    ),
+    OptimizerInfo(
+        *("lion_ext", None),
+        variants=({"beta1": 0.0, "beta2": 0.0}, {"begin_num_update": 500}),
+        bench="lion",
+        bench_built_in="signum",
+    ),
+]
+"""All of them."""

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nesterov's accelerated gradient."""
+
+from types import SimpleNamespace
+from typing import Any, Optional
+
+from mxnet.ndarray import NDArray
+
+from .base import register
+from .sgd import MomentumOptimizer
+
+
+@register("nag_ext")
+class NAG(MomentumOptimizer):
+    r"""Nesterov's accelerated gradient: the gradient counts as if taken further along.
+
+    For each weight::
+
+        grad = clip(grad * rescale_grad, -clip_gradient, clip_gradient) + wd * weight
+        change = momentum * change - lr * grad
+        weight += momentum * change - lr * grad
+
+    Weights and states equal those of the `step` of MXNet 2's built-in ``nag`` to the last bit.
+
+    Parameters
+    ----------
+    learning_rate : float, in [0, inf), default 0.1
+        The learning rate. None takes it from `lr_scheduler`, or 0.01 without one.
+    momentum : float, in [0, 1), default 0.9
+        How much of the last change goes on. It can change from step to step, but not from 0.
+    multi_precision : bool, default False
+        Keep a float32 copy of weights that are float16, and update that.
+    use_fused_step : bool, default True
+        False computes with MXNet's operators instead of the native kernel; same bits.
+    **kwargs
+        What every optimizer takes; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
+
+    Raises
+    ------
+    TypeError
+        For an argument that does not exist.
+    ValueError
+        For a hyperparameter out of its range.
+
+    Notes
+    -----
+    State for each weight: one array ``change`` of its shape and dtype, the built-in's; None without
+    momentum.
+
+    Source: Y. Nesterov, *A method for solving the convex programming problem with convergence rate
+    O(1/k^2)*, 1983, in the form of I. Sutskever et al., *On the importance of initialization and
+    momentum in deep learning*, ICML 2013, section 2.
+
+    Examples
+    --------
+    >>> weight, grad = mx.nd.zeros((1,)), mx.nd.array([-1.0])
+    >>> update = mx.optimizer.get_updater(mxadamax.NAG(learning_rate=1.0, momentum=0.5))
+    >>> for _ in range(3):
+    ...     update(0, grad, weight)
+    ...     print(weight.asscalar())
+    1.5
+    3.25
+    5.125
+    """
+
+    rule_with_momentum = "nag"
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.1,
+        momentum: float = 0.9,
+        multi_precision: bool = False,
+        use_fused_step: bool = True,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            momentum=momentum,
+            learning_rate=learning_rate,
+            multi_precision=multi_precision,
+            use_fused_step=use_fused_step,
+            **kwargs,
+        )
+
+    def reference_step(
+        self, weight: NDArray, grad: NDArray, state: Optional[NDArray], s: SimpleNamespace
+    ) -> None:
+        if state is None:
+            weight -= s.lr * grad
+        else:
+            state[:] = s.momentum * state - s.lr * grad
+            weight += s.momentum * state - s.lr * grad

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RMSProp."""
+
+import math
+from types import SimpleNamespace
+from typing import Any, ClassVar, Mapping, Optional, Sequence
+
+from mxnet.ndarray import NDArray, clip, sqrt, square
+
+from .base import FusedOptimizer, Scalars, State, register
+from .options import (
+    DECAY_RATE,
+    FLOAT32,
+    NOT_NEGATIVE,
+    Range,
+    bound_or_infinity,
+    check_flag,
+)
+
+
+@register("rmsprop_ext")
+class RMSProp(FusedOptimizer):
+    r"""RMSProp, plain or centered.
+
+    For each weight::
+
+        grad = clip(grad * rescale_grad, -clip_gradient, clip_gradient) + wd * weight
+        v = rho * v + (1 - rho) * grad**2
+
+        weight -= lr * grad / (sqrt(v) + epsilon)                               # plain
+
+        m = rho * m + (1 - rho) * grad                                          # centered
+        change = momentum * change - lr * grad / sqrt(v - m**2 + epsilon)
+        weight += change
+
+        weight = clip(weight, -clip_weights, clip_weights)
+
+    Weights and states equal those of the `step` of MXNet 2's built-in ``rmsprop`` to the last bit.
+    Unlike the built-in, whose states are always float32, it takes float64 weights.
+
+    Parameters
+    ----------
+    learning_rate : float, in [0, inf), default 0.001
+        The learning rate. None takes it from `lr_scheduler`, or 0.01 without one.
+    rho : float, in [0, 1), default 0.9
+        Decay rate of the moments.
+    momentum : float, in [0, 1), default 0.9
+        How much of the last change goes on; only with ``centered=True``.
+    epsilon : float, in [0, inf), default 1e-8
+        Added to the denominator; with ``centered=True`` under the root.
+    centered : bool, default False
+        Divide by the deviation of the gradient instead of its magnitude.
+    clip_weights : float, in (0, inf], or None, default None
+        Bound of the weights. The built-in takes 0 for None; here it is refused.
+    use_fused_step : bool, default True
+        False computes with MXNet's operators instead of the native kernel; same bits.
+    **kwargs
+        What every optimizer takes; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
+
+    Raises
+    ------
+    TypeError
+        For an argument that does not exist.
+    ValueError
+        For a hyperparameter out of its range.
+
+    Notes
+    -----
+    State for each weight: one array ``v`` of its shape and dtype; with ``centered=True`` a tuple
+    ``(m, v, change)``. Both are the built-in's.
+
+    With ``centered=True`` and an `epsilon` far below the square of the gradients, rounding can make
+    ``v - m**2 + epsilon`` negative where gradients hardly vary, and the weight NaN, as in the
+    built-in. A larger `epsilon` avoids it.
+
+    Sources: T. Tieleman, G. Hinton, *Neural Networks for Machine Learning*, lecture 6.5, 2012;
+    A. Graves, *Generating Sequences With Recurrent Neural Networks*, arXiv 1308.0850, equations 38
+    to 45.
+
+    Examples
+    --------
+    The plain one keeps one array for each weight, the centered one three:
+
+    >>> weight = mx.nd.ones((3, 4))
+    >>> mxadamax.RMSProp().create_state(0, weight).shape
+    (3, 4)
+    >>> len(mxadamax.RMSProp(centered=True).create_state(0, weight))
+    3
+    """
+
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "rho": DECAY_RATE,
+        "momentum": DECAY_RATE,
+        "epsilon": NOT_NEGATIVE,
+        "clip_weights": Range(
+            *(0.0, math.inf),
+            includes_low=False,
+            includes_high=True,
+            optional=True,
+            magnitudes=FLOAT32,
+        ),
+    }
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        rho: float = 0.9,
+        momentum: float = 0.9,
+        epsilon: float = 1e-8,
+        centered: bool = False,
+        clip_weights: Optional[float] = None,
+        use_fused_step: bool = True,
+        **kwargs: Any,
+    ):
+        super().__init__(learning_rate=learning_rate, use_fused_step=use_fused_step, **kwargs)
+        self.rho = rho
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.clip_weights = clip_weights
+        check_flag(self.registered_name, "centered", centered)
+        self.centered = centered
+        self.rule = "rmsprop_centered" if centered else "rmsprop"
+        self.check_hyperparameters()
+
+    def scalars(self, lrs: Sequence[float], updates: Sequence[int]) -> Scalars:
+        scalars: Scalars = {
+            "lr": list(lrs),
+            "rho": self.rho,
+            "one_minus_rho": 1.0 - self.rho,
+            "epsilon": self.epsilon,
+            "clip_weights": bound_or_infinity(self.clip_weights),
+        }
+        if self.centered:
+            scalars["momentum"] = self.momentum
+        return scalars
+
+    def reference_step(
+        self, weight: NDArray, grad: NDArray, state: State, s: SimpleNamespace
+    ) -> None:
+        if self.centered:
+            m, v, change = state
+            m[:] = s.rho * m + s.one_minus_rho * grad
+            v[:] = s.rho * v + s.one_minus_rho * square(grad)
+            change[:] = s.momentum * change - s.lr * grad / sqrt(v - square(m) + s.epsilon)
+            weight += change
+        else:
+            v = state
+            v[:] = s.rho * v + s.one_minus_rho * square(grad)
+            weight -= s.lr * (grad / (sqrt(v) + s.epsilon))
+        if self.clip_weights is not None:
+            clip(weight, -s.clip_weights, s.clip_weights, out=weight)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whose states a file holds, and what of an optimizer goes over to its partner."""
+
+import mxnet as mx
+import pytest
+
+import mxadamax
+from mxadamax import conversion
+from mxadamax._mxnet.compatibility import IS_MXNET_1
+
+pytestmark = pytest.mark.quick
+
+
+class Own(mx.optimizer.Optimizer):
+    """One of the user's, that MXNet does not know."""
+
+
+class Adam(mx.optimizer.Adam):
+    """Another, with the name of one that it does."""
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "built_in", "partner", "described"),
+    [
+        (mx.optimizer.Adam(), "adam", None, "MXNet's adam"),
+        (mxadamax.Adam(), None, "adam", "adam_ext"),
+        (mxadamax.AMSGrad(), None, "amsgrad", "amsgrad_ext"),
+        (Own(), None, None, f"{__name__}.Own"),
+        (Adam(), None, None, f"{__name__}.Adam"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_whose_states_they_are(optimizer, built_in, partner, described):
+    assert conversion.built_in_name(optimizer) == built_in
+    assert conversion.partner_of(optimizer) == partner
+    assert conversion.describe_optimizer(optimizer) == described
+
+
+def test_one_of_the_users_that_mxnet_knows():
+    class Mine(mx.optimizer.SGD):
+        pass
+
+    mx.optimizer.Optimizer.opt_registry["mine"] = Mine
+    try:
+        assert conversion.built_in_name(Mine()) is None
+        assert conversion.describe_optimizer(Mine()).endswith("Mine")
+    finally:
+        del mx.optimizer.Optimizer.opt_registry["mine"]
+
+
+def test_how_the_built_in_was_called_comes_back():
+    """Neither the count of arrays for a call nor the way of its step is anything of ours."""
+    theirs = mx.optimizer.Adam(learning_rate=0.5)
+    theirs.aggregate_num = 7
+    theirs.begin_num_update = theirs.num_update = 3
+    theirs._index_update_count[0] = 5
+    weight = mx.nd.ones((2,))
+    states = {0: theirs.create_state(0, weight)}
+    like = mxadamax.Adam(aggregate_num=3)
+    found, ours = conversion.from_built_in(states, theirs, "adam", like)
+    assert [a.asnumpy().tolist() for a in found[0]] == [[0, 0], [0, 0]]
+    assert (ours.lr, ours.aggregate_num, ours.use_fused_step) == (
+        0.5,
+        mxadamax.Adam().aggregate_num,
+        True,
+    )
+    assert ours._index_update_count == {0: 5}
+    assert ours._index_update_count is ours._all_index_update_counts[0]
+    assert ours.param_dict is not theirs.param_dict or not theirs.param_dict
+    _, again = conversion.to_built_in(found, ours, "adam")
+    assert again.aggregate_num == 7
+    assert (again.lr, again.num_update, again._index_update_count) == (0.5, 3, {0: 5})
+    if not IS_MXNET_1:
+        assert again.use_fused_step is theirs.use_fused_step
+
+
+def test_a_seed_of_random_bits_is_left_behind():
+    """It is not used without low-precision states, which do not go over at all."""
+    ours = mxadamax.Adam(state_seed=5)
+    _, theirs = conversion.to_built_in({}, ours, "adam")
+    assert not hasattr(theirs, "state_seed")
+
+
+def test_states_of_held_rows_are_filled():
+    """MXNet keeps such for row_sparse weights."""
+    sparse = mx.nd.sparse.row_sparse_array(([[1.0, 2.0]], [1]), shape=(3, 2))
+    states = {0: (sparse, mx.nd.ones((3, 2))), 1: (mx.nd.ones((1,)), mx.nd.zeros((1,)))}
+    found, _ = conversion.from_built_in(states, mx.optimizer.Adam(), "adam", mxadamax.Adam())
+    assert [a.stype for a in (*found[0], *found[1])] == ["default"] * 4
+    assert found[0][0].asnumpy().tolist() == [[0, 0], [1, 2], [0, 0]]
+    assert found[0][1].asnumpy().tolist() == [[1, 1]] * 3
+
+
+@pytest.mark.parametrize("name", ["sgd", "nag"])
+def test_where_the_master_weight_is(name):
+    """Last in MXNet 1's SGD and NAG."""
+    momentum, master = mx.nd.zeros((2,)), mx.nd.ones((2,))
+    theirs = (momentum, master) if IS_MXNET_1 else (master, momentum)
+    source = mx.optimizer.create(name, momentum=0.9, multi_precision=True)
+    like = mx.optimizer.create(f"{name}_ext", momentum=0.9)
+    found, ours = conversion.from_built_in({0: theirs}, source, name, like)
+    assert [a.asnumpy()[0] for a in found[0]] == [1, 0]
+    back, _ = conversion.to_built_in(found, ours, name)
+    assert back[0][0] is theirs[0] and back[0][1] is theirs[1]

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernels compute, against the papers' formulas: step by step, within rounding errors.
+
+The kernels are given the scalars that the optimizers compute; the oracle works from the
+hyperparameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import oracle
+import pytest
+from common import next_scalars
+from instruction_sets import instruction_sets
+
+import mxadamax
+from mxadamax import _native
+from mxadamax.optimizers.base import FusedOptimizer
+
+pytestmark = pytest.mark.quick
+
+STEPS = 120
+SIZE = 515  # No multiple of any vector's width.
+COMMON = {"rescale_grad": 0.37, "clip_gradient": 0.5, "wd": 0.013}
+VARIANTS = {
+    "coupled_wd": {},
+    "decoupled_wd": {"decoupled_wd": True},
+    "maximize": {"maximize": True},
+}
+MOMENTS = {"lr": 0.0123, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
+
+# Bias corrections are computed in float64. For weights of that type this is little: in the second
+# step 1 - beta2**t cancels nine bits.
+CANCELS = {"float32": 0.2, "float64": 1.9}
+# Without the correction the first changes are the largest.
+LARGE = {"float32": 0.6, "float64": 0.6}
+
+
+class Case(NamedTuple):
+    """An optimizer and the rule that it must follow.
+
+    Parameters
+    ----------
+    optimizer : type
+        The class.
+    rule : function
+        Of the oracle.
+    hyperparameters : dict
+        Those that both take.
+    ours, theirs : dict
+        Options of the optimizer alone, and of the oracle alone.
+    ulps : dict
+        What the rule's own change adds to the error of a weight of 1/4 or more, in units in the
+        last place, by type: measured, plus little.
+    """
+
+    optimizer: type[FusedOptimizer]
+    rule: Callable[..., tuple[oracle.Rounded, ...]]
+    hyperparameters: Mapping[str, Any]
+    ours: Mapping[str, Any] = {}
+    theirs: Mapping[str, Any] = {}
+    ulps: Mapping[str, float] = {"float32": 0.2, "float64": 0.2}
+
+    def __str__(self) -> str:
+        name = f"{self.optimizer.__name__}-{self.rule.__name__}"
+        return name if self.hyperparameters.get("correct_bias", True) else f"{name}-uncorrected"
+
+    def options(self, variant: str) -> dict[str, Any]:
+        """Hyperparameters of a test."""
+        return {**COMMON, **VARIANTS[variant], **self.hyperparameters}
+
+    def run(self, variant: str, dtype: str, instruction_set: str) -> Iterator[Any]:
+        """Update arrays again and again; yield them before each step, the gradient, them after.
+
+        Magnitudes differ so much that each part of a formula decides for some elements.
+        """
+        options = self.options(variant)
+        optimizer = self.optimizer(learning_rate=options.pop("lr"), **options, **self.ours)
+        assert optimizer.rule == self.rule.__name__
+        rng = np.random.RandomState(7)
+        magnitude = 10.0 ** rng.uniform(-10, 1, SIZE)
+        weight = (rng.standard_normal(SIZE) * 10.0 ** rng.uniform(-4, 1, SIZE)).astype(dtype)
+        states = [np.zeros(SIZE, dtype) for _ in range(_native.rules[optimizer.rule].states)]
+        for _ in range(STEPS):
+            grad = rng.standard_normal(SIZE) * magnitude * 10.0 ** rng.uniform(-1, 1, SIZE)
+            grad = np.where(rng.uniform(size=SIZE) < 0.05, 0, grad).astype(dtype)
+            before = [x.copy() for x in (weight, *states)]
+            _native.update_numpy(
+                optimizer.rule,
+                [weight],
+                [grad],
+                [states],
+                next_scalars(optimizer),
+                instruction_set=instruction_set,
+            )
+            yield before, grad, [weight, *states]
+
+
+CASES = [
+    Case(mxadamax.Adamax, oracle.adamax, MOMENTS),
+    Case(mxadamax.Adam, oracle.adam, MOMENTS, ulps=CANCELS),
+    Case(
+        mxadamax.AdamW,
+        oracle.adam,
+        {**MOMENTS, "decoupled_wd": True},
+        theirs={"corrects_decay": True},
+        ulps=CANCELS,
+    ),
+    Case(mxadamax.AMSGrad, oracle.amsgrad, MOMENTS, ulps=CANCELS),
+    Case(mxadamax.AMSGrad, oracle.amsgrad, {**MOMENTS, "correct_bias": False}, ulps=LARGE),
+    Case(mxadamax.Nadam, oracle.nadam, {**MOMENTS, "schedule_decay": 0.004}, ulps=CANCELS),
+    Case(mxadamax.AdaBelief, oracle.adabelief, MOMENTS, ulps=CANCELS),
+    Case(
+        mxadamax.RMSProp,
+        oracle.rmsprop,
+        {"lr": 0.0123, "rho": 0.9, "epsilon": 1e-8, "clip_weights": 5.0},
+    ),
+    Case(
+        mxadamax.RMSProp,
+        oracle.rmsprop_centered,
+        {"lr": 0.00123, "rho": 0.95, "momentum": 0.9, "epsilon": 1e-8, "clip_weights": 5.0},
+        ours={"centered": True},
+    ),
+    Case(mxadamax.AdaGrad, oracle.adagrad, {"lr": 0.0123, "epsilon": 1e-6}),
+    Case(mxadamax.AdaDelta, oracle.adadelta, {"lr": 1.23, "rho": 0.9, "epsilon": 1e-6}),
+    Case(mxadamax.SGD, oracle.sgd, {"lr": 0.0123}),
+    Case(mxadamax.SGD, oracle.sgd_momentum, {"lr": 0.0123, "momentum": 0.9}),
+    Case(mxadamax.NAG, oracle.nag, {"lr": 0.0123, "momentum": 0.9}),
+    Case(
+        mxadamax.Lion,
+        oracle.lion,
+        {"lr": 0.0123, "beta1": 0.9, "beta2": 0.99, "decoupled_wd": True},
+    ),
+]
+RUNS = [
+    pytest.param(case, variant, id=f"{case}-{variant}")
+    for case in CASES
+    for variant in VARIANTS
+    # These have it anyway.
+    if variant != "decoupled_wd" or case.optimizer not in (mxadamax.AdamW, mxadamax.Lion)
+]
+dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
+
+
+def misses(actual: list[np.ndarray], expected: tuple[oracle.Rounded, ...]) -> list[str]:
+    """Which arrays are farther off than rounding can explain."""
+    names = ["weight", *(f"state {k}" for k in range(len(actual) - 1))]
+    assert len(actual) == len(expected)
+    return [
+        name
+        for name, x, e in zip(names, actual, expected)
+        if not np.all(abs(x - e.value) <= e.error)
+    ]
+
+
+@instruction_sets
+@dtypes
+@pytest.mark.parametrize("case, variant", RUNS)
+def test_every_step(case, variant, dtype, instruction_set):
+    """Each element of weight and states, from the kernel's own values of the step before."""
+    options = {**case.options(variant), **case.theirs}
+    # The last operation rounds the weight; decoupled decay does so twice, counting its factor.
+    ulps = case.ulps[dtype] + (1.5 if options.get("decoupled_wd") else 0.5)
+    for t, (before, grad, after) in enumerate(case.run(variant, dtype, instruction_set), 1):
+        expected = oracle.step(case.rule, before[0], grad, before[1:], t, **options)
+        assert not misses(after, expected), f"step {t}"
+        size = np.maximum(abs(before[0]), abs(after[0]))
+        off = abs(after[0] - expected[0].value) / np.spacing(size)
+        # Smaller weights have smaller units than what is subtracted from them.
+        assert np.all(off[size >= 0.25] <= ulps), f"step {t}"
+
+
+def test_every_rule_has_a_case():
+    assert {case.rule.__name__ for case in CASES} == set(_native.rules)
+
+
+@pytest.mark.parametrize(
+    "case, name, dtype",
+    [
+        pytest.param(case, name, dtype, id=f"{case}-{name}-{dtype}")
+        for case in CASES
+        for name, value in {**COMMON, **case.hyperparameters}.items()
+        for dtype in ("float32", "float64")
+        if not isinstance(value, bool)
+        # Here 1 - lr * wd is the same float32.
+        and not (
+            case.optimizer in (mxadamax.AdamW, mxadamax.Lion) and (name, dtype) == ("wd", "float32")
+        )
+    ],
+)
+def test_a_hyperparameter_slightly_off_is_noticed(case, name, dtype):
+    options = {**case.options("coupled_wd"), **case.theirs}
+    options[name] *= 1 + 1e-4
+    assert any(
+        misses(after, oracle.step(case.rule, before[0], grad, before[1:], t, **options))
+        for t, (before, grad, after) in enumerate(case.run("coupled_wd", dtype, "baseline"), 1)
+    )
+
+
+@dtypes
+@pytest.mark.parametrize(
+    "formula",
+    [
+        lambda a, b, module: a + b,
+        lambda a, b, module: a - b,
+        lambda a, b, module: a * b,
+        lambda a, b, module: a / b,
+        lambda a, b, module: module.sqrt(abs(a)),
+        lambda a, b, module: module.sqrt(module.square(a)) - module.maximum(b, -b),
+        lambda a, b, module: (b - module.square(a)) / (module.sqrt(abs(b)) + 1),
+    ],
+)
+def test_bounds_hold_and_are_close(formula, dtype):
+    """Of the oracle's own arithmetic, also where results are next to the smallest numbers."""
+    rng = np.random.RandomState(0)
+    lowest = {"float32": -22, "float64": -160}[dtype]
+    magnitude = 10.0 ** rng.uniform(lowest, 5, 20_000)
+    a, b = (rng.uniform(-1, 1, (2, magnitude.size)) * magnitude).astype(dtype)
+    found = formula(oracle.Rounded(a, dtype), oracle.Rounded(b, dtype), oracle)
+    off = abs(formula(a, b, np) - found.value)
+    assert np.all(off <= found.error)
+    assert np.max(off / found.error) > 0.8

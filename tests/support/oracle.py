@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The optimizers in extended precision, written from the papers, apart from the code under test.
+
+They compute with `Rounded`, which carries along how far a computation in a shorter type may be from
+the exact result. A cancellation or a small denominator thus widens the bound by as much as it must,
+and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Union
+
+import numpy as np
+
+precise = np.longdouble
+
+UNIT = {np.dtype(t): precise(np.finfo(t).eps) / 2 for t in ("float32", "float64")}
+"""How far the nearest number of a type may be, relative to the result."""
+UNDERFLOW = {t: precise(np.finfo(t).tiny) * unit for t, unit in UNIT.items()}
+"""The same next to zero, absolute."""
+OWN_UNIT = np.finfo(precise).eps
+"""Twice the unit of extended precision, which leaves room for the rounding of the bounds."""
+
+Operand = Union["Rounded", float]
+
+
+class Rounded:
+    """A number, or an array, that a computation in `dtype` may miss by up to `error`.
+
+    An operation gives `value` as if nothing had been rounded, and as `error` what the operands
+    bring along plus half a unit in the last place of the result. Plain numbers are exact in any
+    type. A float64 that meets a float32 is rounded to it first, as kernels do with hyperparameters.
+
+    Parameters
+    ----------
+    value : array_like
+        The exact result.
+    dtype : dtype
+        Float32 or float64.
+    error : array_like, default 0
+        Bound of the absolute error, not only to first order.
+    """
+
+    def __init__(self, value: Any, dtype: Any, error: Any = 0.0):
+        self.value = np.asarray(value, precise)
+        self.dtype = np.dtype(dtype)
+        self.error = np.asarray(error, precise)
+
+    def rounded(self, units: int = 1) -> Rounded:
+        """After an operation that is right to so many halves of a unit in the last place."""
+        unit = units * UNIT[self.dtype] + OWN_UNIT
+        error = self.error + unit * (abs(self.value) + self.error) + UNDERFLOW[self.dtype]
+        return Rounded(self.value, self.dtype, error)
+
+    def to(self, dtype: np.dtype) -> Rounded:
+        """The nearest number of a type."""
+        return self if dtype == self.dtype else Rounded(self.value, dtype, self.error).rounded()
+
+    def alike(self, other: Operand) -> tuple[Rounded, Rounded]:
+        """This and another number in the shorter of their types."""
+        if not isinstance(other, Rounded):
+            return self, Rounded(other, self.dtype)
+        shorter = min(self.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
+        return self.to(shorter), other.to(shorter)
+
+    def __neg__(self) -> Rounded:
+        return Rounded(-self.value, self.dtype, self.error)
+
+    def __abs__(self) -> Rounded:
+        return Rounded(abs(self.value), self.dtype, self.error)
+
+    def __add__(self, other: Operand) -> Rounded:
+        a, b = self.alike(other)
+        return Rounded(a.value + b.value, a.dtype, a.error + b.error).rounded()
+
+    def __sub__(self, other: Operand) -> Rounded:
+        return self + -other
+
+    def __rsub__(self, other: float) -> Rounded:
+        return -self + other
+
+    def __mul__(self, other: Operand) -> Rounded:
+        a, b = self.alike(other)
+        error = abs(a.value) * b.error + a.error * (abs(b.value) + b.error)
+        return Rounded(a.value * b.value, a.dtype, error).rounded()
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Operand) -> Rounded:
+        a, b = self.alike(other)
+        least = abs(b.value) - b.error
+        if np.any(least <= 0):
+            raise ZeroDivisionError("within its error the divisor is zero")
+        ratio = a.value / b.value
+        return Rounded(ratio, a.dtype, (a.error + abs(ratio) * b.error) / least).rounded()
+
+    def __pow__(self, exponent: Operand) -> Rounded:
+        """A power of a positive number."""
+        a, b = self.alike(exponent)
+        power, logarithm = a.value**b.value, abs(np.log(a.value))
+        change = a.error / (a.value - a.error) * (abs(b.value) + b.error) + logarithm * b.error
+        # C libraries come within a unit in the last place, not half of one.
+        return Rounded(power, a.dtype, power * np.expm1(change)).rounded(units=2)
+
+
+def square(x: Rounded) -> Rounded:
+    return x * x
+
+
+def sqrt(x: Rounded) -> Rounded:
+    if np.any(x.value < 0):
+        raise ValueError("square root of a negative number")
+    root = np.sqrt(x.value)
+    # The lower end moves the root most, yet by no more than the root of the error.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error = x.error / (root + np.sqrt(np.maximum(x.value - x.error, 0)))
+    return Rounded(root, x.dtype, np.fmin(error, np.sqrt(x.error))).rounded()
+
+
+def maximum(a: Rounded, b: Rounded) -> Rounded:
+    a, b = a.alike(b)
+    error = np.maximum(a.error, b.error)
+    # Where it is certain which one it is, the other's error does not matter.
+    error = np.where(a.value - b.value > a.error + b.error, a.error, error)
+    error = np.where(b.value - a.value > a.error + b.error, b.error, error)
+    return Rounded(np.maximum(a.value, b.value), a.dtype, error)
+
+
+def sign(x: Rounded) -> Rounded:
+    found = np.sign(x.value)
+    # Next to zero it may be any of the three.
+    return Rounded(found, x.dtype, np.where(abs(x.value) <= x.error, 1 + abs(found), 0))
+
+
+def clip(x: Rounded, bound: Rounded) -> Rounded:
+    return maximum(-bound, -maximum(-x, -bound))
+
+
+def product(x: Rounded) -> Rounded:
+    """Of all elements, multiplied one after another."""
+    value = np.prod(x.value)
+    relative = np.log1p(x.error / abs(x.value)) + UNIT[x.dtype] + OWN_UNIT
+    return Rounded(value, x.dtype, abs(value) * np.expm1(np.sum(relative)))
+
+
+# The rules. Each takes the prepared gradient `g`, the weight `w` after decoupled decay, the states,
+# and hyperparameters, and returns the weight and the states after the step.
+
+
+def adamax(g, w, m, u, *, t, lr, beta1, beta2, epsilon):
+    """arXiv 1412.6980, algorithm 2, with MXNet's epsilon."""
+    m = beta1 * m + (1 - beta1) * g
+    u = maximum(beta2 * u, abs(g))
+    return w - lr / (1 - beta1**t) * (m / (u + epsilon)), m, u
+
+
+def corrected(lr, t, beta1, beta2):
+    """The rate of Adam and its kin, to make up for moments that began at zero."""
+    return lr * (sqrt(1 - beta2**t) / (1 - beta1**t))
+
+
+def adam(g, w, m, v, *, t, lr, beta1, beta2, epsilon, correct_bias=True):
+    """arXiv 1412.6980, algorithm 1, in the order of operations that ends its section 2."""
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * square(g)
+    rate = corrected(lr, t, beta1, beta2) if correct_bias else lr
+    return w - rate * (m / (sqrt(v) + epsilon)), m, v
+
+
+def amsgrad(g, w, m, v, largest, *, t, lr, beta1, beta2, epsilon, correct_bias=True):
+    """arXiv 1904.09237, algorithm 2, with Adam's bias correction and epsilon."""
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * square(g)
+    largest = maximum(largest, v)
+    rate = corrected(lr, t, beta1, beta2) if correct_bias else lr
+    return w - rate * (m / (sqrt(largest) + epsilon)), m, v, largest
+
+
+def nadam(g, w, m, v, *, t, lr, beta1, beta2, epsilon, schedule_decay):
+    """Dozat, ICLR workshop 2016, algorithm 2, but that `m` is decayed by beta1, as in MXNet."""
+
+    def momentum(t):
+        return beta1 * (1 - 0.5 * Rounded(0.96, "float64") ** (schedule_decay * t))
+
+    so_far = product(momentum(Rounded(np.arange(1, t + 1), "float64")))
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * square(g)
+    ahead = (
+        momentum(t + 1) * (m / (1 - so_far * momentum(t + 1)))
+        + (1 - momentum(t)) * (g / (1 - so_far))
+    )  # fmt: skip
+    return w - lr * (ahead / (sqrt(v / (1 - beta2**t)) + epsilon)), m, v
+
+
+def adabelief(g, w, m, v, *, t, lr, beta1, beta2, epsilon, correct_bias=True):
+    """arXiv 2010.07468, algorithm 2, in Adam's order of operations."""
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * square(g - m) + epsilon
+    rate = corrected(lr, t, beta1, beta2) if correct_bias else lr
+    return w - rate * (m / (sqrt(v) + epsilon)), m, v
+
+
+def rmsprop(g, w, v, *, t, lr, rho, epsilon, clip_weights):
+    """Tieleman & Hinton, lecture 6.5 of 2012, with MXNet's epsilon and bound of the weights."""
+    v = rho * v + (1 - rho) * square(g)
+    return clip(w - lr * (g / (sqrt(v) + epsilon)), clip_weights), v
+
+
+def rmsprop_centered(g, w, m, v, change, *, t, lr, rho, momentum, epsilon, clip_weights):
+    """arXiv 1308.0850, equations 38 to 45, with MXNet's bound of the weights."""
+    m = rho * m + (1 - rho) * g
+    v = rho * v + (1 - rho) * square(g)
+    change = momentum * change - lr * g / sqrt(v - square(m) + epsilon)
+    return clip(w + change, clip_weights), m, v, change
+
+
+def adagrad(g, w, history, *, t, lr, epsilon):
+    """Duchi, Hazan & Singer, JMLR 12, 2011, with a diagonal matrix and MXNet's epsilon."""
+    history = history + square(g)
+    return w - lr * (g / (sqrt(history) + epsilon)), history
+
+
+def adadelta(g, w, v, changes, *, t, lr, rho, epsilon):
+    """arXiv 1212.5701, algorithm 1, with a learning rate."""
+    v = rho * v + (1 - rho) * square(g)
+    change = sqrt(changes + epsilon) / sqrt(v + epsilon) * g
+    changes = rho * changes + (1 - rho) * square(change)
+    return w - lr * change, v, changes
+
+
+def sgd(g, w, *, t, lr):
+    return (w - lr * g,)
+
+
+def sgd_momentum(g, w, change, *, t, lr, momentum):
+    """Sutskever et al., ICML 2013, equations 1 and 2."""
+    change = momentum * change - lr * g
+    return w + change, change
+
+
+def nag(g, w, change, *, t, lr, momentum):
+    """Sutskever et al., ICML 2013, equations 3 and 4; `w` is where the gradient is taken."""
+    change = momentum * change - lr * g
+    return w + (momentum * change - lr * g), change
+
+
+def lion(g, w, m, *, t, lr, beta1, beta2):
+    """arXiv 2302.06675, algorithm 2."""
+    direction = beta1 * m + (1 - beta1) * g
+    m = beta2 * m + (1 - beta2) * g
+    return w - lr * sign(direction), m
+
+
+def step(
+    rule: Callable[..., tuple[Rounded, ...]],
+    weight: np.ndarray,
+    grad: np.ndarray,
+    states: Sequence[np.ndarray],
+    t: int,
+    *,
+    decoupled_wd: bool = False,
+    corrects_decay: bool = False,
+    maximize: bool = False,
+    **hyperparameters: float,
+) -> tuple[Rounded, ...]:
+    """A whole step, with what happens to all gradients and weights first.
+
+    Parameters
+    ----------
+    rule : function
+        One of those above.
+    weight, grad : ndarray
+        As they are before the step.
+    states : sequence of ndarray
+        Likewise.
+    t : int
+        Which step this is, from 1.
+    decoupled_wd, maximize : bool, default False
+        As the optimizers take them.
+    corrects_decay : bool, default False
+        Whether decoupled decay goes by the rate with the bias correction, as it does in AdamW.
+    **hyperparameters : float or bool
+        `rescale_grad`, `clip_gradient`, `wd`, `lr`, and those of the rule.
+
+    Returns
+    -------
+    tuple of Rounded
+        The weight after the step, then the states.
+    """
+    w, g, *before = (Rounded(x, x.dtype) for x in (weight, grad, *states))
+    given: dict[str, Any] = {
+        name: x if isinstance(x, bool) else Rounded(x, "float64")
+        for name, x in hyperparameters.items()
+    }
+    rescale_grad, bound, wd = (given.pop(x) for x in ("rescale_grad", "clip_gradient", "wd"))
+    g = (-g if maximize else g) * rescale_grad
+    if decoupled_wd:
+        rate = given["lr"]
+        if corrects_decay:
+            rate = corrected(rate, t, given["beta1"], given["beta2"])
+        g, w = clip(g, bound), (1 - rate * wd) * w
+    elif rule is adabelief:
+        g = clip(g + wd * w, bound)
+    else:
+        g = clip(g, bound) + wd * w
+    return rule(g, w, *before, t=t, **given)
