@@ -49,6 +49,7 @@ types: $(VENV)/installed
 # clang-tidy brings no omp.h along: the compiler's is found, after all of clang's own headers. In that an
 # attribute has arguments, which clang does not know. The kernels for GPUs are read as the host compiles them.
 tidy: $(VENV)/installed
+	rm -rf build/tidy/on_host
 	$(VENV)/bin/cmake -S . -B build/tidy -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DMXADAMAX_CUDA=OFF \
 	  -DMXADAMAX_CUDA_ON_HOST=ON $(FOR_PYTHON) > /dev/null
 	printf '%s\n' $(wildcard csrc/*.cc csrc/*/*.cc) build/tidy/on_host/*.cc | \

@@ -94,8 +94,7 @@ bool find_row_indices(const std::vector<KnownRows>& known) {
 
 Rows rows_of(Handle array) {
   if (!row_indices_found()) {
-    throw std::runtime_error(
-        "this MXNet keeps the rows of row_sparse arrays in a place not known");
+    throw std::runtime_error("this MXNet keeps the rows of row_sparse arrays in a place not known");
   }
   const DlpackView view(array);
   Rows rows{view->ndim > 0 ? view->shape[0] : 0, nullptr, view->data};
