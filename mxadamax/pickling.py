@@ -65,9 +65,9 @@ def check_format(state: Dict[str, Any]) -> Dict[str, Any]:
     """
     state = dict(state)
     found = state.pop("_format", 0)
-    if found > FORMAT:
+    if type(found) is not int or found > FORMAT:
         raise ValueError(
-            f"mxadamax: this file has format {found}, of a newer version; this one reads up to "
+            f"mxadamax: this file has format {found!r}, of a newer version; this one reads up to "
             f"{FORMAT}: install the newer one here too"
         )
     if "_ledgers" in state:
