@@ -248,6 +248,9 @@ void compare_all(const cpu::RuleKernels& rule, const Formula& formula) {
   scalars["clip_gradient"] = 0;
   fill();
   compare(rule, formula, scalars, grads, weights, states, "no gradient");
+  // What only a sum that is zero shows: of that, rules take the sign.
+  for (std::vector<T>& state : states) std::fill(state.begin(), state.end(), T(0));
+  compare(rule, formula, scalars, grads, weights, states, "no gradient so far");
 
   // Not numbers, and infinite ones, in each place in turn: where they show and where they do not.
   for (const double wd : {-1.0, 0.0, 0.23}) {
