@@ -98,7 +98,7 @@ def family(run: Measured) -> str:
     """All optimizers."""
     rows = []
     for name, info in FAMILY.items():
-        case, ours, theirs = f"family-{name}", info.name, info.bench_built_in or info.built_in or ""
+        case, ours, theirs = f"family-{name}", info.name, info.timed_beside
         if not run.has(case):
             continue
         note = "" if ours == f"{theirs}_ext" else f", `{theirs}`"

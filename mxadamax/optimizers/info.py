@@ -59,6 +59,11 @@ class OptimizerInfo:
     def __str__(self) -> str:
         return " ".join([self.name, *(f"{k}={v}" for k, v in self.options.items())])
 
+    @property
+    def timed_beside(self) -> str:
+        """The built-in that `mxadamax bench` times it beside."""
+        return self.bench_built_in or self.built_in or ""
+
     def create(self, **options: Any) -> Optimizer:
         """Ours; what is given comes before the record's options."""
         return mxnet.optimizer.create(self.name, **{**self.options, **self.ours, **options})
