@@ -20,7 +20,7 @@ _MOVED = {
         )
     },
     "optimizer": "optimizers.base",
-    "parameter_server": "_mxnet.parameter_server",
+    "parameter_server": "pickling",
 }
 """The modules whose names files of version 0.1 hold, and where they are now."""
 

@@ -5,8 +5,6 @@ import os
 import sys
 from typing import Any
 
-from ..pickling import new  # noqa: F401  # Files of version 0.1 find it here.
-
 
 def end_where_mxnet_would_go_on() -> None:
     """On a parameter server, end the process where MXNet would drop an exception.
