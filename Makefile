@@ -16,12 +16,14 @@ train: $(VENV)/installed
 	$(VENV)/bin/python examples/train_mnist.py --optimizer adamax adamax_ext
 
 # Two processes more than there are processors: some tests wait for processes of their own.
+PYTEST = $(VENV)/bin/pytest --numprocesses "$$(($$(nproc) + 2))" --dist worksteal
+
 test: $(VENV)/installed
-	$(VENV)/bin/pytest --numprocesses "$$(($$(nproc) + 2))" --dist worksteal
+	$(PYTEST)
 
 # Every layer and every optimizer once: before each commit.
 check: $(VENV)/installed
-	$(VENV)/bin/pytest -m quick --numprocesses "$$(($$(nproc) + 1))" --dist worksteal
+	$(PYTEST) -m quick
 
 # With every Python and every MXNet, as noxfile.py says.
 matrix: $(VENV)/installed

@@ -403,9 +403,11 @@ def test_examples_of_docstrings(documented, tmp_path, monkeypatch):
 
 
 SOURCES = [
-    *sorted((ROOT / "mxadamax").glob("*.py")),
-    *sorted((ROOT / "mxadamax" / "_mxnet").glob("*.py")),
-    *sorted((ROOT / "mxadamax" / "optimizers").glob("*.py")),
+    *(
+        path
+        for folder in ("", "_mxnet", "optimizers")
+        for path in sorted((ROOT / "mxadamax" / folder).glob("*.py"))
+    ),
     *sorted((ROOT / "csrc").rglob("*.cc")),
     *sorted((ROOT / "csrc").rglob("*.h")),
 ]

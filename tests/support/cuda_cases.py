@@ -177,9 +177,7 @@ class OnEveryDevice:
         )
 
     @pytest.mark.parametrize(("rule", "state_dtype"), IN_LOW_PRECISION)
-    def test_states_low_precision_state(
-        self, kernels: Kernels, rule: str, state_dtype: str
-    ) -> None:
+    def test_low_precision_states(self, kernels: Kernels, rule: str, state_dtype: str) -> None:
         """Rounded by the same random bits, whatever the weight is; at every misalignment."""
         kinds = [variant for variant in VARIANTS if variant[0] != "float64"]
         tensors = [
@@ -194,7 +192,7 @@ class OnEveryDevice:
         compare(kernels, rule, tensors, lambda tensor, array: (tensor + array) % 3, steps=3)
 
     @pytest.mark.parametrize(("rule", "state_dtype"), IN_LOW_PRECISION)
-    def test_special_values_with_states_low_precision_state(
+    def test_special_values_with_low_precision_states(
         self, kernels: Kernels, rule: str, state_dtype: str
     ) -> None:
         """Gradients of all magnitudes, alike in a block or not; some are not finite."""
@@ -221,7 +219,7 @@ class OnEveryDevice:
 
     @pytest.mark.parametrize("rule", _native.rules)
     @pytest.mark.parametrize("state_dtype", ["float16", "bfloat16"])
-    def test_rows_with_states_low_precision_state(
+    def test_rows_with_low_precision_states(
         self, kernels: Kernels, rule: str, state_dtype: str
     ) -> None:
         """Random bits go by the place in the weight."""
@@ -230,7 +228,7 @@ class OnEveryDevice:
         tensors = tables(rule, "float16", True, first_lazy=True, state_dtype=state_dtype)
         compare(kernels, rule, tensors, steps=2)
 
-    def test_what_is_not_kept_low_precision_state(self, kernels: Kernels) -> None:
+    def test_what_is_not_kept_in_low_precision(self, kernels: Kernels) -> None:
         """Refused, before anything is there to be written."""
         rows = Rows(np.arange(2), 7, False)
         for rule, dtype, held, state_dtype, message in (
