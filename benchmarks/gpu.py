@@ -213,11 +213,12 @@ def rehearse() -> None:
     """Let the kernels that are compiled for the host stand for those of a GPU."""
     global DEVICE, measure, CASES
     from mxadamax import _cuda_on_host
+    from mxadamax.cuda import arrays
 
     DEVICE, measure = "cpu", measure_on_host
     CASES = {name: [(3, 500), (7,)] for name in CASES}
-    cuda.kernels = lambda: _cuda_on_host
-    cuda._by_dlpack = lambda array, *_: cuda._Array(
+    sys.modules["mxadamax._cuda"] = _cuda_on_host
+    arrays._from_dlpack = lambda array, *_: arrays.DeviceArray(
         array.data_ptr(), str(array.dtype).replace("torch.", ""), tuple(array.shape), None
     )
 

@@ -405,7 +405,7 @@ def test_examples_of_docstrings(documented, tmp_path, monkeypatch):
 SOURCES = [
     *(
         path
-        for folder in ("", "_mxnet", "optimizers")
+        for folder in ("", "_mxnet", "cuda", "optimizers")
         for path in sorted((ROOT / "mxadamax" / folder).glob("*.py"))
     ),
     *sorted((ROOT / "csrc").rglob("*.cc")),

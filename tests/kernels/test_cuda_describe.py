@@ -10,6 +10,7 @@ import types
 import pytest
 
 from mxadamax import cuda
+from mxadamax.cuda import diagnosis
 
 
 @pytest.fixture
@@ -29,8 +30,8 @@ def answers(monkeypatch):
         done = types.SimpleNamespace(
             stdout=stdout or json.dumps(found), stderr=stderr, returncode=-11
         )
-        monkeypatch.setattr(cuda.subprocess, "run", lambda *_, **__: done)
-        monkeypatch.setattr(cuda, "_MODULE", "json")
+        monkeypatch.setattr(diagnosis.subprocess, "run", lambda *_, **__: done)
+        monkeypatch.setattr(diagnosis, "MODULE", "json")
         return cuda.describe()
 
     return answer
@@ -74,21 +75,21 @@ def test_an_older_driver_of_the_same_first_number_is_no_problem(answers):
 
 
 def test_not_built(monkeypatch):
-    monkeypatch.setattr(cuda, "_MODULE", "mxadamax._cuda_that_is_not_there")
+    monkeypatch.setattr(diagnosis, "MODULE", "mxadamax._cuda_that_is_not_there")
     found = cuda.describe()
     assert not found.built
     assert "build it where nvcc" in found.problem
 
 
 def test_a_driver_that_does_not_answer(monkeypatch):
-    monkeypatch.setattr(cuda, "_MODULE", "json")
-    monkeypatch.setattr(cuda, "_QUESTION", "import time; time.sleep(60)")
-    monkeypatch.setattr(cuda, "_SECONDS", 0.2)
+    monkeypatch.setattr(diagnosis, "MODULE", "json")
+    monkeypatch.setattr(diagnosis, "_QUESTION", "import time; time.sleep(60)")
+    monkeypatch.setattr(diagnosis, "_SECONDS", 0.2)
     assert "did not answer in 0.2 s" in cuda.describe().problem
 
 
 def test_a_python_that_cannot_be_started(monkeypatch):
-    monkeypatch.setattr(cuda, "_MODULE", "json")
+    monkeypatch.setattr(diagnosis, "MODULE", "json")
     monkeypatch.setattr(sys, "executable", "/not/there/python")
     assert "cannot be loaded" in cuda.describe().problem
 
@@ -98,7 +99,7 @@ def test_the_module_that_stands_for_it_on_the_host(monkeypatch):
     pytest.importorskip(
         "mxadamax._cuda_on_host", reason="built without the CMake option MXADAMAX_CUDA_ON_HOST"
     )
-    monkeypatch.setattr(cuda, "_MODULE", "mxadamax._cuda_on_host")
+    monkeypatch.setattr(diagnosis, "MODULE", "mxadamax._cuda_on_host")
     found = cuda.describe()
     assert found.architectures == "host"
     assert found.gpus == (cuda.Gpu("the host", 2**30, 90),)

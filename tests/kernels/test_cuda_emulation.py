@@ -8,6 +8,7 @@ ordered; test_cuda.py is the same cases on a GPU.
 from __future__ import annotations
 
 import itertools
+import sys
 import types
 
 import mxnet as mx
@@ -273,13 +274,13 @@ def test_bad_calls_of_the_module():
         native.LaunchPlan("adamax", [entry()], 0).update([1.0, 2.0, 3.0], None, False, 0)
 
 
-# The door.
+# mxadamax.cuda.
 
 
 @pytest.fixture
-def door(monkeypatch):
-    """The door to the kernels on the host."""
-    monkeypatch.setattr(cuda, "kernels", lambda: native)
+def emulated(monkeypatch):
+    """`mxadamax.cuda` with the kernels that are compiled for the host."""
+    monkeypatch.setitem(sys.modules, "mxadamax._cuda", native)
     return cuda
 
 
@@ -322,35 +323,35 @@ def scalars(rule="adamax"):
 
 @pytest.mark.parametrize("show", [Shown, Packed])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_update(door, show, dtype):
+def test_update(emulated, show, dtype):
     w, g, m, u = columns(dtype=dtype)
     expected = [np.array(x) for x in (w, g, m, u)]
     _native.update_numpy(
         "adamax", expected[:1], expected[1:2], [expected[2:]], scalars(), instruction_set="baseline"
     )
     arrays = [show(x) for x in (w, g, m, u)]
-    door.update("adamax", arrays[:1], arrays[1:2], [arrays[2:]], scalars())
+    emulated.update("adamax", arrays[:1], arrays[1:2], [arrays[2:]], scalars())
     for found, wanted in zip((w, g, m, u), expected):
         assert_same_bits(found, wanted)
 
 
-def test_strides_of_arrays_without_gaps(door):
+def test_strides_of_arrays_without_gaps(emulated):
     """They may be told or not; those of a dimension of length 1 say nothing."""
     w, g, m, u = (x[:32].reshape(8, 1, 4).copy() for x in columns())
     expected = [np.array(x) for x in (w, g, m, u)]
     arrays = [Shown(x, strides=(16, 999, 4)) for x in (w, g, m, u)]
     # Scalars that have a value without being given are left out.
     given = {k: v for k, v in scalars().items() if k not in native.optional_scalars}
-    door.update("adamax", arrays[:1], arrays[1:2], [arrays[2:]], given)
+    emulated.update("adamax", arrays[:1], arrays[1:2], [arrays[2:]], given)
     _native.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], given)
     for found, wanted in zip((w, g, m, u), expected):
         assert_same_bits(found, wanted)
 
 
-def test_a_batch_is_used_again(door):
+def test_a_batch_is_used_again(emulated):
     w, g, m, u = columns()
     expected = [np.array(x) for x in (w, g, m, u)]
-    batch = door.Batch("adamax", [Shown(w)], [Shown(g)], [[Shown(m), Shown(u)]], stream=1)
+    batch = emulated.Batch("adamax", [Shown(w)], [Shown(g)], [[Shown(m), Shown(u)]], stream=1)
     for step in range(3):
         own = {**scalars(), "lr": [0.1 / (step + 1)]}
         batch.update(own, stream=types.SimpleNamespace(ptr=2))
@@ -363,10 +364,10 @@ def test_a_batch_is_used_again(door):
     assert batch.skipped_steps == 0
 
 
-def test_a_step_after_one_that_was_skipped(door):
+def test_a_step_after_one_that_was_skipped(emulated):
     w, g, m, u = columns()
     expected = [np.array(x) for x in (w, g, m, u)]
-    batch = door.Batch("adamax", [Shown(w)], [Shown(g)], [[Shown(m), Shown(u)]])
+    batch = emulated.Batch("adamax", [Shown(w)], [Shown(g)], [[Shown(m), Shown(u)]])
     good, g[3] = g[3], np.nan
     batch.update(scalars(), skip_nonfinite=True)
     g[3] = good
@@ -377,7 +378,7 @@ def test_a_step_after_one_that_was_skipped(door):
         assert_same_bits(found, wanted)
 
 
-def test_masters_and_averages(door):
+def test_masters_and_averages(emulated):
     w, _, m, u = columns()
     short, grad = w.astype("float16"), columns(dtype="float16")[1]
     average = np.zeros_like(w)
@@ -385,7 +386,7 @@ def test_masters_and_averages(door):
     own = {**scalars(), "ema_weight": 1.0}
     _native.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], own)
     states = [[Shown(m), Shown(u)]]
-    door.update(
+    emulated.update(
         *("adamax", [Shown(short)], [Shown(grad)], states, own),
         masters=[Shown(w)],
         averages=[Shown(average)],
@@ -397,12 +398,12 @@ def test_masters_and_averages(door):
 
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("show", [Shown, Packed])
-def test_rows(door, show, lazy):
+def test_rows(emulated, show, lazy):
     """Which may be others in every step, where they are."""
     weight, _, m, u = (x[:32].reshape(8, 4).copy() for x in columns())
     held, numbers = columns()[1][:8].reshape(2, 4).copy(), np.array([2, 5])
     arrays = [show(x) for x in (weight, held, m, u)]
-    batch = door.Batch(
+    batch = emulated.Batch(
         *("adamax", arrays[:1], arrays[1:2], [arrays[2:]]), rows=[show(numbers)], lazy=lazy
     )
     expected = [np.array(x) for x in (weight, m, u)]
@@ -433,14 +434,14 @@ def test_rows(door, show, lazy):
 
 @pytest.mark.parametrize("state_dtype", ["float16", "int8"])
 @pytest.mark.parametrize("show", [Shown, Packed])
-def test_low_precision_states(door, show, state_dtype):
+def test_low_precision_states(emulated, show, state_dtype):
     w, g, _, _ = columns(100)
     kinds = {"float16": ("float16", "float16"), "int8": ("int8", "uint8")}[state_dtype]
     states = [np.zeros(100, kind) for kind in kinds]
     scales = np.zeros((2, 2), "float32")
     expected = [np.array(x) for x in (w, *states, scales)]
     options = {"scales": [show(scales)]} if state_dtype == "int8" else {}
-    batch = door.Batch(
+    batch = emulated.Batch(
         *("adam", [show(w)], [show(g)], [[show(state) for state in states]]),
         state_dtype=state_dtype,
         **options,
@@ -476,16 +477,16 @@ def test_low_precision_states(door, show, state_dtype):
         ),
     ],
 )
-def test_states_that_are_refused(door, rule, kinds, options, message):
+def test_states_that_are_refused(emulated, rule, kinds, options, message):
     w, g, _, _ = columns(100)
     states = [[Shown(np.zeros(100, kind)) for kind in kinds]]
     options = {"scales": [Shown(np.zeros((2, 2), "float32"))], **options}
     if "state 0" in message:
         del options["scales"]
     with pytest.raises((TypeError, ValueError), match=message):
-        door.Batch(rule, [Shown(w)], [Shown(g)], states, **options)
+        emulated.Batch(rule, [Shown(w)], [Shown(g)], states, **options)
     with pytest.raises(ValueError, match=r"scales has shape \(1, 2\), expected \(2, 2\)"):
-        door.Batch(
+        emulated.Batch(
             *(
                 "adam",
                 [Shown(w)],
@@ -497,31 +498,31 @@ def test_states_that_are_refused(door, rule, kinds, options, message):
         )
 
 
-def test_rows_of_a_weight_without_elements(door):
+def test_rows_of_a_weight_without_elements(emulated):
     empty = [Shown(np.zeros((5, 0), "float32")) for _ in range(3)]
     grad, numbers = Shown(np.zeros((2, 0), "float32")), Shown(np.array([7, 7]))
-    door.update("adamax", empty[:1], [grad], [empty[1:]], scalars(), rows=[numbers])
+    emulated.update("adamax", empty[:1], [grad], [empty[1:]], scalars(), rows=[numbers])
 
 
-def test_dlpack_is_asked_for_the_stream(door):
+def test_dlpack_is_asked_for_the_stream(emulated):
     arrays = [Packed(x) for x in columns()]
     for stream, asked in ((None, 1), (7, 7), (types.SimpleNamespace(cuda_stream=9), 9)):
-        door.update("adamax", arrays[:1], arrays[1:2], [arrays[2:]], scalars(), stream=stream)
+        emulated.update("adamax", arrays[:1], arrays[1:2], [arrays[2:]], scalars(), stream=stream)
         assert [array.asked_with for array in arrays] == [asked] * 4
 
 
-def test_streams_on_which_arrays_are_made_come_first(door, monkeypatch):
+def test_streams_on_which_arrays_are_made_come_first(emulated, monkeypatch):
     ordered = []
     ours = types.SimpleNamespace(**vars(native))
     ours.order_streams = lambda *streams: ordered.append(streams)
-    monkeypatch.setattr(cuda, "kernels", lambda: ours)
+    monkeypatch.setitem(sys.modules, "mxadamax._cuda", ours)
     w, g, m, u = columns()
     shown = [Shown(w, stream=1), Shown(g, stream=5), Shown(m, stream=7), Shown(u)]
-    door.Batch("adamax", shown[:1], shown[1:2], [shown[2:]], stream=7)
+    emulated.Batch("adamax", shown[:1], shown[1:2], [shown[2:]], stream=7)
     assert sorted(ordered) == [(1, 7, 0), (5, 7, 0)]
 
 
-def refused(door, error, message, place=None, by=None, **options):
+def refused(emulated, error, message, place=None, by=None, **options):
     """Fail unless an update with one array replaced is refused, with nothing written."""
     arrays = [Shown(x) for x in columns()]
     before = [shown.array.tobytes() for shown in arrays]
@@ -530,7 +531,7 @@ def refused(door, error, message, place=None, by=None, **options):
         given[place] = by
     rule, own = options.pop("rule", "adamax"), options.pop("scalars", scalars())
     with pytest.raises(error, match=message):
-        door.update(rule, given[:1], given[1:2], [given[2:]], own, **options)
+        emulated.update(rule, given[:1], given[1:2], [given[2:]], own, **options)
     assert [shown.array.tobytes() for shown in arrays] == before
 
 
@@ -560,40 +561,48 @@ def refused(door, error, message, place=None, by=None, **options):
         (0, Shown(np.zeros(33, "float32"), typestr="<V2"), TypeError, "weight is Shown, expected"),
     ],
 )
-def test_arrays_that_are_refused(door, place, by, error, message):
-    refused(door, error, message, place, by)
+def test_arrays_that_are_refused(emulated, place, by, error, message):
+    refused(emulated, error, message, place, by)
 
 
-def test_a_read_only_gradient_is_as_good_as_any(door):
+def test_a_read_only_gradient_is_as_good_as_any(emulated):
     w, g, m, u = columns()
     g.flags.writeable = False
-    door.update("adamax", [Shown(w)], [Shown(g)], [[Shown(m), Shown(u)]], scalars())
+    emulated.update("adamax", [Shown(w)], [Shown(g)], [[Shown(m), Shown(u)]], scalars())
 
 
-def test_arguments_that_are_refused(door):
-    refused(door, ValueError, "there is no rule 'adamin'; there are adamax, adam", rule="adamin")
-    refused(door, ValueError, "tensor 0: 2 states, rule sgd has 0", rule="sgd")
+def test_arguments_that_are_refused(emulated):
+    refused(
+        emulated, ValueError, "there is no rule 'adamin'; there are adamax, adam", rule="adamin"
+    )
+    refused(emulated, ValueError, "tensor 0: 2 states, rule sgd has 0", rule="sgd")
     without = {name: x for name, x in scalars().items() if name != "lr"}
-    refused(door, ValueError, "rule adamax needs the scalar 'lr'", scalars=without)
+    refused(emulated, ValueError, "rule adamax needs the scalar 'lr'", scalars=without)
     for value, error, message in (
         (np.nan, ValueError, "'lr' is nan, expected a finite number"),
         (np.inf, ValueError, "'lr' is inf, expected a finite number"),
         ("fast", TypeError, "'lr' must be numbers, got 'fast'"),
         ([0.1, 0.2], ValueError, r"'lr' has shape \(2,\), expected a number or 1 of them"),
     ):
-        refused(door, error, message, scalars={**scalars(), "lr": value})
-    refused(door, ValueError, "no scalar 'LR'", scalars={**scalars(), "LR": 1.0})
+        refused(emulated, error, message, scalars={**scalars(), "lr": value})
+    refused(emulated, ValueError, "no scalar 'LR'", scalars={**scalars(), "LR": 1.0})
     refused(
-        door, ValueError, "'clip_gradient' is nan", scalars={**scalars(), "clip_gradient": np.nan}
+        emulated,
+        ValueError,
+        "'clip_gradient' is nan",
+        scalars={**scalars(), "clip_gradient": np.nan},
     )
     for bound in (0.0, -1.0, np.nan):
-        refused(door, ValueError, "clip_global_norm must be in", clip_global_norm=bound)
-    refused(door, TypeError, "stream must be", stream="main")
-    refused(door, TypeError, "stream must be", stream=-1)
+        refused(emulated, ValueError, "clip_global_norm must be in", clip_global_norm=bound)
+    refused(emulated, TypeError, "stream must be", stream="main")
+    refused(emulated, TypeError, "stream must be", stream=-1)
     refused(
-        door, TypeError, "only float16 and bfloat16 take a master", masters=[Shown(columns()[0])]
+        emulated,
+        TypeError,
+        "only float16 and bfloat16 take a master",
+        masters=[Shown(columns()[0])],
     )
-    refused(door, ValueError, "got 2 averages for 1 weights", averages=[None, None])
+    refused(emulated, ValueError, "got 2 averages for 1 weights", averages=[None, None])
     for rows, error, message in (
         (np.zeros(3, "int32"), TypeError, "tensor 0: rows is int32, expected int64"),
         (
@@ -608,18 +617,16 @@ def test_arguments_that_are_refused(door):
         ),
         (np.arange(3), ValueError, r"tensor 0: gradient has shape \(33,\), expected \(3,\)"),
     ):
-        refused(door, error, message, rows=[Shown(rows)])
+        refused(emulated, error, message, rows=[Shown(rows)])
     scalar = [Shown(np.ones((), "float32")) for _ in range(4)]
     with pytest.raises(ValueError, match="rows are given, and the weight has no dimension"):
-        door.Batch("adamax", scalar[:1], scalar[1:2], [scalar[2:]], rows=[Shown(np.arange(1))])
+        emulated.Batch("adamax", scalar[:1], scalar[1:2], [scalar[2:]], rows=[Shown(np.arange(1))])
     arrays = [Shown(x) for x in columns()]
     with pytest.raises(ValueError, match="got 0 gradients for 1 weights"):
-        door.Batch("adamax", arrays[:1], [], [arrays[2:]])
+        emulated.Batch("adamax", arrays[:1], [], [arrays[2:]])
 
 
 def test_without_the_module(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "mxadamax._cuda", None)
-    cuda.kernels.cache_clear()
+    monkeypatch.setitem(sys.modules, "mxadamax._cuda", None)
     with pytest.raises(ImportError, match="built without kernels for GPUs: build it where nvcc"):
         cuda.update("adamax", [], [], [], {})
-    cuda.kernels.cache_clear()

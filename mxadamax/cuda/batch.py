@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Update a batch of arrays on a GPU."""
+
+import math
+from typing import Any, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+
+import numpy
+
+from .arrays import ArrayReader, stream_address
+from .loader import kernels
+
+Scalars = Mapping[str, Union[float, Sequence[float]]]
+
+_ITEM_SIZES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
+_UNBOUNDED_IF_INFINITE = ("clip_gradient", "clip_weights")
+
+
+class _Tensor(NamedTuple):
+    """What `LaunchPlan` takes for each weight: addresses, 0 for none."""
+
+    dtype: str
+    elements: int
+    grad: int
+    weight: int
+    states: List[int]
+    master: int
+    average: int
+    # Address of the row indices, their number, elements of a row, lazy.
+    rows: Optional[Tuple[int, int, int, bool]]
+    # dtype of the states, address of the scales.
+    low_precision: Optional[Tuple[str, int]]
+
+
+def _state_dtypes(rule: str, state_dtype: Optional[str]) -> List[Optional[str]]:
+    """Return the dtype of each state of a rule; None for the dtype of what is updated."""
+    native = kernels()
+    count = native.rules[rule][0]
+    if state_dtype is None:
+        return [None] * count
+    if state_dtype not in ("float16", "bfloat16", "int8"):
+        raise ValueError(
+            f"state_dtype must be 'float16', 'bfloat16', 'int8' or None, got {state_dtype!r}"
+        )
+    is_int8 = state_dtype == "int8"
+    if rule not in (
+        native.rules_with_int8_state if is_int8 else native.rules_with_low_precision_state
+    ):
+        raise ValueError(f"state_dtype must be None with rule {rule!r}, got {state_dtype!r}")
+    return ["int8", "uint8"] if is_int8 else [state_dtype] * count
+
+
+def _one_per_weight(given: Any, count: int, name: str) -> List[Any]:
+    if given is None:
+        return [None] * count
+    found = list(given)
+    if len(found) != count:
+        raise ValueError(f"got {len(found)} {name} for {count} weights")
+    return found
+
+
+class Batch:
+    """Arrays that are updated together, step after step.
+
+    The first step sends their addresses and sizes to the device; further ones send only scalars
+    that have changed. So keep a batch for as long as the arrays stay where they are. It keeps the
+    arrays alive. When it is freed, it waits for updates under way.
+
+    Parameters
+    ----------
+    rule : str
+        The name of a rule, such as ``adamax``: a key of ``kernels().rules``, which tells how many
+        states it has, and its scalars.
+    weights : sequence of arrays
+        C-contiguous, of float32, float64, float16 or bfloat16, on one GPU.
+    grads : sequence of arrays
+        Of the dtypes and shapes of the weights. Never written.
+    states : sequence of sequences of arrays
+        For each weight as many as the rule has, of its shape and dtype, or of its master's.
+    masters : sequence of arrays or None, optional
+        For each float16 or bfloat16 weight, a float32 copy of it, which is updated, and from which
+        the weight is rounded; None for none.
+    averages : sequence of arrays or None, optional
+        For each weight the average over its steps, of float32, or of float64 for such a weight;
+        None for none. The scalar ``ema_weight`` says how much of the new weight goes into it.
+    rows : sequence of arrays or None, optional
+        For each weight None, or the indices of the rows that its gradient holds: int64, of one
+        dimension, ascending, once each. The gradient then has these rows only, in that order. The
+        indices may change in place from step to step.
+    lazy : bool, default False
+        Leave rows that a gradient does not hold alone, with their states and averages; otherwise
+        they are updated with a gradient of zero.
+    state_dtype : {'float16', 'bfloat16', 'int8'}, optional
+        The low-precision type of states, with stochastic rounding: those of `FusedOptimizer` with
+        this option. Random bits depend on the scalars ``rng_stream``, a number for each weight, and
+        ``step``, which counts its updates. Squares are kept as their roots. With ``'int8'``
+        states are an int8 and an uint8 array.
+    scales : sequence of arrays, optional
+        With ``'int8'``, for each weight a float32 array of shape (blocks, 2), where a block is 64
+        elements; zeros at first, like the states.
+    device : int, optional
+        The number of the GPU; by default that of the first weight.
+    stream : int or stream, optional
+        The stream of the first `update`, given as there. It waits for other streams that arrays
+        name as still writing them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an array does not fit; the message names it.
+    ImportError
+        If mxadamax was built without kernels for GPUs.
+    """
+
+    def __init__(
+        self,
+        rule: str,
+        weights: Sequence[Any],
+        grads: Sequence[Any],
+        states: Sequence[Sequence[Any]],
+        *,
+        masters: Optional[Sequence[Any]] = None,
+        averages: Optional[Sequence[Any]] = None,
+        rows: Optional[Sequence[Any]] = None,
+        lazy: bool = False,
+        state_dtype: Optional[str] = None,
+        scales: Optional[Sequence[Any]] = None,
+        device: Optional[int] = None,
+        stream: Any = None,
+    ):
+        native = kernels()
+        if rule not in native.rules:
+            raise ValueError(f"there is no rule {rule!r}; there are {', '.join(native.rules)}")
+        self.rule = rule
+        self._scalar_names = native.rules[rule][1]
+        self._optional_scalars = native.optional_scalars
+        state_dtypes = _state_dtypes(rule, state_dtype)
+        if scales is not None and state_dtype != "int8":
+            raise ValueError(f"scales are given, which state_dtype {state_dtype!r} does not have")
+        weights = list(weights)
+        count = self._count = len(weights)
+        columns = zip(
+            weights,
+            _one_per_weight(grads, count, "gradients"),
+            _one_per_weight(states, count, "states"),
+            _one_per_weight(masters, count, "masters"),
+            _one_per_weight(averages, count, "averages"),
+            _one_per_weight(rows, count, "rows"),
+            _one_per_weight(scales, count, "scales"),
+        )
+        first_stream = stream_address(stream)
+        reader = ArrayReader(first_stream)
+        tensors = list(self._tensors(reader, columns, state_dtypes, state_dtype, lazy))
+        if device is None:
+            address = next((tensor.weight for tensor in tensors if tensor.elements), 0)
+            device = native.device_of(address) if address else 0
+        self.device = device
+        self._arrays = reader.arrays
+        self._plan = native.LaunchPlan(rule, tensors, device)
+        for other in reader.streams - {first_stream}:
+            native.order_streams(other, first_stream, device)
+
+    def _tensors(
+        self,
+        reader: ArrayReader,
+        columns: Iterator[Tuple[Any, ...]],
+        state_dtypes: Sequence[Optional[str]],
+        state_dtype: Optional[str],
+        lazy: bool,
+    ) -> Iterator[_Tensor]:
+        """Read and check the arrays of each weight."""
+        block_size = kernels().block_size
+        for i, (given, grad, states, master, average, rows, scales) in enumerate(columns):
+            prefix = f"tensor {i}: "
+            weight = reader.read(given, prefix + "weight")
+            dtype, shape = weight.dtype, weight.shape
+            elements = math.prod(shape)
+            if dtype not in _ITEM_SIZES:
+                raise TypeError(
+                    f"{prefix}weight is {dtype}, expected one of {', '.join(_ITEM_SIZES)}"
+                )
+            is_half = _ITEM_SIZES[dtype] == 2
+            if master is not None and not is_half:
+                raise TypeError(
+                    f"{prefix}weight is {dtype}, only float16 and bfloat16 take a master"
+                )
+            updated_dtype = dtype if master is None else "float32"
+            average_dtype = "float32" if is_half else dtype
+            states = list(states)
+            if len(states) != len(state_dtypes):
+                raise ValueError(
+                    f"{prefix}{len(states)} states, rule {self.rule} has {len(state_dtypes)}"
+                )
+            sparse_rows, grad_shape = None, shape
+            if rows is not None:
+                indices = reader.read_rows(rows, prefix, weight)
+                grad_shape = (*indices.shape, *shape[1:])
+                if elements:
+                    row_length = math.prod(shape[1:])
+                    sparse_rows = (indices.address, indices.shape[0], row_length, bool(lazy))
+            low_precision = None
+            if state_dtype is not None:
+                low_precision = (state_dtype, 0)
+                if state_dtype == "int8":
+                    ranges = (-(-elements // block_size), 2)
+                    found = reader.read(scales, prefix + "scales", "float32", ranges)
+                    low_precision = (state_dtype, found.address)
+            yield _Tensor(
+                dtype=dtype,
+                elements=elements,
+                grad=reader.read(
+                    *(grad, prefix + "gradient", dtype), shape=grad_shape, written=False
+                ).address,
+                weight=weight.address,
+                states=[
+                    reader.read(
+                        *(state, f"{prefix}state {k}"), own_dtype or updated_dtype, shape
+                    ).address
+                    for k, (state, own_dtype) in enumerate(zip(states, state_dtypes))
+                ],
+                master=0
+                if master is None
+                else reader.read(master, prefix + "master", "float32", shape).address,
+                average=0
+                if average is None
+                else reader.read(average, prefix + "average", average_dtype, shape).address,
+                rows=sparse_rows,
+                low_precision=low_precision,
+            )
+
+    def update(
+        self,
+        scalars: Scalars,
+        *,
+        clip_global_norm: Optional[float] = None,
+        skip_nonfinite: bool = False,
+        stream: Any = None,
+    ) -> None:
+        """Update all weights once, on the stream.
+
+        Does not wait for it, unless gradients hold some rows only; but the first call prepares
+        memory, which takes its time.
+
+        Parameters
+        ----------
+        scalars : mapping of str to float or sequence of float
+            For each scalar of the rule a number, or one for each weight. The rule computes with
+            them as they are: learning rates include the corrections of bias. All are finite, but
+            for ``clip_gradient`` and ``clip_weights``, where infinity is no bound. A ``wd`` below 0
+            is no weight decay at all; ``decay_factor`` is 1 without decoupled weight decay.
+            ``ema_weight`` is 0 unless given.
+        clip_global_norm : float, in (0, inf], optional
+            Bound of the norm of all gradients together, after ``rescale_grad`` of the first weight.
+        skip_nonfinite : bool, default False
+            Leave everything as it is if any gradient holds NaN or infinity.
+        stream : int or stream, optional
+            A stream of the device, as its address, or as CuPy or PyTorch have it; by default the
+            device's default stream. A step begins when the one before is done, also on another
+            stream.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a scalar, option or row does not fit. Nothing has been written then.
+        """
+        if clip_global_norm is not None:
+            clip_global_norm = float(clip_global_norm)
+            if not clip_global_norm > 0:
+                raise ValueError(f"clip_global_norm must be in (0, inf], got {clip_global_norm}")
+        self._plan.update(
+            *(self._scalar_table(scalars), clip_global_norm, bool(skip_nonfinite)),
+            stream_address(stream),
+        )
+
+    def _scalar_table(self, scalars: Scalars) -> Any:
+        """Check scalars and return a row of them for each tensor."""
+        table = numpy.zeros((self._count, len(self._scalar_names)))
+        unknown = [name for name in scalars if name not in self._scalar_names]
+        if unknown:
+            raise ValueError(f"rule {self.rule} has no scalar {unknown[0]!r}")
+        for k, name in enumerate(self._scalar_names):
+            if name not in scalars:
+                if name in self._optional_scalars:
+                    continue
+                raise ValueError(f"rule {self.rule} needs the scalar {name!r}")
+            try:
+                values = numpy.asarray(scalars[name], dtype=numpy.float64)
+            except (TypeError, ValueError):
+                raise TypeError(f"scalar {name!r} must be numbers, got {scalars[name]!r}") from None
+            if values.shape not in ((), (self._count,)):
+                raise ValueError(
+                    f"scalar {name!r} has shape {values.shape}, expected a number or "
+                    f"{self._count} of them"
+                )
+            bad = numpy.isnan(values) if name in _UNBOUNDED_IF_INFINITE else ~numpy.isfinite(values)
+            if bad.any():
+                raise ValueError(f"scalar {name!r} is {values[bad][0]}, expected a finite number")
+            table[:, k] = values
+        return table
+
+    @property
+    def gradient_norm(self) -> float:
+        """The norm of all gradients in the last step with an option, after rescaling; NaN before.
+
+        Waits for the step.
+        """
+        return float(self._plan.report()[0])
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were left out because of `skip_nonfinite`. Waits for the last step."""
+        return int(self._plan.report()[1])
+
+
+def update(
+    rule: str,
+    weights: Sequence[Any],
+    grads: Sequence[Any],
+    states: Sequence[Sequence[Any]],
+    scalars: Scalars,
+    *,
+    masters: Optional[Sequence[Any]] = None,
+    averages: Optional[Sequence[Any]] = None,
+    rows: Optional[Sequence[Any]] = None,
+    lazy: bool = False,
+    state_dtype: Optional[str] = None,
+    scales: Optional[Sequence[Any]] = None,
+    clip_global_norm: Optional[float] = None,
+    skip_nonfinite: bool = False,
+    stream: Any = None,
+) -> None:
+    """Update arrays once, and wait for it. For more than a step, a :class:`Batch` costs less.
+
+    Parameters
+    ----------
+    rule, weights, grads, states, masters, averages, rows, lazy, state_dtype, scales
+        As for :class:`Batch`.
+    scalars, clip_global_norm, skip_nonfinite, stream
+        As for :meth:`Batch.update`.
+
+    Raises
+    ------
+    TypeError, ValueError, ImportError
+        As these do.
+    """
+    batch = Batch(
+        *(rule, weights, grads, states),
+        masters=masters,
+        averages=averages,
+        rows=rows,
+        lazy=lazy,
+        state_dtype=state_dtype,
+        scales=scales,
+        stream=stream,
+    )
+    batch.update(
+        scalars, clip_global_norm=clip_global_norm, skip_nonfinite=skip_nonfinite, stream=stream
+    )
