@@ -27,11 +27,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
-from without_mxnet import prepare
-
-prepare()
-from mxadamax import cuda  # noqa: E402
+from mxadamax import cuda
 
 Shape = Tuple[int, ...]
 Step = Callable[[], None]

@@ -2,15 +2,16 @@
 """Optimizers for Apache MXNet with native kernels: one engine operation per step.
 
 Importing this package registers its optimizers with MXNet: ``gluon.Trainer(params, 'adamax_ext')``.
+Where MXNet is not installed, only `mxadamax.cuda` works.
 """
 
-import sys as _sys
-import warnings as _warnings
+import typing as _typing
 
 __version__ = "0.1.0"
 
+from ._mxnet.importing import MISSING as _MISSING
+from ._mxnet.importing import import_mxnet as _import_mxnet
 from ._mxnet.parameter_server import end_where_mxnet_would_go_on as _end_where_mxnet_would_go_on
-from ._mxnet.versions import SUPPORTED as _SUPPORTED
 from .commands.import_diagnostics import explain_where_the_import_fails as _explain_where_it_fails
 from .native_module import refuse as _refuse
 
@@ -18,58 +19,37 @@ _explain_where_it_fails()
 # Before MXNet, whose import is where a parameter server runs.
 _end_where_mxnet_would_go_on()
 
-# MXNet is older than the NumPy and the Python that it may be installed with.
-try:
-    import numpy as _numpy
+if _import_mxnet():
+    # After MXNet, so that both run on the OpenMP library that MXNet has loaded.
+    try:
+        from . import _native  # noqa: F401
+    except ImportError as _error:
+        _refuse(_error)
 
-    # MXNet's import asks for this name. NumPy 1.24 to 1.26 do not have it, and warn when asked.
-    with _warnings.catch_warnings():
-        _warnings.simplefilter("ignore")
-        if not hasattr(_numpy, "bool"):
-            _numpy.bool = bool  # type: ignore[attr-defined]
-    import mxnet as _mx  # noqa: F401
-except ModuleNotFoundError as _error:
-    if _error.name in ("mxnet", "numpy"):
-        raise ImportError(
-            "mxadamax needs Apache MXNet: install it with pip install 'mxadamax[mxnet]', "
-            f"or the flavour for your machine of {_SUPPORTED.replace(' and ', ' or ')}."
-        ) from None
-    if _error.name == "distutils":
-        raise ImportError(
-            "mxadamax: MXNet needs distutils, which Python 3.12 and later do not have: "
-            "install them with pip install setuptools"
-        ) from _error
-    raise
-except AttributeError as _error:
-    if int(_numpy.__version__.split(".")[0]) < 2:
-        raise
-    raise ImportError(
-        f"mxadamax: MXNet needs NumPy 1, found NumPy {_numpy.__version__}: install it with "
-        f"pip install 'numpy<{'2' if _sys.version_info >= (3, 12) else '1.24'}'"
-    ) from _error
+    from .averaging import averaged_weights
+    from .checkpoints import load_states, save_states
+    from .optimizers.adabelief import AdaBelief
+    from .optimizers.adadelta import AdaDelta
+    from .optimizers.adagrad import AdaGrad
+    from .optimizers.adam import Adam, AMSGrad
+    from .optimizers.adamax import Adamax
+    from .optimizers.adamw import AdamW
+    from .optimizers.lion import Lion
+    from .optimizers.nadam import Nadam
+    from .optimizers.nag import NAG
+    from .optimizers.rmsprop import RMSProp
+    from .optimizers.sgd import SGD
+    from .pickling import alias_moved_modules as _alias_moved_modules
 
-# After MXNet, so that both run on the OpenMP library that MXNet has loaded.
-try:
-    from . import _native  # noqa: F401
-except ImportError as _error:
-    _refuse(_error)
+    _alias_moved_modules()
+# Type checkers know every name, also without MXNet.
+elif not _typing.TYPE_CHECKING:
 
-from .averaging import averaged_weights
-from .checkpoints import load_states, save_states
-from .optimizers.adabelief import AdaBelief
-from .optimizers.adadelta import AdaDelta
-from .optimizers.adagrad import AdaGrad
-from .optimizers.adam import Adam, AMSGrad
-from .optimizers.adamax import Adamax
-from .optimizers.adamw import AdamW
-from .optimizers.lion import Lion
-from .optimizers.nadam import Nadam
-from .optimizers.nag import NAG
-from .optimizers.rmsprop import RMSProp
-from .optimizers.sgd import SGD
-from .pickling import alias_moved_modules as _alias_moved_modules
+    def __getattr__(name: str) -> _typing.Any:
+        if name in __all__:
+            raise ImportError(_MISSING)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-_alias_moved_modules()
 
 __all__ = [
     "NAG",

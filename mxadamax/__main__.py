@@ -7,6 +7,7 @@ import sys
 from typing import Optional, Sequence
 
 from . import __version__
+from ._mxnet.importing import MISSING
 
 COMMANDS = {
     "info": "what is installed and used here, and what to do about problems",
@@ -47,7 +48,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         given = parser.parse_args(argv, argparse.Namespace(argv=argv))
         status: int = modules[given.command].run(given)
     except (ImportError, OSError, ValueError) as error:
-        print(f"mxadamax {argv[0]}: {error}", file=sys.stderr)
+        message = MISSING if getattr(error, "name", None) == "mxnet" else error
+        print(f"mxadamax {argv[0]}: {message}", file=sys.stderr)
         return 1
     return status
 

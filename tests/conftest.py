@@ -7,10 +7,13 @@ Where there is no MXNet, only tests that need none are collected: those of the k
 import faulthandler
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
-from without_mxnet import HAS_MXNET, prepare
+
+# Before mxnet, which Python 3.12 cannot import by itself.
+import mxadamax  # noqa: F401
 
 LONGEST = 300
 """Seconds. MXNet's engine waits without end for what it holds itself."""
@@ -34,12 +37,8 @@ def ends_where_it_hangs():
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-if HAS_MXNET:
-    # Before mxnet, which Python 3.12 cannot import by itself.
-    import mxadamax  # noqa: F401
-
-    # isort: split
-    import mxnet as mx
+mx = sys.modules.get("mxnet")
+if mx is not None:
     from hypothesis import settings
 
     # Whether a change lands must not depend on chance. Other examples every time, to search for
@@ -54,8 +53,13 @@ if HAS_MXNET:
             yield
 
 else:
-    prepare()
-    _need_none = {"test_cuda.py", "test_cuda_code.py", "test_cuda_describe.py"}
+    _need_none = {
+        "test_cuda.py",
+        "test_cuda_benchmark.py",
+        "test_cuda_code.py",
+        "test_cuda_describe.py",
+        "test_without_mxnet.py",
+    }
     collect_ignore = [
         str(path)
         for path in Path(__file__).parent.rglob("test_*.py")

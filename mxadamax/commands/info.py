@@ -16,6 +16,7 @@ import sys
 from typing import Any, Dict, List, Optional
 
 from .. import __version__
+from .._mxnet.importing import MISSING
 from .._mxnet.versions import MXNETS, PYTHONS, SUPPORTED, is_tried
 from ..native_module import PACKAGE, load
 from .machine import cpu_model, omp_threads
@@ -102,13 +103,10 @@ def look_at_mxnet(report: Report) -> None:
         enabled = [name for name, found in mxnet.runtime.Features().items() if found.enabled]
     except Exception as error:
         report.facts["MXNet"] = None
-        if importlib.util.find_spec("mxnet") is None:
-            report.problems.append(
-                "MXNet is not installed: pip install 'mxadamax[mxnet]', or the flavour for this "
-                f"machine of {SUPPORTED.replace(' and ', ' or ')}"
-            )
-        else:
-            report.problems.append(f"import mxnet fails: {type(error).__name__}: {error}")
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name == "mxnet"
+        report.problems.append(
+            MISSING if is_missing else f"import mxnet fails: {type(error).__name__}: {error}"
+        )
         return
     report.facts["MXNet"] = version
     report.facts["MXNet compiled with"] = enabled

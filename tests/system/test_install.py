@@ -178,7 +178,7 @@ WHAT_TO_INSTALL: Dict[str, Any] = {
     "no numpy": (
         "import sys\nsys.modules['numpy'] = None",
         "",
-        r"ImportError: mxadamax needs Apache MXNet: install it with .*mxadamax\[mxnet\]'.*",
+        r"ImportError: mxadamax needs NumPy: install it with MXNet by .*mxadamax\[mxnet\]'.*",
     ),
     # What is none of these stays what it is.
     "another attribute": ("", "raise AttributeError('another')", "AttributeError: another"),
@@ -186,6 +186,11 @@ WHAT_TO_INSTALL: Dict[str, Any] = {
         "",
         "raise ModuleNotFoundError('another', name='another')",
         "ModuleNotFoundError: another",
+    ),
+    "half of MXNet": (
+        "",
+        "import mxnet.base",
+        "ModuleNotFoundError: No module named 'mxnet.base'.*",
     ),
 }
 

@@ -130,15 +130,24 @@ def test_info_where_the_package_cannot_be_imported(case, way, tmp_path):
 
 
 def test_other_programs_get_the_error_itself(tmp_path):
-    (tmp_path / "mxnet.py").write_text(NO_MXNET)
+    (tmp_path / "mxnet.py").write_text("raise OSError('libcuda.so.1 is missing')")
     done = run("-c", "import mxadamax", folder=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("ImportError: mxadamax needs Apache")
+    assert done.stderr.strip().splitlines()[-1] == "OSError: libcuda.so.1 is missing"
     assert done.stdout == ""
     (tmp_path / "program.py").write_text("import mxadamax")
     done = run("-m", "program", folder=tmp_path)
-    assert "ImportError: mxadamax needs Apache MXNet" in done.stderr
+    assert "OSError: libcuda.so.1 is missing" in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("command", ["verify", "bench", "convert"])
+def test_other_commands_without_mxnet(command, tmp_path):
+    (tmp_path / "mxnet.py").write_text(NO_MXNET)
+    done = run("-m", "mxadamax", command, folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"mxadamax {command}: mxadamax needs Apache MXNet: install it")
+    assert "Traceback" not in done.stderr
 
 
 def mxnet_of_version(version, monkeypatch):
@@ -222,7 +231,9 @@ def test_info_names_a_missing_mxnet(monkeypatch):
     report = info.Report()
     info.look_at_mxnet(report)
     assert report.facts["MXNet"] is None
-    assert report.problems[-1].startswith("MXNet is not installed: pip install 'mxadamax[mxnet]'")
+    assert report.problems[-1].startswith(
+        "mxadamax needs Apache MXNet: install it with pip install"
+    )
 
 
 def test_a_processor_that_has_no_name(monkeypatch):
