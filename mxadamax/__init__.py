@@ -9,8 +9,8 @@ import typing as _typing
 
 __version__ = "0.1.0"
 
-from ._mxnet.importing import MISSING as _MISSING
 from ._mxnet.importing import import_mxnet as _import_mxnet
+from ._mxnet.importing import refuse_without_mxnet as _refuse_without_mxnet
 from ._mxnet.parameter_server import end_where_mxnet_would_go_on as _end_where_mxnet_would_go_on
 from .commands.import_diagnostics import explain_where_the_import_fails as _explain_where_it_fails
 from .native_module import refuse as _refuse
@@ -47,7 +47,7 @@ elif not _typing.TYPE_CHECKING:
 
     def __getattr__(name: str) -> _typing.Any:
         if name in __all__:
-            raise ImportError(_MISSING)
+            _refuse_without_mxnet()
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -71,6 +71,7 @@ IGNORED = [
     "torch",
     "train_mnist",
     "verify",
+    "without_mxnet",
 ]
 """Tests of something else, that start processes of their own, or that take long."""
 
@@ -82,6 +83,7 @@ SECONDS = 4.0
 
 IN_PROCESSES = {
     "mxadamax.native_module": ["native_module"],
+    "mxadamax._mxnet.importing": ["command_line"],
     "mxadamax._mxnet.parameter_server": ["parameter_server"],
     "mxadamax._mxnet.versions": ["command_line", "native_module"],
 }

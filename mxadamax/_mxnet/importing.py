@@ -3,6 +3,7 @@
 
 import sys
 import warnings
+from typing import NoReturn
 
 from .versions import SUPPORTED
 
@@ -10,7 +11,7 @@ MISSING = (
     "mxadamax needs Apache MXNet: install it with pip install 'mxadamax[mxnet]', or the flavour "
     f"for your machine of {SUPPORTED.replace(' and ', ' or ')}; only mxadamax.cuda works without"
 )
-"""The message where there is no MXNet."""
+"""The message where MXNet is not installed."""
 
 
 def import_mxnet() -> bool:
@@ -59,3 +60,8 @@ def import_mxnet() -> bool:
             f"pip install 'numpy<{'2' if sys.version_info >= (3, 12) else '1.24'}'"
         ) from error
     return True
+
+
+def refuse_without_mxnet() -> NoReturn:
+    """Say in an ImportError what to install."""
+    raise ImportError(MISSING)

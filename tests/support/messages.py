@@ -17,14 +17,21 @@ _LITERAL = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 def in_python(path: Path) -> Iterator[str]:
     """The messages of a Python file: of exceptions, of warnings, and of what goes to stderr."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    constants = {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    for node in ast.walk(tree):
         call = node.exc if isinstance(node, ast.Raise) else node
         if not isinstance(call, ast.Call) or not call.args:
             continue
         warns = getattr(call.func, "attr", None) == "warn"
         to_stderr = any(getattr(k.value, "attr", None) == "stderr" for k in call.keywords)
         if isinstance(node, ast.Raise) or warns or to_stderr:
-            text = _text_of(call.args[0])
+            said = call.args[0]
+            text = _text_of(constants.get(said.id, said) if isinstance(said, ast.Name) else said)
             # Not what only hands on the text of another exception.
             if re.search(r"\w", text):
                 yield text
