@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 import types
 
@@ -108,3 +109,11 @@ def test_the_module_that_stands_for_it_on_the_host(monkeypatch):
 def test_on_this_machine():
     found = cuda.describe()
     assert found.problem or found.gpus
+
+
+def test_pickles_name_the_package():
+    """As they did when it was one file."""
+    found = cuda.Description(gpus=(cuda.Gpu("a GPU", 1, 90),))
+    pickled = pickle.dumps(found, 0)
+    assert b"mxadamax.cuda\nDescription" in pickled and b"mxadamax.cuda\nGpu" in pickled
+    assert pickle.loads(pickled) == found
