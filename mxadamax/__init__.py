@@ -34,6 +34,7 @@ if _import_mxnet():
     from .optimizers.adam import Adam, AMSGrad
     from .optimizers.adamax import Adamax
     from .optimizers.adamw import AdamW
+    from .optimizers.lamb import LAMB
     from .optimizers.lion import Lion
     from .optimizers.nadam import Nadam
     from .optimizers.nag import NAG
@@ -52,6 +53,7 @@ elif not _typing.TYPE_CHECKING:
 
 
 __all__ = [
+    "LAMB",
     "NAG",
     "SGD",
     "AMSGrad",

@@ -136,6 +136,9 @@ def as_mxnet_reads(value: float) -> float:
 def as_mxnet_reads_float32(value: float) -> float:
     """The same for operators that take a single-precision number."""
 
+def power_float32(base: float, exponent: float) -> float:
+    """A power in single precision, of the C library that MXNet takes it from."""
+
 # On NumPy's arrays, without MXNet.
 def decode(
     array: npt.NDArray[numpy.uint16], type: _Short, instruction_set: str

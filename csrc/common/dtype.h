@@ -30,6 +30,7 @@ constexpr DType updated_type(DType type, bool has_master) {
   return has_master ? DType::float32 : type;
 }
 constexpr int max_states = 4;
+constexpr int max_sums = 2;
 
 // Which of the scalars of every rule multiplies the gradient.
 constexpr int rescale_grad_scalar = 0;

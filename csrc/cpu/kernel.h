@@ -13,9 +13,19 @@ namespace mxadamax::cpu {
 //
 // `scalars` holds one double for each of RuleKernels::scalar_names; the kernel rounds each once to
 // the type it computes in. Arrays need the alignment of their element type only, and must not
-// overlap. `count` may be 0.
-using Kernel = void (*)(const double* scalars, const void* grad, void* weight, void* const* states,
-                        std::int64_t count) noexcept;
+// overlap. `count` may be 0. `delta_scale` is what SumKernels found for the whole tensor.
+using Kernel = void (*)(const double* scalars, double delta_scale, const void* grad, void* weight,
+                        void* const* states, std::int64_t count) noexcept;
+
+// What a rule sums up over a tensor before it updates it. Numbers are of the type that is computed
+// in, and are added in the order of the elements, which is MXNet's.
+struct SumKernels {
+  // Adds what `count` consecutive elements do; no array is written.
+  void (*add)(const double* scalars, const void* grad, const void* weight,
+              const void* const* states, std::int64_t count, double* sums) noexcept;
+  // What deltas are multiplied by.
+  double (*delta_scale)(const double* scalars, const double* sums) noexcept;
+};
 
 // Converts `count` consecutive numbers.
 struct Codec {
@@ -62,6 +72,9 @@ struct RuleKernels {
   const char* const* scalar_names;
   int scalars;
   Kernel kernels[op_math_types];
+  // How many sums over a tensor the rule needs; kernels where there are any.
+  int sums;
+  SumKernels sum_kernels[op_math_types];
   const SharedKernels* shared;
 };
 

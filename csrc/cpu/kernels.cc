@@ -36,26 +36,81 @@ Scalars read_scalars(const double*& row) {
   return scalars;
 }
 
+template <class R>
+constexpr int state_slots = R::states > 0 ? R::states : 1;
+
 template <class R, class T>
-void run(const double* scalars, const void* grad, void* weight, void* const* states,
-         std::int64_t count) noexcept {
+void run(const double* scalars, double delta_scale, const void* grad, void* weight,
+         void* const* states, std::int64_t count) noexcept {
   static_assert(R::states <= max_states, "raise max_states");
-  constexpr int state_slots = R::states > 0 ? R::states : 1;
   const auto transform = read_scalars<GradientTransform<T>, T>(scalars);
   const auto s = read_scalars<typename R::template Scalars<T>, T>(scalars);
+  const T scale = static_cast<T>(delta_scale);
 
   const T* const g = static_cast<const T*>(grad);
   T* const w = static_cast<T*>(weight);
-  T* st[state_slots];
+  T* st[state_slots<R>];
   for (int k = 0; k < R::states; ++k) st[k] = static_cast<T*>(states[k]);
 
   MXADAMAX_INDEPENDENT_ITERATIONS
   for (std::int64_t i = 0; i < count; ++i) {
-    T state[state_slots];
+    T state[state_slots<R>];
     for (int k = 0; k < R::states; ++k) state[k] = st[k][i];
-    const T x = updated_weight<R>(transform, s, g[i], w[i], state);
+    const T x = updated_weight<R>(transform, s, scale, g[i], w[i], state);
     for (int k = 0; k < R::states; ++k) st[k][i] = state[k];
     w[i] = x;
+  }
+}
+
+// Terms are computed for many elements at once, and added one after another.
+template <class R, class T>
+void add_to_sums(const double* scalars, const void* grad, const void* weight,
+                 const void* const* states, std::int64_t count, double* sums) noexcept {
+  static_assert(R::sums <= max_sums, "raise max_sums");
+  const auto transform = read_scalars<GradientTransform<T>, T>(scalars);
+  const auto s = read_scalars<typename R::template Scalars<T>, T>(scalars);
+
+  const T* const g = static_cast<const T*>(grad);
+  const T* const w = static_cast<const T*>(weight);
+  const T* st[state_slots<R>];
+  for (int k = 0; k < R::states; ++k) st[k] = static_cast<const T*>(states[k]);
+  T total[R::sums];
+  for (int k = 0; k < R::sums; ++k) total[k] = static_cast<T>(sums[k]);
+
+  constexpr std::int64_t block = 256;
+  alignas(64) T terms[R::sums][block];
+  for (std::int64_t first = 0; first < count; first += block) {
+    const std::int64_t here = count - first < block ? count - first : block;
+    MXADAMAX_INDEPENDENT_ITERATIONS
+    for (std::int64_t i = 0; i < here; ++i) {
+      T state[state_slots<R>];
+      for (int k = 0; k < R::states; ++k) state[k] = st[k][first + i];
+      T term[R::sums] = {};
+      add_terms<R>(transform, s, g[first + i], w[first + i], state, term);
+      for (int k = 0; k < R::sums; ++k) terms[k][i] = term[k];
+    }
+    for (std::int64_t i = 0; i < here; ++i) {
+      for (int k = 0; k < R::sums; ++k) total[k] += terms[k][i];
+    }
+  }
+  for (int k = 0; k < R::sums; ++k) sums[k] = total[k];
+}
+
+template <class R, class T>
+double delta_scale(const double* scalars, const double* sums) noexcept {
+  scalars += sizeof(GradientTransform<T>) / sizeof(T);
+  const auto s = read_scalars<typename R::template Scalars<T>, T>(scalars);
+  T total[R::sums];
+  for (int k = 0; k < R::sums; ++k) total[k] = static_cast<T>(sums[k]);
+  return R::delta_scale(s, total);
+}
+
+template <class R, class T>
+constexpr SumKernels sum_kernels_of() {
+  if constexpr (R::sums > 0) {
+    return {add_to_sums<R, T>, delta_scale<R, T>};
+  } else {
+    return {};
   }
 }
 
@@ -98,6 +153,8 @@ constexpr RuleKernels describe() {
           names.data(),
           static_cast<int>(names.size()),
           {run<R, float>, run<R, double>},
+          R::sums,
+          {sum_kernels_of<R, float>(), sum_kernels_of<R, double>()},
           &shared_kernels};
 }
 

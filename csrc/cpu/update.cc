@@ -120,14 +120,17 @@ class States {
   alignas(64) std::uint32_t random_[block];
 };
 
-// Updates what is more than one kernel's work on arrays in place, block by block.
-void update_blocks(const RuleKernels& rule, const Tensor& tensor, std::int64_t begin,
-                   std::int64_t end) noexcept {
+DType computed_type(const Tensor& tensor) {
+  return tensor.compute == OpMath::float64 ? DType::float64 : DType::float32;
+}
+
+// Calls visit(first, count, grad, weight, states) for each block of a part of a tensor, with
+// gradient and weight as they are computed with.
+template <class Visit>
+void for_each_block(const RuleKernels& rule, const Tensor& tensor, std::int64_t begin,
+                    std::int64_t end, Visit&& visit) noexcept {
   alignas(64) float grad_buffer[block], weight_buffer[block];
-  const auto compute = static_cast<std::size_t>(tensor.compute);
-  const DType computed = tensor.compute == OpMath::float64 ? DType::float64 : DType::float32;
-  const EpilogueScalars scalars = epilogue_scalars_of(rule, tensor.scalars);
-  States states(rule, tensor, scalars);
+  States states(rule, tensor, epilogue_scalars_of(rule, tensor.scalars));
   const bool in_place = !is_converted(tensor.state_type) && tensor.state_type != DType::int8;
   const std::int64_t length = in_place ? block_in_place : block;
   // Cut where groups of random bits are, wherever a chunk begins.
@@ -137,27 +140,44 @@ void update_blocks(const RuleKernels& rule, const Tensor& tensor, std::int64_t b
         load_as_float(rule, tensor.grad, tensor.grad_type, first, count, grad_buffer);
     void* const weight =
         load_as_float(rule, tensor.weight, tensor.weight_type, first, count, weight_buffer);
-    rule.kernels[compute](tensor.scalars, grad, weight, states.read(first, count), count);
-    states.write(first, count);
-    if (is_converted(tensor.weight_type)) {
-      store(rule, weight, tensor.weight, tensor.weight_type, first, count);
-    }
-    if (tensor.copy != nullptr) {
-      store(rule, weight, tensor.copy, tensor.copy_type, first, count);
-    }
-    if (tensor.average != nullptr) {
-      rule.shared->average[compute](weight, scalars.ema_weight,
-                                    advanced(tensor.average, computed, first), count);
-    }
+    visit(first, count, grad, weight, states);
   }
 }
 
-void update_part(const RuleKernels& rule, const Tensor& tensor, std::int64_t first,
-                 std::int64_t count) noexcept {
-  if (tensor.copy != nullptr || tensor.average != nullptr || is_converted(tensor.grad_type) ||
-      is_converted(tensor.weight_type) || is_converted(tensor.state_type) ||
-      tensor.state_type == DType::int8) {
-    update_blocks(rule, tensor, first, first + count);
+// Updates what is more than one kernel's work on arrays in place, block by block.
+void update_blocks(const RuleKernels& rule, const Tensor& tensor, double delta_scale,
+                   std::int64_t begin, std::int64_t end) noexcept {
+  const auto compute = static_cast<std::size_t>(tensor.compute);
+  const double ema_weight = epilogue_scalars_of(rule, tensor.scalars).ema_weight;
+  for_each_block(
+      rule, tensor, begin, end,
+      [&](std::int64_t first, std::int64_t count, const void* grad, void* weight, States& states) {
+        rule.kernels[compute](tensor.scalars, delta_scale, grad, weight, states.read(first, count),
+                              count);
+        states.write(first, count);
+        if (is_converted(tensor.weight_type)) {
+          store(rule, weight, tensor.weight, tensor.weight_type, first, count);
+        }
+        if (tensor.copy != nullptr) {
+          store(rule, weight, tensor.copy, tensor.copy_type, first, count);
+        }
+        if (tensor.average != nullptr) {
+          rule.shared->average[compute](
+              weight, ema_weight, advanced(tensor.average, computed_type(tensor), first), count);
+        }
+      });
+}
+
+// Whether kernels work on the arrays themselves.
+bool is_computed_in_place(const Tensor& tensor) {
+  return !is_converted(tensor.grad_type) && !is_converted(tensor.weight_type) &&
+         !is_converted(tensor.state_type) && tensor.state_type != DType::int8;
+}
+
+void update_part(const RuleKernels& rule, const Tensor& tensor, double delta_scale,
+                 std::int64_t first, std::int64_t count) noexcept {
+  if (tensor.copy != nullptr || tensor.average != nullptr || !is_computed_in_place(tensor)) {
+    update_blocks(rule, tensor, delta_scale, first, first + count);
     return;
   }
   void* states[max_states] = {};
@@ -165,8 +185,22 @@ void update_part(const RuleKernels& rule, const Tensor& tensor, std::int64_t fir
     states[k] = advanced(tensor.states[k], tensor.state_type, first);
   }
   rule.kernels[static_cast<std::size_t>(tensor.compute)](
-      tensor.scalars, advanced(tensor.grad, tensor.grad_type, first),
+      tensor.scalars, delta_scale, advanced(tensor.grad, tensor.grad_type, first),
       advanced(tensor.weight, tensor.weight_type, first), states, count);
+}
+
+// Adds to the sums of a parameter what a tensor does.
+void add_to_sums(const RuleKernels& rule, const Tensor& tensor, double* sums) noexcept {
+  const auto add = rule.sum_kernels[static_cast<std::size_t>(tensor.compute)].add;
+  if (is_computed_in_place(tensor)) {
+    add(tensor.scalars, tensor.grad, tensor.weight, tensor.states, tensor.size, sums);
+    return;
+  }
+  for_each_block(rule, tensor, 0, tensor.size,
+                 [&](std::int64_t first, std::int64_t count, const void* grad, const void* weight,
+                     States& states) {
+                   add(tensor.scalars, grad, weight, states.read(first, count), count, sums);
+                 });
 }
 
 // Asks for the first bytes of what a tensor's update reads and writes, without waiting for them.
@@ -202,6 +236,15 @@ double reduce_gradient(const RuleKernels& rule, const Tensor& tensor, Reduce red
   return sum;
 }
 
+// Little work is done sooner than a team is woken, and a team that has been woken goes on spinning
+// on the processors that Python needs. It is never a smaller team: that would end threads which the
+// next operator starts again.
+bool is_for_one_thread(std::int64_t chunks, int threads) {
+  return threads == 0 && chunks <= chunks_for_one_thread;
+}
+
+int team_of(int threads) { return threads > 0 ? threads : omp_get_max_threads(); }
+
 // Calls visit(chunk, tensor, first element, number of elements) for all that lies in the chunks of
 // all tensors, on `threads` threads.
 template <class Visit>
@@ -212,16 +255,11 @@ void for_each_part(const Chunks& chunks, int threads, Visit&& visit) {
       visit(chunk, tensor, first, elements);
     });
   };
-
-  // Little work is done sooner than a team is woken, and a team that has been woken goes on
-  // spinning on the processors that Python needs. It is never a smaller team: that would end
-  // threads which the next operator starts again.
-  if (threads == 0 && count <= chunks_for_one_thread) {
+  if (is_for_one_thread(count, threads)) {
     for (std::int64_t chunk = 0; chunk < count; ++chunk) run(chunk);
     return;
   }
-  const int team = threads > 0 ? threads : omp_get_max_threads();
-#pragma omp parallel for schedule(dynamic) num_threads(team)
+#pragma omp parallel for schedule(dynamic) num_threads(team_of(threads))
   for (std::int64_t chunk = 0; chunk < count; ++chunk) run(chunk);
 }
 
@@ -232,14 +270,82 @@ Chunks chunks_of(const std::vector<Tensor>& tensors) {
   return Chunks(sizes);
 }
 
+// A parameter: a tensor, or consecutive ones that are its parts and have the same row of scalars.
+struct TensorGroup {
+  std::size_t begin, end;
+  std::int64_t size;
+};
+
+// The largest first, for the threads to end together.
+std::vector<TensorGroup> groups_of(const std::vector<Tensor>& tensors) {
+  std::vector<TensorGroup> groups;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    if (i == 0 || tensors[i].scalars != tensors[i - 1].scalars) groups.push_back({i, i, 0});
+    groups.back().end = i + 1;
+    groups.back().size += tensors[i].size;
+  }
+  std::stable_sort(groups.begin(), groups.end(),
+                   [](const TensorGroup& a, const TensorGroup& b) { return a.size > b.size; });
+  return groups;
+}
+
+// For rules that sum over a tensor before they update it: two stages in one parallel region. In the
+// first, one thread sums up a whole parameter, in the order of its elements, and updates it at once
+// if it is small enough to be in the cache still; the second updates the others in chunks.
+void update_after_sums(const RuleKernels& rule, const std::vector<Tensor>& tensors, int threads) {
+  constexpr std::int64_t elements_in_cache = 4 * Chunks::length;
+  const std::vector<TensorGroup> groups = groups_of(tensors);
+  std::vector<double> delta_scales(tensors.size());
+  std::vector<std::int64_t> sizes_left(tensors.size());
+  for (const TensorGroup& group : groups) {
+    if (group.size <= elements_in_cache) continue;
+    for (std::size_t i = group.begin; i < group.end; ++i) sizes_left[i] = tensors[i].size;
+  }
+  const Chunks chunks_left(sizes_left);
+
+  const auto sum_up = [&](const TensorGroup& group) noexcept {
+    double sums[max_sums] = {};
+    for (std::size_t i = group.begin; i < group.end; ++i) add_to_sums(rule, tensors[i], sums);
+    const Tensor& first = tensors[group.begin];
+    const auto compute = static_cast<std::size_t>(first.compute);
+    const double scale = rule.sum_kernels[compute].delta_scale(first.scalars, sums);
+    for (std::size_t i = group.begin; i < group.end; ++i) {
+      delta_scales[i] = scale;
+      if (sizes_left[i] == 0) update_part(rule, tensors[i], scale, 0, tensors[i].size);
+    }
+  };
+  const auto update_chunk = [&](std::int64_t chunk) noexcept {
+    chunks_left.visit(chunk, [&](std::size_t i, std::int64_t first, std::int64_t elements) {
+      update_part(rule, tensors[i], delta_scales[i], first, elements);
+    });
+  };
+
+  if (is_for_one_thread(chunks_of(tensors).count(), threads)) {
+    for (const TensorGroup& group : groups) sum_up(group);
+    for (std::int64_t chunk = 0; chunk < chunks_left.count(); ++chunk) update_chunk(chunk);
+    return;
+  }
+#pragma omp parallel num_threads(team_of(threads))
+  {
+#pragma omp for schedule(dynamic)
+    for (std::size_t k = 0; k < groups.size(); ++k) sum_up(groups[k]);
+#pragma omp for schedule(dynamic)
+    for (std::int64_t chunk = 0; chunk < chunks_left.count(); ++chunk) update_chunk(chunk);
+  }
+}
+
 }  // namespace
 
 void update(const RuleKernels& rule, const std::vector<Tensor>& tensors, int threads) {
+  if (rule.sums > 0) {
+    update_after_sums(rule, tensors, threads);
+    return;
+  }
   for_each_part(chunks_of(tensors), threads,
                 [&](std::int64_t, std::size_t tensor, std::int64_t first, std::int64_t elements) {
                   const std::size_t later = tensor + tensors_ahead;
                   if (first == 0 && later < tensors.size()) prefetch(rule, tensors[later]);
-                  update_part(rule, tensors[tensor], first, elements);
+                  update_part(rule, tensors[tensor], 1, first, elements);
                 });
 }
 

@@ -331,9 +331,10 @@ void push(engine::FusedUpdate& batch, const std::vector<py::dict>& tables,
   const auto convert = [](const std::string& name, std::size_t position, double value) -> double {
     // Never seen by an operator of MXNet's.
     if (is_epilogue_scalar(name)) return value;
-    // MXNet's clip takes its bounds in single precision, whatever it clips.
-    if (name == "clip_gradient" || name == "clip_weights")
+    // MXNet takes bounds, which may be infinite, in single precision, whatever they bound.
+    if (name == "clip_gradient" || name == "clip_weights" || name == "upper_bound") {
       return engine::as_mxnet_reads<float>(value);
+    }
     if (!std::isfinite(value)) {
       throw ParameterError(position, (name == "decay_factor" ? "1 - lr * wd" : name) + " is " +
                                          py::repr(py::float_(value)).cast<std::string>() +
@@ -673,6 +674,11 @@ PYBIND11_MODULE(_native, m) {
       "as_mxnet_reads_float32",
       [](double value) -> double { return engine::as_mxnet_reads<float>(value); }, py::arg("value"),
       "The same for operators that take a single-precision number.");
+  m.def(
+      "power_float32",
+      [](float base, float exponent) -> double { return std::pow(base, exponent); },
+      py::arg("base"), py::arg("exponent"),
+      "A power in single precision, of the C library that MXNet takes it from.");
 
   py::class_<StateCache>(m, "StateCache",
                          "What a batch leaves behind to make the next one cheaper.")

@@ -20,7 +20,7 @@ struct Adadelta : Rule {
   static constexpr const char* scalars[] = {"lr", "rho", "one_minus_rho", "epsilon"};
 
   template <class T>
-  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T* state) {
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T, T* state) {
     T& v = state[0];
     T& changes = state[1];
     v = s.rho * v + s.one_minus_rho * square(g);

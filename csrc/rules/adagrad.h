@@ -21,7 +21,7 @@ struct Adagrad : Rule {
   static constexpr const char* scalars[] = {"lr", "epsilon"};
 
   template <class T>
-  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T* state) {
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T, T* state) {
     T& history = state[0];
     history = history + square(g);
     return -(s.lr * (g / (square_root(history) + s.epsilon)));

@@ -25,7 +25,7 @@ struct AdamRule : Rule {
                                             "beta2", "one_minus_beta2", "epsilon"};
 
   template <class T>
-  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T* state) {
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T, T* state) {
     T& m = state[0];
     T& v = state[1];
     m = s.beta1 * m + s.one_minus_beta1 * g;

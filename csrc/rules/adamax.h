@@ -21,7 +21,7 @@ struct Adamax : Rule {
   static constexpr const char* scalars[] = {"lr", "beta1", "one_minus_beta1", "beta2", "epsilon"};
 
   template <class T>
-  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T* state) {
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T, T* state) {
     T& m = state[0];
     T& u = state[1];
     m = s.beta1 * m + s.one_minus_beta1 * g;

@@ -7,6 +7,7 @@
 #include "adagrad.h"
 #include "adam.h"
 #include "adamax.h"
+#include "lamb.h"
 #include "lion.h"
 #include "nadam.h"
 #include "nag.h"
@@ -19,6 +20,6 @@ template <class... Rules>
 struct RuleList {};
 
 using AllRules = RuleList<Adamax, Adam, Amsgrad, Nadam, Adabelief, Rmsprop, CenteredRmsprop,
-                          Adagrad, Adadelta, Sgd, SgdMomentum, Nag, Lion>;
+                          Adagrad, Adadelta, Sgd, SgdMomentum, Nag, Lion, Lamb, LambOfMxnet1>;
 
 }  // namespace mxadamax

@@ -21,7 +21,7 @@ struct Lion : Rule {
                                             "one_minus_beta2"};
 
   template <class T>
-  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T* state) {
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T, T* state) {
     T& m = state[0];
     const T direction = s.beta1 * m + s.one_minus_beta1 * g;
     m = s.beta2 * m + s.one_minus_beta2 * g;

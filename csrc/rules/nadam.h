@@ -35,7 +35,7 @@ struct Nadam : Rule {
                                             "v_divisor"};
 
   template <class T>
-  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T* state) {
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T, T* state) {
     T& m = state[0];
     T& v = state[1];
     m = s.beta1 * m + s.one_minus_beta1 * g;

@@ -21,7 +21,7 @@ struct Nag : Rule {
   static constexpr const char* scalars[] = {"lr", "momentum"};
 
   template <class T>
-  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T* state) {
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T, T* state) {
     T& change = state[0];
     change = s.momentum * change - s.lr * g;
     return s.momentum * change - s.lr * g;

@@ -22,7 +22,7 @@ struct Rmsprop : Rule {
                                             "clip_weights"};
 
   template <class T>
-  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T* state) {
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T, T* state) {
     T& v = state[0];
     v = s.rho * v + s.one_minus_rho * square(g);
     return -(s.lr * (g / (square_root(v) + s.epsilon)));
@@ -52,7 +52,7 @@ struct CenteredRmsprop : Rule {
                                             "momentum", "epsilon", "clip_weights"};
 
   template <class T>
-  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T* state) {
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T, T* state) {
     T& m = state[0];
     T& v = state[1];
     T& change = state[2];

@@ -12,9 +12,15 @@
 //   states        how many arrays of the weight's shape it keeps from step to step,
 //   kinds         what each of these is to it,
 //   Scalars<T>    the numbers that its formula needs, all of type T, and `scalars`, their names,
-//   delta(...)    what is added to the weight of one element, from the prepared gradient; it leaves
-//                 the new states where the old ones were,
+//   delta(...)    what is added to the weight of one element, from the prepared gradient and the
+//                 weight; it leaves the new states where the old ones were,
 //   finished(...) where it has one: the weight as it is kept, from the weight with its delta.
+//
+// A rule whose step depends on norms of the whole tensor has
+//   sums             how many sums over the elements it needs,
+//   add_terms(...)   what an element, with its delta, adds to each of them,
+//   delta_scale(...) what all deltas of the tensor are multiplied by, from the sums.
+// Its kernels go over a tensor twice: once to sum up, with nothing written, then to update.
 #pragma once
 
 // Always inlined: one header is compiled for several instruction sets into one library, and an
@@ -37,6 +43,8 @@ struct Rule {
   static constexpr bool supports_low_precision_state = true;
   // Whether `clip_gradient` bounds the sum of gradient and weight decay, instead of the gradient.
   static constexpr bool clip_after_wd = false;
+  // How many sums over a tensor it needs.
+  static constexpr int sums = 0;
 
   template <class Scalars, class T>
   MXADAMAX_RULE static T finished(const Scalars&, T weight) {
@@ -79,11 +87,24 @@ MXADAMAX_RULE T decayed_weight(const GradientTransform<T>& s, T weight) {
 }
 
 // The new weight of one element, whose states become new. `w - x` and `w + -x` are the same bits.
+// `delta_scale` counts for rules that sum.
 template <class R, class Scalars, class T>
-MXADAMAX_RULE T updated_weight(const GradientTransform<T>& transform, const Scalars& s, T grad,
-                               T weight, T* state) {
-  const T delta = R::delta(s, prepared_gradient<R>(transform, grad, weight), state);
-  return R::finished(s, decayed_weight(transform, weight) + delta);
+MXADAMAX_RULE T updated_weight(const GradientTransform<T>& transform, const Scalars& s,
+                               T delta_scale, T grad, T weight, T* state) {
+  const T g = prepared_gradient<R>(transform, grad, weight);
+  const T decayed = decayed_weight(transform, weight);
+  T delta = R::delta(s, g, decayed, state);
+  if constexpr (R::sums > 0) delta *= delta_scale;
+  return R::finished(s, decayed + delta);
+}
+
+// Adds to the sums of a tensor what one element does. Its states become new, for nobody.
+template <class R, class Scalars, class T>
+MXADAMAX_RULE void add_terms(const GradientTransform<T>& transform, const Scalars& s, T grad,
+                             T weight, T* state, T* sum) {
+  const T g = prepared_gradient<R>(transform, grad, weight);
+  const T decayed = decayed_weight(transform, weight);
+  R::add_terms(decayed, R::delta(s, g, decayed, state), sum);
 }
 
 // The larger of two; NaN if either is.

@@ -19,7 +19,7 @@ struct Sgd : Rule {
   static constexpr const char* scalars[] = {"lr"};
 
   template <class T>
-  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T*) {
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T, T*) {
     return -(s.lr * g);
   }
 };
@@ -38,7 +38,7 @@ struct SgdMomentum : Rule {
   static constexpr const char* scalars[] = {"lr", "momentum"};
 
   template <class T>
-  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T* state) {
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T, T* state) {
     T& change = state[0];
     change = s.momentum * change - s.lr * g;
     return change;

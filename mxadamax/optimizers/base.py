@@ -64,6 +64,9 @@ NO_L2 = -1.0
 """In the place of `wd`: the gradient is left without any weight decay."""
 
 
+_INFINITE = ("clip_gradient", "clip_weights", "upper_bound")
+"""Scalars that are bounds, which may be none."""
+
 _Class = TypeVar("_Class", bound=Type["FusedOptimizer"])
 
 
@@ -169,7 +172,7 @@ class FusedOptimizer(StepOptimizer):
     first as its ratio to that in 255, relative to the largest of each block of 64 elements. A NaN
     or infinity spreads over its block. States are then a tuple of an int8 array, an uint8 array,
     and a float32 array with two ranges for each block: 2.125 bytes for each parameter instead of 8.
-    For Adamax, Adam, AdamW, Nadam and AdaBelief, and dense gradients.
+    For Adamax, Adam, AdamW, Nadam, AdaBelief and LAMB, and dense gradients.
 
     Examples
     --------
@@ -551,7 +554,7 @@ class FusedOptimizer(StepOptimizer):
         for i, index in enumerate(indices):
             row = {name: x[i] if isinstance(x, list) else x for name, x in table.items()}
             for name, value in row.items():
-                if not math.isfinite(value) and name not in ("clip_gradient", "clip_weights"):
+                if not math.isfinite(value) and name not in _INFINITE:
                     what = "1 - lr * wd" if name == "decay_factor" else name
                     raise ValueError(
                         f"{self.registered_name}: parameter {self._name(index)}: {what} is "

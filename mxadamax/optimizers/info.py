@@ -40,6 +40,8 @@ class OptimizerInfo:
         The built-in to time it beside, where that is not `built_in`.
     bench_options : dict
         Options of both there, besides `options`.
+    by_operator : bool
+        Whether it equals the built-in's fused operator, whose bits are not those of its `step`.
     torch : tuple of str and dict, or None
         The counterpart in ``torch.optim``, and its options.
     """
@@ -54,6 +56,7 @@ class OptimizerInfo:
     bench: str = ""
     bench_built_in: str = ""
     bench_options: Mapping[str, Any] = field(default_factory=dict)
+    by_operator: bool = False
     torch: Optional[Tuple[str, Mapping[str, Any]]] = None
 
     def __str__(self) -> str:
@@ -71,10 +74,10 @@ class OptimizerInfo:
     def create_reference(self, **options: Any) -> Optimizer:
         """MXNet's built-in, computed by its `step`.
 
-        In MXNet 1, whose built-ins compute something else, and for what MXNet does not have, it is
-        ours computed by MXNet's operators.
+        In MXNet 1, whose built-ins compute something else, for what MXNet does not have, and for
+        what has another `step` than operator, it is ours computed by MXNet's operators.
         """
-        if IS_MXNET_1 or self.built_in is None:
+        if IS_MXNET_1 or self.built_in is None or self.by_operator:
             return self.create(**options, use_fused_step=False, aggregate_num=1)
         found = mxnet.optimizer.create(
             self.built_in, use_fused_step=False, **{**self.options, **options}
@@ -192,6 +195,19 @@ OPTIMIZERS = [
         variants=({"beta1": 0.0, "beta2": 0.0}, {"begin_num_update": 500}),
         bench="lion",
         bench_built_in="signum",
+    ),
+    OptimizerInfo(
+        *("lamb_ext", "lamb"),
+        fused_ulps=4,
+        in_mxnet_1=True,
+        by_operator=True,
+        variants=(
+            *_MOMENTS,
+            {"bias_correction": False},
+            {"lower_bound": 3.0, "upper_bound": 5.0},
+        ),
+        bench="lamb",
+        bench_options={"wd": 0.01},
     ),
 ]
 """All of them."""

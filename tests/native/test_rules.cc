@@ -182,7 +182,7 @@ void compare(const cpu::RuleKernels& rule, const Formula& formula, Scalars scala
   for (int k = 0; k < rule.states; ++k) pointers[k] = found[k].data();
   const auto row = row_of(rule, scalars);
   constexpr int compute = sizeof(T) == 8;
-  rule.kernels[compute](row.data(), grads.data(), w.data(), pointers,
+  rule.kernels[compute](row.data(), 1, grads.data(), w.data(), pointers,
                         static_cast<std::int64_t>(count));
   // What is compared with is given the same rounded scalars.
   for (auto& scalar : scalars) scalar.second = static_cast<T>(scalar.second);

@@ -173,7 +173,7 @@ void test_against_kernels(const cpu::RuleKernels& rule) {
   Model updated(rule, kinds[0], sizes), expected(rule, kinds[0], sizes);
   cpu::update(rule, updated.tensors, 2);
   for (const cpu::Tensor& tensor : expected.tensors) {
-    rule.kernels[0](tensor.scalars, tensor.grad, tensor.weight, tensor.states, tensor.size);
+    rule.kernels[0](tensor.scalars, 1, tensor.grad, tensor.weight, tensor.states, tensor.size);
   }
   CHECK(updated.bytes() == expected.bytes(), rule.rule);
 }

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LAMB."""
+
+import math
+from types import SimpleNamespace
+from typing import Any, ClassVar, List, Mapping, Optional, Sequence, Tuple
+
+import numpy
+from mxnet.ndarray import NDArray, array, sqrt
+
+from .. import _native
+from .._mxnet.compatibility import IS_MXNET_1
+from .base import NO_L2, FusedOptimizer, Scalars, register
+from .options import DECAY_RATE, NOT_NEGATIVE, Range, check_flag
+
+
+@register("lamb_ext")
+class LAMB(FusedOptimizer):
+    r"""LAMB: Adam whose step on each parameter is as long, relative to the parameter, as `lr` says.
+
+    For each weight, with `t` counting its updates from 1::
+
+        grad = clip(grad * rescale_grad, -clip_gradient, clip_gradient)
+        m = beta1 * m + (1 - beta1) * grad
+        v = beta2 * v + (1 - beta2) * grad**2
+        m_hat = m / (1 - beta1**t)                           # bias_correction=False: m
+        v_hat = v / (1 - beta2**t)                           # bias_correction=False: v
+        delta = m_hat / (sqrt(v_hat) + epsilon) + wd * weight
+        norm = minimum(maximum(|weight|, lower_bound), upper_bound)
+        ratio = norm / |delta|                               # 1 where either norm is 0
+        weight -= lr * ratio * delta
+
+    Float32 weights and states equal those of the built-in ``lamb`` to the last bit, on a processor:
+    of its operator ``multi_lamb_update``, which it uses by default.
+
+    Parameters
+    ----------
+    learning_rate : float, in [0, inf), default 0.001
+        The learning rate. None takes it from `lr_scheduler`, or 0.01 without one.
+    beta1 : float, in [0, 1), default 0.9
+        Decay rate of the first moment `m`.
+    beta2 : float, in [0, 1), default 0.999
+        Decay rate of the second moment `v`.
+    epsilon : float, in [0, inf), default 1e-6
+        Added to the denominator.
+    lower_bound, upper_bound : float, in [0, inf), or None, default None
+        Bounds of the norm of the weight in `ratio`; None and 0 for none.
+    bias_correction : bool, default True
+        False takes the moments as they are.
+    use_fused_step : bool, default True
+        False computes with MXNet's operators instead of the native kernel; same bits.
+    **kwargs
+        What every optimizer takes; see :class:`mxadamax.optimizers.base.FusedOptimizer`. Not
+        ``decoupled_wd=True``: weight decay is part of `delta`.
+
+    Raises
+    ------
+    TypeError
+        For an argument that does not exist.
+    ValueError
+        For a hyperparameter out of its range, and for ``decoupled_wd=True``.
+
+    Notes
+    -----
+    State for each weight: a tuple ``(m, v)`` of two arrays of its shape and dtype, the built-in's.
+
+    A norm is the root of a sum of squares that adds one element after another in the type of the
+    weight, as MXNet's operator does; so it does not depend on the number of threads. In float32
+    such a sum of many millions of numbers comes out too small. On a GPU sums are in double
+    precision and in another order, as MXNet's are there; its results differ from the processor's in
+    the last digits.
+
+    Hyperparameters count in single precision, as MXNet's operator takes them, for weights of any
+    type. A step reads everything twice: first for the norms, with nothing written, then to update.
+    The norm of a 16-bit weight is that of its float32 copy where it has one; the built-in takes the
+    norm of the weight itself, squared in 16 bits.
+
+    With `lazy_update`, norms are over the rows that the gradient holds.
+
+    Source: Y. You et al., *Large Batch Optimization for Deep Learning: Training BERT in 76
+    minutes*, arXiv 1904.00962, algorithm 2.
+
+    Examples
+    --------
+    >>> trainer = gluon.Trainer(net.collect_params(), "lamb_ext", {"wd": 0.01})
+    >>> trainer.optimizer.epsilon
+    1e-06
+    """
+
+    # What MXNet 1 computes is not the same in the last bits.
+    rule = "lamb_mxnet1" if IS_MXNET_1 else "lamb"
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "beta1": DECAY_RATE,
+        "beta2": DECAY_RATE,
+        "epsilon": NOT_NEGATIVE,
+        "lower_bound": Range(0.0, math.inf, optional=True),
+        "upper_bound": Range(0.0, math.inf, optional=True),
+    }
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-6,
+        lower_bound: Optional[float] = None,
+        upper_bound: Optional[float] = None,
+        bias_correction: bool = True,
+        use_fused_step: bool = True,
+        **kwargs: Any,
+    ):
+        super().__init__(learning_rate=learning_rate, use_fused_step=use_fused_step, **kwargs)
+        self.beta1 = beta1
+        self.beta2 = beta2
+        self.epsilon = epsilon
+        self.lower_bound = lower_bound
+        self.upper_bound = upper_bound
+        check_flag(self.registered_name, "bias_correction", bias_correction)
+        self.bias_correction = bias_correction
+        if self.decoupled_wd:
+            raise ValueError(
+                f"{self.registered_name}: decoupled_wd must be False, got True; weight decay is "
+                "part of what the trust ratio scales"
+            )
+        self.check_hyperparameters()
+
+    def scalars(self, lrs: Sequence[float], updates: Sequence[int]) -> Scalars:
+        read = _native.as_mxnet_reads_float32
+        beta1, beta2 = read(self.beta1), read(self.beta2)
+        return {
+            "lr": [_rounded(lr) for lr in lrs],
+            "beta1": beta1,
+            "one_minus_beta1": _rounded(1.0 - beta1),
+            "beta2": beta2,
+            "one_minus_beta2": _rounded(1.0 - beta2),
+            "epsilon": read(self.epsilon),
+            "correction1": self._corrections(beta1, updates),
+            "correction2": self._corrections(beta2, updates),
+            "lower_bound": read(self.lower_bound or 0.0),
+            "upper_bound": read(self.upper_bound or math.inf),
+        }
+
+    def _scalars(
+        self, lrs: Sequence[float], wds: Sequence[float], updates: Sequence[int]
+    ) -> Scalars:
+        table = super()._scalars(lrs, wds, updates)
+        table["rescale_grad"] = _native.as_mxnet_reads_float32(table["rescale_grad"])
+        table["wd"] = NO_L2
+        table["weight_decay"] = [_rounded(wd) for wd in wds]
+        return table
+
+    def _corrections(self, beta: float, updates: Sequence[int]) -> List[float]:
+        """What moments that began at zero are divided by."""
+        if not self.bias_correction:
+            return [1.0] * len(updates)
+        correction = {
+            t: _rounded(1.0 - _native.power_float32(beta, float(t))) for t in set(updates)
+        }
+        return [correction[t] for t in updates]
+
+    def reference_step(
+        self, weight: NDArray, grad: NDArray, state: Tuple[NDArray, NDArray], s: SimpleNamespace
+    ) -> None:
+        m, v = state
+        m[:] = s.beta1 * m + s.one_minus_beta1 * grad
+        v[:] = s.beta2 * v + s.one_minus_beta2 * grad * grad
+        corrected_m, corrected_v = m / s.correction1, v / s.correction2
+        if self.rule == "lamb_mxnet1":
+            corrected_m, corrected_v = (x.astype("float64") for x in (corrected_m, corrected_v))
+        quotient = corrected_m / (sqrt(corrected_v) + s.epsilon)
+        decay = (s.weight_decay * weight).astype(quotient.dtype)
+        delta = (quotient + decay).astype(weight.dtype)
+
+        number = weight.dtype
+        norm = numpy.maximum(_norm(weight), number(s.lower_bound))
+        norm, delta_norm = numpy.minimum(norm, number(s.upper_bound)), _norm(delta)
+        ratio = norm / delta_norm if norm != 0 and delta_norm != 0 else number(1)
+        # As an array: an operator may read another number than the one that is given.
+        scale = array(numpy.full(weight.shape, number(s.lr) * ratio), weight.context, number)
+        weight -= scale * delta
+
+
+def _rounded(value: float) -> float:
+    """The nearest number of single precision."""
+    return float(numpy.float32(value))
+
+
+def _norm(x: NDArray) -> Any:
+    """The norm of an array, whose squares are added one after another."""
+    squares = numpy.square(x.asnumpy().ravel())
+    return numpy.sqrt(numpy.add.accumulate(squares)[-1]) if x.size else x.dtype(0)
