@@ -15,17 +15,17 @@ struct Lion : Rule {
 
   template <class T>
   struct Scalars {
-    T lr, beta1, one_minus_beta1, beta2, one_minus_beta2;
+    T lr, beta1, one_minus_beta1, beta2, one_minus_beta2, weight_decay;
   };
-  static constexpr const char* scalars[] = {"lr", "beta1", "one_minus_beta1", "beta2",
-                                            "one_minus_beta2"};
+  static constexpr const char* scalars[] = {"lr",    "beta1",           "one_minus_beta1",
+                                            "beta2", "one_minus_beta2", "weight_decay"};
 
   template <class T>
-  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T, T* state) {
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T weight, T* state) {
     T& m = state[0];
     const T direction = s.beta1 * m + s.one_minus_beta1 * g;
     m = s.beta2 * m + s.one_minus_beta2 * g;
-    return -(s.lr * sign(direction));
+    return -(s.lr * (sign(direction) + s.weight_decay * weight));
   }
 };
 

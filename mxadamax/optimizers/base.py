@@ -919,16 +919,21 @@ class FusedOptimizer(StepOptimizer):
         self, lrs: Sequence[float], wds: Sequence[float], updates: Sequence[int]
     ) -> Scalars:
         """All scalars that kernels and `reference_step` need."""
-        decay: Scalars = {"wd": list(wds), "decay_factor": 1.0}
-        if self.decoupled_wd:
-            rates = self._decay_rates(lrs, updates)
-            decay = {"wd": NO_L2, "decay_factor": [1.0 - rate * wd for rate, wd in zip(rates, wds)]}
         return {
             "rescale_grad": -self.rescale_grad if self.maximize else self.rescale_grad,
             "clip_gradient": bound_or_infinity(self.clip_gradient),
-            **decay,
+            **self._weight_decay(lrs, wds, updates),
             **self.scalars(lrs, updates),
         }
+
+    def _weight_decay(
+        self, lrs: Sequence[float], wds: Sequence[float], updates: Sequence[int]
+    ) -> Scalars:
+        """The scalars of weight decay: as part of the gradient, or decoupled from it."""
+        if not self.decoupled_wd:
+            return {"wd": list(wds), "decay_factor": 1.0}
+        rates = self._decay_rates(lrs, updates)
+        return {"wd": NO_L2, "decay_factor": [1.0 - rate * wd for rate, wd in zip(rates, wds)]}
 
     def _decay_rates(self, lrs: Sequence[float], updates: Sequence[int]) -> Sequence[float]:
         """What decoupled weight decay is multiplied by."""

@@ -49,16 +49,18 @@ class LAMB(FusedOptimizer):
         False takes the moments as they are.
     use_fused_step : bool, default True
         False computes with MXNet's operators instead of the native kernel; same bits.
+    decoupled_wd : bool, default True
+        Weight decay as part of `delta`, as in the paper and the built-in. False adds
+        ``wd * weight`` to the gradient instead.
     **kwargs
-        What every optimizer takes; see :class:`mxadamax.optimizers.base.FusedOptimizer`. Not
-        ``decoupled_wd=True``: weight decay is part of `delta`.
+        What every optimizer takes; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
 
     Raises
     ------
     TypeError
         For an argument that does not exist.
     ValueError
-        For a hyperparameter out of its range, and for ``decoupled_wd=True``.
+        For a hyperparameter out of its range.
 
     Notes
     -----
@@ -107,9 +109,15 @@ class LAMB(FusedOptimizer):
         upper_bound: Optional[float] = None,
         bias_correction: bool = True,
         use_fused_step: bool = True,
+        decoupled_wd: bool = True,
         **kwargs: Any,
     ):
-        super().__init__(learning_rate=learning_rate, use_fused_step=use_fused_step, **kwargs)
+        super().__init__(
+            learning_rate=learning_rate,
+            use_fused_step=use_fused_step,
+            decoupled_wd=decoupled_wd,
+            **kwargs,
+        )
         self.beta1 = beta1
         self.beta2 = beta2
         self.epsilon = epsilon
@@ -117,11 +125,6 @@ class LAMB(FusedOptimizer):
         self.upper_bound = upper_bound
         check_flag(self.registered_name, "bias_correction", bias_correction)
         self.bias_correction = bias_correction
-        if self.decoupled_wd:
-            raise ValueError(
-                f"{self.registered_name}: decoupled_wd must be False, got True; weight decay is "
-                "part of what the trust ratio scales"
-            )
         self.check_hyperparameters()
 
     def scalars(self, lrs: Sequence[float], updates: Sequence[int]) -> Scalars:
@@ -145,9 +148,15 @@ class LAMB(FusedOptimizer):
     ) -> Scalars:
         table = super()._scalars(lrs, wds, updates)
         table["rescale_grad"] = _native.as_mxnet_reads_float32(table["rescale_grad"])
-        table["wd"] = NO_L2
-        table["weight_decay"] = [_rounded(wd) for wd in wds]
         return table
+
+    def _weight_decay(
+        self, lrs: Sequence[float], wds: Sequence[float], updates: Sequence[int]
+    ) -> Scalars:
+        wds = [_rounded(wd) for wd in wds]
+        if not self.decoupled_wd:
+            return {"wd": wds, "decay_factor": 1.0, "weight_decay": 0.0}
+        return {"wd": NO_L2, "decay_factor": 1.0, "weight_decay": wds}
 
     def _corrections(self, beta: float, updates: Sequence[int]) -> List[float]:
         """What moments that began at zero are divided by."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Mapping, Sequence
 
 from mxnet.ndarray import NDArray, sign, where
 
-from .base import FusedOptimizer, Scalars, register
+from .base import NO_L2, FusedOptimizer, Scalars, register
 from .options import DECAY_RATE, Range
 
 
@@ -17,8 +17,7 @@ class Lion(FusedOptimizer):
     For each weight::
 
         grad = clip(grad * rescale_grad, -clip_gradient, clip_gradient)
-        weight *= 1 - lr * wd
-        weight -= lr * sign(beta1 * m + (1 - beta1) * grad)
+        weight -= lr * (sign(beta1 * m + (1 - beta1) * grad) + wd * weight)
         m = beta2 * m + (1 - beta2) * grad
 
     The sign of zero is zero. MXNet has no such optimizer.
@@ -95,10 +94,18 @@ class Lion(FusedOptimizer):
             "one_minus_beta2": 1.0 - self.beta2,
         }
 
+    def _weight_decay(
+        self, lrs: Sequence[float], wds: Sequence[float], updates: Sequence[int]
+    ) -> Scalars:
+        if not self.decoupled_wd:
+            return {**super()._weight_decay(lrs, wds, updates), "weight_decay": 0.0}
+        return {"wd": NO_L2, "decay_factor": 1.0, "weight_decay": list(wds)}
+
     def reference_step(
         self, weight: NDArray, grad: NDArray, state: NDArray, s: SimpleNamespace
     ) -> None:
         direction = s.beta1 * state + s.one_minus_beta1 * grad
         state[:] = s.beta2 * state + s.one_minus_beta2 * grad
         # MXNet's sign of NaN is 0.
-        weight -= s.lr * where(direction == direction, sign(direction), direction)
+        direction = where(direction == direction, sign(direction), direction)
+        weight -= s.lr * (direction + s.weight_decay * weight)

@@ -39,6 +39,22 @@ CANCELS = {"float32": 0.2, "float64": 1.9}
 LARGE = {"float32": 0.6, "float64": 0.6}
 
 
+# The length of a step, and with it its error, is relative to that of the whole weight.
+NO_BOUND = {"float32": np.inf, "float64": np.inf}
+
+
+class Lamb(mxadamax.LAMB):
+    """With the rule for MXNet 2, whatever is installed."""
+
+    rule = "lamb"
+
+
+class LambOfMXNet1(mxadamax.LAMB):
+    """With the rule for MXNet 1."""
+
+    rule = "lamb_mxnet1"
+
+
 class Case(NamedTuple):
     """An optimizer and the rule that it must follow.
 
@@ -134,13 +150,28 @@ CASES = [
         oracle.lion,
         {"lr": 0.0123, "beta1": 0.9, "beta2": 0.99, "decoupled_wd": True},
     ),
+    *(
+        Case(
+            optimizer,
+            rule,
+            {**MOMENTS, "epsilon": 1e-6, "decoupled_wd": True, **bounds},
+            theirs=others,
+            ulps=NO_BOUND,
+        )
+        for optimizer, rule in ((Lamb, oracle.lamb), (LambOfMXNet1, oracle.lamb_mxnet1))
+        for bounds, others in (
+            ({"lower_bound": 100.0}, {"upper_bound": 1e30}),
+            ({"upper_bound": 3.0}, {"lower_bound": 0.0}),
+        )
+    ),
 ]
 RUNS = [
     pytest.param(case, variant, id=f"{case}-{variant}")
     for case in CASES
     for variant in VARIANTS
-    # These have it anyway.
-    if variant != "decoupled_wd" or case.optimizer not in (mxadamax.AdamW, mxadamax.Lion)
+    # These have it anyway, or not at all.
+    if variant != "decoupled_wd"
+    or not issubclass(case.optimizer, (mxadamax.AdamW, mxadamax.Lion, mxadamax.LAMB))
 ]
 dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
@@ -186,9 +217,7 @@ def test_every_rule_has_a_case():
         for dtype in ("float32", "float64")
         if not isinstance(value, bool)
         # Here 1 - lr * wd is the same float32.
-        and not (
-            case.optimizer in (mxadamax.AdamW, mxadamax.Lion) and (name, dtype) == ("wd", "float32")
-        )
+        and not (case.optimizer is mxadamax.AdamW and (name, dtype) == ("wd", "float32"))
     ],
 )
 def test_a_hyperparameter_slightly_off_is_noticed(case, name, dtype):

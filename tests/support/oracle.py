@@ -144,6 +144,21 @@ def product(x: Rounded) -> Rounded:
     return Rounded(value, x.dtype, abs(value) * np.expm1(np.sum(relative)))
 
 
+def norm(x: Rounded) -> Rounded:
+    """The root of the sum of squares, which are added one after another."""
+    squares = square(x)
+    value, error = np.sum(squares.value), np.sum(squares.error)
+    count = x.value.size
+    rounding = count * (UNIT[x.dtype] + OWN_UNIT) * (value + error) + count * UNDERFLOW[x.dtype]
+    return sqrt(Rounded(value, x.dtype, error + rounding))
+
+
+def single(x: Rounded, dtype: np.dtype) -> Rounded:
+    """A number that was rounded to float32, in another type."""
+    rounded = x.to(np.dtype("float32"))
+    return Rounded(rounded.value, dtype, rounded.error)
+
+
 # The rules. Each takes the prepared gradient `g`, the weight `w` after decoupled decay, the states,
 # and hyperparameters, and returns the weight and the states after the step.
 
@@ -245,11 +260,36 @@ def nag(g, w, change, *, t, lr, momentum):
     return w + (momentum * change - lr * g), change
 
 
-def lion(g, w, m, *, t, lr, beta1, beta2):
+def lion(g, w, m, *, t, lr, wd, beta1, beta2):
     """arXiv 2302.06675, algorithm 2."""
     direction = beta1 * m + (1 - beta1) * g
     m = beta2 * m + (1 - beta2) * g
-    return w - lr * sign(direction), m
+    return w - lr * (sign(direction) + wd * w), m
+
+
+def lamb(g, w, m, v, *, t, lr, wd, beta1, beta2, epsilon, lower_bound, upper_bound):
+    """arXiv 1904.00962, algorithm 2, with bounds of the norm of the weight.
+
+    Hyperparameters are in single precision.
+    """
+
+    def correction(beta):
+        return single(1 - beta.to(np.dtype("float32")) ** t, g.dtype)
+
+    lr, wd, epsilon, lower_bound, upper_bound = (
+        single(x, g.dtype) for x in (lr, wd, epsilon, lower_bound, upper_bound)
+    )
+    b1, b2 = single(beta1, g.dtype), single(beta2, g.dtype)
+    m = b1 * m + (1 - b1) * g
+    v = b2 * v + (1 - b2) * square(g)
+    delta = m / correction(beta1) / (sqrt(v / correction(beta2)) + epsilon) + wd * w
+    size = -maximum(-maximum(norm(w), lower_bound), -upper_bound)
+    return w - lr * (size / norm(delta)) * delta, m, v
+
+
+def lamb_mxnet1(*arguments, **hyperparameters):
+    """The same, which MXNet 1 rounds less often."""
+    return lamb(*arguments, **hyperparameters)
 
 
 def step(
@@ -295,7 +335,10 @@ def step(
     }
     rescale_grad, bound, wd = (given.pop(x) for x in ("rescale_grad", "clip_gradient", "wd"))
     g = (-g if maximize else g) * rescale_grad
-    if decoupled_wd:
+    decays = rule in (lion, lamb, lamb_mxnet1)
+    if decays and decoupled_wd:
+        g, given["wd"] = clip(g, bound), wd
+    elif decoupled_wd:
         rate = given["lr"]
         if corrects_decay:
             rate = corrected(rate, t, given["beta1"], given["beta2"])
@@ -304,4 +347,6 @@ def step(
         g = clip(g + wd * w, bound)
     else:
         g = clip(g, bound) + wd * w
+        if decays:
+            given["wd"] = Rounded(0.0, "float64")
     return rule(g, w, *before, t=t, **given)
