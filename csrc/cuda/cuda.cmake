@@ -10,7 +10,7 @@ function(add_cuda_module name folder extension)
   pybind11_add_module(${name} NO_EXTRAS csrc/python/cuda_module.cc csrc/cuda/launch_plan.cc csrc/cuda/c_abi.cc)
   add_library(${name}_common OBJECT
     ${folder}/reductions.${extension} ${folder}/sparse_rows.${extension}
-    ${folder}/update_low_precision.${extension})
+    ${folder}/tensor_sums.${extension} ${folder}/update_low_precision.${extension})
   set(libraries ${name}_common)
   foreach(variant ${CUDA_VARIANTS})
     add_library(${name}_${variant} OBJECT ${folder}/update.${extension})
@@ -29,7 +29,7 @@ function(add_cuda_module name folder extension)
 endfunction()
 
 if(MXADAMAX_CUDA_ON_HOST)
-  foreach(source reductions sparse_rows update update_low_precision)
+  foreach(source reductions sparse_rows tensor_sums update update_low_precision)
     file(CONFIGURE OUTPUT on_host/${source}.cc CONTENT "#include \"cuda/${source}.cu\"\n")
   endforeach()
   # The pragmas are nvcc's. No test has arrays of more elements than 32 bits count: an index that is

@@ -64,6 +64,8 @@ struct UpdateTable {
   const StepControl* control;
   // Not 0 where rows are wrong, and nothing may be written. Null where no gradient is of rows.
   const std::int32_t* refused;
+  // A number for each tensor, for rules that sum.
+  double* delta_scales;
 };
 
 struct UpdateKernel {
@@ -119,6 +121,39 @@ struct SumTable {
   double clip_global_norm;
   bool skip_nonfinite;
 };
+
+// Of the parts of a kernel, those of one tensor.
+struct PartRange {
+  std::int64_t first;
+  std::int32_t count;
+  std::int32_t tensor;
+};
+
+// How many numbers each of a rule's sums is, for one part.
+constexpr int sums_per_part = 8;
+
+struct TensorSumTable {
+  // Of the kernel that updates afterwards; its delta_scales are what is written.
+  UpdateTable update;
+  const PartRange* ranges;
+  std::int64_t tensor_count;
+  double* part_sums;
+};
+
+// What a rule does before it updates tensors: nothing, where it has no sums.
+struct TensorSumKernels {
+  using Start = void (*)(const TensorSumTable& table, bool some_rows, int processors,
+                         cudaStream_t stream);
+  int sums;
+  Start float32, float64, low_precision;
+
+  Start of(Variant variant) const {
+    return variant == Variant::float64         ? float64
+           : variant == Variant::low_precision ? low_precision
+                                               : float32;
+  }
+};
+const TensorSumKernels& tensor_sum_kernels(int rule);
 
 struct RowTable {
   // Of the row indices.

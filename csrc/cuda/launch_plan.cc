@@ -119,6 +119,18 @@ std::vector<Array> arrays_of(const DeviceTensor& tensor, int states) {
   return arrays;
 }
 
+// Where the parts of each tensor are among those of a kernel.
+std::vector<PartRange> ranges_of(const std::vector<Tile>& parts) {
+  std::vector<PartRange> ranges;
+  for (std::size_t k = 0; k < parts.size(); ++k) {
+    if (ranges.empty() || ranges.back().tensor != parts[k].tensor) {
+      ranges.push_back({static_cast<std::int64_t>(k), 0, parts[k].tensor});
+    }
+    ++ranges.back().count;
+  }
+  return ranges;
+}
+
 void check_place(std::size_t position, const Array& array, int device) {
   const auto address = reinterpret_cast<std::uintptr_t>(array.address);
   if (address % static_cast<std::uintptr_t>(array.element_size) != 0) {
@@ -179,6 +191,11 @@ struct LaunchPlan::Tables {
     unsigned blocks;
     std::int64_t part_count;
     DeviceMemory parts;
+    // For a rule that sums up each tensor first.
+    TensorSumKernels::Start start_sums;
+    bool some_rows;
+    std::int64_t tensor_count;
+    DeviceMemory ranges;
   };
 
   const int rule;
@@ -195,6 +212,9 @@ struct LaunchPlan::Tables {
   // Of the row indices that gradients hold.
   std::int64_t row_part_count = 0;
   DeviceMemory row_parts, refused;
+  // Of rules that sum up each tensor first: what the parts of the largest group add to the sums,
+  // and what deltas are multiplied by.
+  DeviceMemory part_sums, delta_scales;
   // Made when a step first asks for it.
   bool has_sums = false;
   SumTable sums{};
@@ -308,10 +328,21 @@ void LaunchPlan::Tables::upload_layout(cudaStream_t stream) {
     add_parts(number, tensor.size, dense[static_cast<std::size_t>(v)]);
   }
 
+  const TensorSumKernels& sum_kernels = tensor_sum_kernels(rule);
+  std::int64_t most_parts = 0;
   std::vector<Group> made;
-  const auto add_group = [&](const UpdateKernel& kernel, const std::vector<Tile>& parts) {
+  const auto add_group = [&](int variant, bool some_rows, const UpdateKernel& kernel,
+                             const std::vector<Tile>& parts) {
     if (parts.empty()) return;
-    Group group;
+    Group group{};
+    group.some_rows = some_rows;
+    group.start_sums = sum_kernels.of(static_cast<Variant>(variant));
+    if (sum_kernels.sums > 0) {
+      const std::vector<PartRange> ranges = ranges_of(parts);
+      group.tensor_count = static_cast<std::int64_t>(ranges.size());
+      group.ranges = uploaded(ranges, stream);
+      most_parts = std::max(most_parts, static_cast<std::int64_t>(parts.size()));
+    }
     group.kernel = &kernel;
     group.part_count = static_cast<std::int64_t>(parts.size());
     group.blocks = grid_size(group.part_count, processors, kernel.blocks_per_processor());
@@ -320,8 +351,13 @@ void LaunchPlan::Tables::upload_layout(cudaStream_t stream) {
   };
   for (int v = 0; v < variants; ++v) {
     const DeviceRuleKernels& kernels = rule_of(rule, static_cast<Variant>(v));
-    add_group(kernels.dense, dense[v]);
-    add_group(kernels.some_rows, some_rows[v]);
+    add_group(v, false, kernels.dense, dense[v]);
+    add_group(v, true, kernels.some_rows, some_rows[v]);
+  }
+  if (most_parts > 0) {
+    const auto numbers = static_cast<std::size_t>(most_parts * sums_per_part * sum_kernels.sums);
+    part_sums = DeviceMemory(numbers * sizeof(double));
+    delta_scales = DeviceMemory(tensors.size() * sizeof(double));
   }
   row_part_count = static_cast<std::int64_t>(row_numbers.size());
   if (row_part_count > 0) {
@@ -416,7 +452,13 @@ void LaunchPlan::update(const std::vector<double>& scalars, const LaunchOptions&
                             tables.device_rows.as<unsigned char>(),
                             tables.row_size,
                             has_options ? tables.control.as<StepControl>() : nullptr,
-                            tables.refused.as<std::int32_t>()};
+                            tables.refused.as<std::int32_t>(),
+                            tables.delta_scales.as<double>()};
+    if (group.tensor_count > 0) {
+      const TensorSumTable sums{table, group.ranges.as<PartRange>(), group.tensor_count,
+                                tables.part_sums.as<double>()};
+      group.start_sums(sums, group.some_rows, tables.processors, stream);
+    }
     group.kernel->start(table, group.blocks, stream);
   }
   tables.done.record(stream);

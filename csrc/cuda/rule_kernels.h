@@ -18,12 +18,15 @@ namespace {
 template <class R, class T>
 struct Row {
   using Number = T;
+  static constexpr bool has_sums = R::sums > 0;
   double rescale_grad;
   // Of the random bits, for states that are rounded by them.
   std::uint64_t seed;
   GradientTransform<T> transform;
   typename R::template Scalars<T> scalars;
   T share_of_old, share_of_new;
+  // What deltas are multiplied by, where the rule sums; filled in by the kernels.
+  T delta_scale;
 };
 
 template <class R, class T>
@@ -40,13 +43,14 @@ void write_row(const double* scalars, void* row) {
   std::memcpy(&made.scalars, rounded + common, sizeof made.scalars);
   made.share_of_old = static_cast<T>(1 - pass.ema_weight);
   made.share_of_new = static_cast<T>(pass.ema_weight);
+  made.delta_scale = 1;
   std::memcpy(row, &made, sizeof made);
 }
 
 // Updates one element.
 template <class R, class T>
 MXADAMAX_RULE void run_rule(const Row<R, T>& row, T grad, T* weight, T* state) {
-  *weight = updated_weight<R>(row.transform, row.scalars, grad, *weight, state);
+  *weight = updated_weight<R>(row.transform, row.scalars, row.delta_scale, grad, *weight, state);
 }
 
 template <class R, class T>
@@ -67,27 +71,32 @@ template <class Row>
 MXADAMAX_RULE Row row_of(const UpdateTable& table, std::int32_t tensor, double factor) {
   Row row = *reinterpret_cast<const Row*>(table.rows + tensor * table.row_size);
   row.transform.rescale_grad = static_cast<typename Row::Number>(row.rescale_grad * factor);
+  if constexpr (Row::has_sums) {
+    row.delta_scale = static_cast<typename Row::Number>(table.delta_scales[tensor]);
+  }
   return row;
 }
 
-// Calls visit(part, tensor, row) for each part of a block of threads, unless nothing is updated.
+// Calls visit(part, tensor, row, number) for each part of a block of threads, unless nothing is
+// updated.
 template <class Row, class Visit>
 MXADAMAX_RULE void for_each_part(const UpdateTable& table, Visit&& visit) {
   double factor;
   if (!goes_on(table, &factor)) return;
   for (std::int64_t k = blockIdx.x; k < table.part_count; k += gridDim.x) {
     const Tile part = table.parts[k];
-    visit(part, table.tensors[part.tensor], row_of<Row>(table, part.tensor, factor));
+    visit(part, table.tensors[part.tensor], row_of<Row>(table, part.tensor, factor), k);
   }
 }
 
 // Calls visit(place, element) for each element of a thread that a gradient of some rows updates:
 // where in the gradient it is, -1 where that is zero.
 template <class Visit>
-MXADAMAX_RULE void for_each_cell(const Tile& part, const SparseRows& rows, Visit&& visit) {
+MXADAMAX_RULE void for_each_cell(const Tile& part, const SparseRows& rows, std::int32_t thread,
+                                 Visit&& visit) {
   const Cell first{part.first / rows.length, part.first % rows.length};
   const auto threads = static_cast<std::int32_t>(blockDim.x);
-  for (auto i = static_cast<std::int32_t>(threadIdx.x); i < part.count; i += threads) {
+  for (std::int32_t i = thread; i < part.count; i += threads) {
     const Cell cell = cell_after(first, i, rows.length);
     if (rows.lazy) {
       visit(part.first + i, rows.numbers[cell.row] * rows.length + cell.column);

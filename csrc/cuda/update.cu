@@ -95,7 +95,7 @@ MXADAMAX_RULE void update_dense(const TensorEntry& tensor, const RowOf<R>& row,
 template <class R, Variant>
 __global__ void __launch_bounds__(threads_per_block, 2) update(UpdateTable table) {
   for_each_part<RowOf<R>>(table, [](const Tile& part, const TensorEntry& tensor,
-                                    const RowOf<R>& row) {
+                                    const RowOf<R>& row, std::int64_t) {
     const Split cut = split(part.count, tensor.head, at_once);
     const auto thread = static_cast<std::int32_t>(threadIdx.x);
     const auto threads = static_cast<std::int32_t>(blockDim.x);
@@ -115,8 +115,9 @@ __global__ void __launch_bounds__(threads_per_block, 2) update(UpdateTable table
 template <class R, Variant>
 __global__ void __launch_bounds__(threads_per_block, 2) update_rows(UpdateTable table) {
   for_each_part<RowOf<R>>(
-      table, [](const Tile& part, const TensorEntry& tensor, const RowOf<R>& row) {
-        for_each_cell(part, tensor.rows, [&](std::int64_t place, std::int64_t element) {
+      table, [](const Tile& part, const TensorEntry& tensor, const RowOf<R>& row, std::int64_t) {
+        const auto thread = static_cast<std::int32_t>(threadIdx.x);
+        for_each_cell(part, tensor.rows, thread, [&](std::int64_t place, std::int64_t element) {
           T grad = 0;
           if (place >= 0) load<Grad, 1>(tensor.grad, place, &grad);
           update_elements<R, 1>(tensor, row, &grad, element);

@@ -2,34 +2,12 @@
 // The kernels that update weights with low-precision states. Elements go one by one: neighbours are
 // read and written together all the same, by threads side by side. What types the arrays have is
 // asked for each element, which takes no time beside the rest; so each rule has one kernel for all.
-#include "load_store.h"
+#include "low_precision_states.h"
 #include "rule_kernels.h"
 #include "warp.h"
 
 namespace mxadamax::cuda {
 namespace {
-
-// Calls use(number) with how numbers of a type are read and written.
-template <class Use>
-MXADAMAX_RULE void with_number(DType type, Use&& use) {
-  if (type == DType::float16) {
-    use(Float16{});
-  } else if (type == DType::bfloat16) {
-    use(Bfloat16{});
-  } else {
-    use(Plain<float>{});
-  }
-}
-
-MXADAMAX_RULE float load_number(DType type, const void* array, std::int64_t i) {
-  float found;
-  with_number(type, [&](auto number) { load<decltype(number), 1>(array, i, &found); });
-  return found;
-}
-
-MXADAMAX_RULE void store_number(DType type, void* array, std::int64_t i, float given) {
-  with_number(type, [&](auto number) { store<decltype(number), 1>(array, i, &given); });
-}
 
 template <class R>
 MXADAMAX_RULE void write_weight(const TensorEntry& tensor, const Row<R, float>& row, std::int64_t i,
@@ -51,11 +29,7 @@ MXADAMAX_RULE void update_in_16_bits(const TensorEntry& tensor, const Row<R, flo
   constexpr unsigned plain = states_of_kind<R, StateKind::with_sign>;
   float weight = load_number(tensor.weight_type, tensor.weight, i);
   float state[slots];
-#pragma unroll
-  for (int k = 0; k < R::states; ++k) {
-    state[k] = load_number(tensor.state_type, tensor.states[k], i);
-    if (squares >> k & 1u) state[k] = square(state[k]);
-  }
+  load_states_in_16_bits<R>(tensor, i, state);
   run_rule(row, grad, &weight, state);
   std::uint32_t random = 0;
 #pragma unroll
@@ -92,16 +66,13 @@ MXADAMAX_RULE void update_in_8_bits(const TensorEntry& tensor, const Row<R, floa
   auto* const denominators = static_cast<std::uint8_t*>(tensor.states[1]) + first;
 
   const auto read = [&](std::int32_t own, Share& share, AbsMax& largest) {
-    const float ratio_size = ratio_level_size(scales[0]);
-    const float denominator_size = denominator_unit_size(scales[1]);
 #pragma unroll
     for (int k = 0; k < elements_of_lane; ++k) {
       const std::int32_t i = own + k * warp_size;
       share.ratio[k] = share.denominator[k] = 0;
       if (i >= count) continue;
-      const float denominator = denominator_at(denominators[i], denominator_size);
-      float state[] = {plain_at(ratios[i], ratio_size, denominator),
-                       is_root ? square(denominator) : denominator};
+      float state[2];
+      load_states_in_8_bits<R>(tensor, first + i, state);
       float weight = load_number(tensor.weight_type, tensor.weight, first + i);
       run_rule(row, load_number(tensor.grad_type, tensor.grad, first + i), &weight, state);
       share.denominator[k] = is_root ? square_root(state[1]) : state[1];
@@ -147,7 +118,7 @@ template <class R>
 __global__ void __launch_bounds__(threads_per_block, 2) update_low_precision(UpdateTable table) {
   using RowOfRule = Row<R, float>;
   for_each_part<RowOfRule>(table, [](const Tile& part, const TensorEntry& tensor,
-                                     const RowOfRule& row) {
+                                     const RowOfRule& row, std::int64_t) {
     const auto thread = static_cast<std::int32_t>(threadIdx.x);
     const auto threads = static_cast<std::int32_t>(blockDim.x);
     if constexpr (supports_int8_state<R>) {
@@ -174,8 +145,9 @@ __global__ void __launch_bounds__(threads_per_block, 2)
     update_low_precision_rows(UpdateTable table) {
   using RowOfRule = Row<R, float>;
   for_each_part<RowOfRule>(
-      table, [](const Tile& part, const TensorEntry& tensor, const RowOfRule& row) {
-        for_each_cell(part, tensor.rows, [&](std::int64_t place, std::int64_t element) {
+      table, [](const Tile& part, const TensorEntry& tensor, const RowOfRule& row, std::int64_t) {
+        const auto thread = static_cast<std::int32_t>(threadIdx.x);
+        for_each_cell(part, tensor.rows, thread, [&](std::int64_t place, std::int64_t element) {
           const float grad = place < 0 ? 0 : load_number(tensor.grad_type, tensor.grad, place);
           update_in_16_bits(tensor, row, grad, element);
         });

@@ -53,4 +53,33 @@ MXADAMAX_RULE void warp_reduce(std::int32_t lane, Read&& read, Write&& write) {
 #endif
 }
 
+// For each thread of a warp add(lane, sums), which adds to sums of its own; then, by one thread,
+// write(sums) with those of all, added in a fixed order. All threads of a warp must call it. On the
+// host the first one does it for all.
+template <int count, class Add, class Write>
+MXADAMAX_RULE void warp_sum(std::int32_t lane, Add&& add, Write&& write) {
+#if defined(MXADAMAX_CUDA_ON_HOST)
+  if (lane != 0) return;
+  double sums[warp_size][count] = {};
+  for (std::int32_t k = 0; k < warp_size; ++k) add(k, sums[k]);
+  for (std::int32_t distance = warp_size / 2; distance > 0; distance /= 2) {
+    for (std::int32_t k = 0; k < distance; ++k) {
+      for (int i = 0; i < count; ++i) sums[k][i] += sums[k + distance][i];
+    }
+  }
+  write(sums[0]);
+#else
+  double sums[count] = {};
+  add(lane, sums);
+#if defined(__CUDA_ARCH__)
+  constexpr unsigned all = 0xffffffffu;
+  for (int distance = warp_size / 2; distance > 0; distance /= 2) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) sums[i] += __shfl_xor_sync(all, sums[i], distance);
+  }
+#endif
+  if (lane == 0) write(sums);
+#endif
+}
+
 }  // namespace mxadamax::cuda

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// How single elements are read and written where the types of arrays are known at run time only,
+// and states may be in low precision.
+#pragma once
+
+#include "common/low_precision.h"
+#include "kernels.h"
+#include "load_store.h"
+
+namespace mxadamax::cuda {
+
+// Calls use(number) with how numbers of a type are read and written.
+template <class Use>
+MXADAMAX_RULE void with_number(DType type, Use&& use) {
+  if (type == DType::float16) {
+    use(Float16{});
+  } else if (type == DType::bfloat16) {
+    use(Bfloat16{});
+  } else {
+    use(Plain<float>{});
+  }
+}
+
+MXADAMAX_RULE float load_number(DType type, const void* array, std::int64_t i) {
+  float found;
+  with_number(type, [&](auto number) { load<decltype(number), 1>(array, i, &found); });
+  return found;
+}
+
+MXADAMAX_RULE void store_number(DType type, void* array, std::int64_t i, float given) {
+  with_number(type, [&](auto number) { store<decltype(number), 1>(array, i, &given); });
+}
+
+// The states of an element that are kept in 16 bits, squares as their roots.
+template <class R>
+MXADAMAX_RULE void load_states_in_16_bits(const TensorEntry& tensor, std::int64_t i, float* state) {
+  constexpr unsigned squares = states_of_kind<R, StateKind::second_moment>;
+#pragma unroll
+  for (int k = 0; k < R::states; ++k) {
+    state[k] = load_number(tensor.state_type, tensor.states[k], i);
+    if (squares >> k & 1u) state[k] = square(state[k]);
+  }
+}
+
+// The two states of an element of a block that are kept in 8 bits.
+template <class R>
+MXADAMAX_RULE void load_states_in_8_bits(const TensorEntry& tensor, std::int64_t i, float* state) {
+  constexpr bool is_root = states_of_kind<R, StateKind::second_moment> >> 1 & 1u;
+  const float* const scales = tensor.scales + i / block_size * scales_per_block;
+  const auto ratio = static_cast<const std::int8_t*>(tensor.states[0])[i];
+  const auto level = static_cast<const std::uint8_t*>(tensor.states[1])[i];
+  const float denominator = denominator_at(level, denominator_unit_size(scales[1]));
+  state[0] = plain_at(ratio, ratio_level_size(scales[0]), denominator);
+  state[1] = is_root ? square(denominator) : denominator;
+}
+
+}  // namespace mxadamax::cuda

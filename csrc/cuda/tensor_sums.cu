@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a rule sums up over each tensor before it updates it (LAMB's norms), and what all deltas of
+// the tensor are multiplied by. Two kernels: each warp leaves its share of a part, then one warp
+// adds up those of a tensor. In double precision and in an order that depends on sizes alone.
+//
+// Elements go one by one, as in update_low_precision.cu.
+#include <type_traits>
+
+#include "low_precision_states.h"
+#include "rule_kernels.h"
+#include "warp.h"
+
+namespace mxadamax::cuda {
+namespace {
+
+constexpr std::int32_t warps_per_block = threads_per_block / warp_size;
+static_assert(warps_per_block == sums_per_part, "a sum for each warp");
+
+// How the states of a tensor are kept.
+enum class Kept { plain, low_precision };
+
+template <class R, class T, Kept kept>
+MXADAMAX_RULE void load_element(const TensorEntry& tensor, std::int64_t i, T* weight, T* state) {
+  if constexpr (std::is_same_v<T, double>) {
+    load<Plain<double>, 1>(tensor.weight, i, weight);
+#pragma unroll
+    for (int k = 0; k < R::states; ++k) load<Plain<double>, 1>(tensor.states[k], i, &state[k]);
+  } else {
+    *weight = load_number(tensor.weight_type, tensor.weight, i);
+    if constexpr (kept == Kept::low_precision) {
+      if constexpr (supports_int8_state<R>) {
+        if (tensor.state_type == DType::int8) return load_states_in_8_bits<R>(tensor, i, state);
+      }
+      load_states_in_16_bits<R>(tensor, i, state);
+    } else {
+#pragma unroll
+      for (int k = 0; k < R::states; ++k) {
+        state[k] = load_number(tensor.state_type, tensor.states[k], i);
+      }
+    }
+  }
+}
+
+template <class T>
+MXADAMAX_RULE T load_gradient(const TensorEntry& tensor, std::int64_t i) {
+  if constexpr (std::is_same_v<T, double>) {
+    double found;
+    load<Plain<double>, 1>(tensor.grad, i, &found);
+    return found;
+  } else {
+    return load_number(tensor.grad_type, tensor.grad, i);
+  }
+}
+
+template <class R, class T, Kept kept, bool some_rows>
+__global__ void __launch_bounds__(threads_per_block, 2) sum_parts(TensorSumTable table) {
+  for_each_part<Row<R, T>>(table.update, [&](const Tile& part, const TensorEntry& tensor,
+                                             const Row<R, T>& row, std::int64_t number) {
+    const auto thread = static_cast<std::int32_t>(threadIdx.x);
+    const auto add_element = [&](T grad, std::int64_t i, double* sums) {
+      T weight, state[R::states > 0 ? R::states : 1];
+      load_element<R, T, kept>(tensor, i, &weight, state);
+      T terms[R::sums] = {};
+      add_terms<R>(row.transform, row.scalars, grad, weight, state, terms);
+#pragma unroll
+      for (int k = 0; k < R::sums; ++k) sums[k] += terms[k];
+    };
+    const auto add_all = [&](std::int32_t lane, double* sums) {
+      const std::int32_t own = thread / warp_size * warp_size + lane;
+      if constexpr (some_rows) {
+        for_each_cell(part, tensor.rows, own, [&](std::int64_t place, std::int64_t i) {
+          add_element(place < 0 ? T{0} : load_gradient<T>(tensor, place), i, sums);
+        });
+      } else {
+        for (std::int32_t i = own; i < part.count; i += threads_per_block) {
+          add_element(load_gradient<T>(tensor, part.first + i), part.first + i, sums);
+        }
+      }
+    };
+    double* const to = table.part_sums + (number * warps_per_block + thread / warp_size) * R::sums;
+    warp_sum<R::sums>(thread % warp_size, add_all, [&](const double* sums) {
+#pragma unroll
+      for (int k = 0; k < R::sums; ++k) to[k] = sums[k];
+    });
+  });
+}
+
+template <class R, class T>
+__global__ void __launch_bounds__(threads_per_block) scale_deltas(TensorSumTable table) {
+  double factor;
+  if (!goes_on(table.update, &factor)) return;
+  const auto lane = static_cast<std::int32_t>(threadIdx.x) % warp_size;
+  const std::int64_t warps = static_cast<std::int64_t>(gridDim.x) * warps_per_block;
+  for (std::int64_t n = static_cast<std::int64_t>(blockIdx.x) * warps_per_block +
+                        static_cast<std::int32_t>(threadIdx.x) / warp_size;
+       n < table.tensor_count; n += warps) {
+    const PartRange range = table.ranges[n];
+    const double* const from = table.part_sums + range.first * warps_per_block * R::sums;
+    const std::int64_t count = range.count * warps_per_block;
+    const auto add_all = [&](std::int32_t own, double* sums) {
+      for (std::int64_t i = own; i < count; i += warp_size) {
+#pragma unroll
+        for (int k = 0; k < R::sums; ++k) sums[k] += from[i * R::sums + k];
+      }
+    };
+    warp_sum<R::sums>(lane, add_all, [&](const double* sums) {
+      const auto row = row_of<Row<R, T>>(table.update, range.tensor, factor);
+      T rounded[R::sums];
+#pragma unroll
+      for (int k = 0; k < R::sums; ++k) rounded[k] = static_cast<T>(sums[k]);
+      table.update.delta_scales[range.tensor] = R::delta_scale(row.scalars, rounded);
+    });
+  }
+}
+
+template <class R, class T, Kept kept>
+void start(const TensorSumTable& table, bool some_rows, int processors, cudaStream_t stream) {
+  const unsigned blocks =
+      grid_size(table.update.part_count, processors, small_blocks_per_processor);
+  if (some_rows) {
+    launch(sum_parts<R, T, kept, true>, blocks, threads_per_block, stream, table);
+  } else {
+    launch(sum_parts<R, T, kept, false>, blocks, threads_per_block, stream, table);
+  }
+  const std::int64_t work = (table.tensor_count + warps_per_block - 1) / warps_per_block;
+  launch(scale_deltas<R, T>, grid_size(work, processors, small_blocks_per_processor),
+         threads_per_block, stream, table);
+}
+
+template <class R>
+constexpr TensorSumKernels kernels_of() {
+  if constexpr (R::sums > 0) {
+    return {R::sums, start<R, float, Kept::plain>, start<R, double, Kept::plain>,
+            start<R, float, Kept::low_precision>};
+  } else {
+    return {};
+  }
+}
+
+template <class... Rules>
+const TensorSumKernels& kernels_at(int rule, RuleList<Rules...>) {
+  static constexpr TensorSumKernels kernels[] = {kernels_of<Rules>()...};
+  return kernels[rule];
+}
+
+}  // namespace
+
+const TensorSumKernels& tensor_sum_kernels(int rule) { return kernels_at(rule, AllRules{}); }
+
+}  // namespace mxadamax::cuda
