@@ -420,7 +420,7 @@ def all_messages() -> Sequence[str]:
 
 
 def quoted_messages() -> list[str]:
-    """The messages that docs/troubleshooting.md explains, without those of others."""
+    """The messages that docs/troubleshooting.md quotes, without those of other programs."""
     text = (ROOT / "docs" / "troubleshooting.md").read_text()
     text = re.sub(r"## Messages of others\n.*?(?=\n## )", "", text, flags=re.DOTALL)
     rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
@@ -428,32 +428,14 @@ def quoted_messages() -> list[str]:
 
 
 def fits(quote: str, message: str) -> bool:
-    """Whether a message is one of those that are quoted; a hole of the quote is anything."""
+    """Whether a message is what is quoted, where a hole of the quote stands for anything."""
     return re.search(".*".join(map(re.escape, quote.split(messages.HOLE))), message) is not None
 
 
-def test_messages_are_found_in_the_sources():
-    found = all_messages()
-    for some in (
-        "...: ... must be True or False, got ...",
-        "MXNet ...'s ... ..., unlike ..._ext: the training goes on a little differently",
-        "mxadamax: this parameter server ends here; MXNet would go on without the update",
-        "...mxadamax, rule ...: ...",
-        "... has row indices of dtype ..., expected int64...",
-    ):
-        assert some in found
-
-
 @pytest.mark.parametrize("quote", quoted_messages())
-def test_messages_that_are_explained_exist(quote):
+def test_quoted_messages_exist(quote):
     assert len(re.sub(r"\W", "", quote)) >= 5 or quote in all_messages(), "fits too much"
     assert any(fits(quote, message) for message in all_messages())
-
-
-def test_every_message_is_explained():
-    quotes = quoted_messages()
-    missing = [m for m in all_messages() if not any(fits(quote, m) for quote in quotes)]
-    assert missing == []
 
 
 # The picture.
