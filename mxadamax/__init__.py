@@ -56,35 +56,11 @@ except ImportError as _error:
 
 from .averaging import averaged_weights
 from .checkpoints import load_states, save_states
-from .optimizers.adabelief import AdaBelief
-from .optimizers.adadelta import AdaDelta
-from .optimizers.adagrad import AdaGrad
-from .optimizers.adam import Adam, AMSGrad
-from .optimizers.adamax import Adamax
-from .optimizers.adamw import AdamW
-from .optimizers.lion import Lion
-from .optimizers.nadam import Nadam
-from .optimizers.nag import NAG
-from .optimizers.rmsprop import RMSProp
-from .optimizers.sgd import SGD
+from .optimizers import info as _info
+from .optimizers.info import *
 from .pickling import alias_moved_modules as _alias_moved_modules
 
 _alias_moved_modules()
 
-__all__ = [
-    "NAG",
-    "SGD",
-    "AMSGrad",
-    "AdaBelief",
-    "AdaDelta",
-    "AdaGrad",
-    "Adam",
-    "AdamW",
-    "Adamax",
-    "Lion",
-    "Nadam",
-    "RMSProp",
-    "averaged_weights",
-    "load_states",
-    "save_states",
-]
+__all__ = ["averaged_weights", "load_states", "save_states"]
+__all__ += _info.__all__

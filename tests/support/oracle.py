@@ -132,7 +132,8 @@ def maximum(a: Rounded, b: Rounded) -> Rounded:
 def sign(x: Rounded) -> Rounded:
     found = np.sign(x.value)
     # Next to zero it may be any of the three.
-    return Rounded(found, x.dtype, np.where(abs(x.value) <= x.error, 1 + abs(found), 0))
+    unsure = (abs(x.value) <= x.error) & (x.error > 0)
+    return Rounded(found, x.dtype, np.where(unsure, 1 + abs(found), 0))
 
 
 def clip(x: Rounded, bound: Rounded) -> Rounded:
