@@ -7,9 +7,9 @@ and of no others: ``PYTHONPATH=.:tests/support python tests/optimizers/test_dige
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,10 @@ def test_nearly_all_digests_differ():
     assert len(set(found.values())) > 0.8 * len(found)
 
 
-if __name__ == "__main__" and "--record" in sys.argv:
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Record the digests of new cases.")
+    parser.add_argument("--record", action="store_true", required=True)
+    parser.parse_args()
     known = recorded()
     found = {name: known.get(name) or digest(name) for name in CASES}
     FILE.write_text(json.dumps(found, indent=0) + "\n")
