@@ -392,7 +392,7 @@ def all_messages() -> Sequence[str]:
 def quoted_messages() -> list[str]:
     """The messages that docs/troubleshooting.md quotes, without those of other programs."""
     text = (ROOT / "docs" / "troubleshooting.md").read_text()
-    text = re.sub(r"## Messages of others\n.*?(?=\n## )", "", text, flags=re.DOTALL)
+    text = re.sub(r"## Messages of other programs\n.*?(?=\n## )", "", text, flags=re.DOTALL)
     rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
     return [quote for row in rows for quote in re.findall(r"`(.+?)`(?:, |$)", row)]
 
