@@ -39,7 +39,6 @@ pytestmark = pytest.mark.quick
 BLOCKS = list(blocks())
 RUN = [b for b in BLOCKS if b.language in ("python", "pycon") and not b.mark]
 SHELL = [b for b in BLOCKS if b.language == "bash" and not b.mark]
-PIECES = [b for b in BLOCKS if b.mark.startswith("from ")]
 REHEARSED = [b for b in BLOCKS if re.match(ADDED, b.mark)]
 NOT_RUN = [b for b in BLOCKS if b.mark.startswith("not run: ")]
 
@@ -139,7 +138,6 @@ def test_every_block_is_run_or_says_why_not():
     known = {
         *RUN,
         *SHELL,
-        *PIECES,
         *REHEARSED,
         *NOT_RUN,
         *(b for b in BLOCKS if b.language in SHOWN),
@@ -147,11 +145,6 @@ def test_every_block_is_run_or_says_why_not():
     assert [str(block) for block in BLOCKS if block not in known] == []
     assert len(RUN) >= 15 and len(SHELL) >= 5 and len(REHEARSED) >= 10
     assert len(NOT_RUN) <= 6
-
-
-@pytest.mark.parametrize("block", PIECES, ids=str)
-def test_pieces_of_files(block):
-    assert block.code in (ROOT / block.mark[len("from ") :]).read_text()
 
 
 @pytest.mark.parametrize("block", SHELL, ids=str)
@@ -425,6 +418,20 @@ def test_the_picture_names_what_there_is():
     for owner, name in functions:
         assert re.search(rf"\b(?:struct |class |namespace mxadamax::){owner}\b", sources), owner
         assert re.search(rf"\bvoid (?:{owner}::)?{name}\(", sources), name
+
+
+def test_the_files_of_a_step():
+    """Each file has the function that the table names, and calls that of the next one."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `([\w/]+\.(?:py|cc))` \| `(?:\w+::)?(\w+)` \|", text, re.MULTILINE)
+    files = [file for file, _ in rows]
+    assert len(files) == len(set(files)) and 6 <= len(files) <= 8
+    for (file, function), (_, called) in zip(rows, [*rows[1:], (None, "updated_weight")]):
+        code = (ROOT / file).read_text()
+        assert re.search(rf"^[^#/\n]*\b{function}\(", code, re.MULTILINE), f"{file}: {function}"
+        # The engine runs an operation, and a table leads to kernels.
+        indirect = {"update_on_host": r"->run\(", "run": r"\.kernels\["}.get(called)
+        assert re.search(indirect or rf"\b{called}\b", code), f"{file} does not call {called}"
 
 
 # Figures.
