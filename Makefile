@@ -10,7 +10,7 @@ FOR_PYTHON = -DPython_EXECUTABLE=$(abspath $(VENV)/bin/python) \
   -Dpybind11_DIR="$$($(VENV)/bin/pybind11-config --cmakedir)"
 SOURCES := $(wildcard CMakeLists.txt setup.py pyproject.toml csrc/*.* csrc/*/*.*)
 
-.PHONY: train test check matrix benchmark docs lint style types tidy sanitize sanitize-python coverage clean
+.PHONY: train test check driver matrix benchmark docs lint style types tidy sanitize sanitize-python coverage clean
 
 train: $(VENV)/installed
 	$(VENV)/bin/python examples/train_mnist.py --optimizer adamax adamax_ext
@@ -58,13 +58,20 @@ tidy: $(VENV)/installed
 	  xargs --max-procs="$$(nproc)" --max-args=1 $(VENV)/bin/clang-tidy -p build/tidy --quiet \
 	  --extra-arg=-idirafter"$$($(CXX) -print-file-name=include)" '--extra-arg=-D__malloc__(...)='
 
-# The C++ driver, watched by sanitizers; docs/testing.md says what it tests.
+# The C++ driver, with every instruction set; docs/testing.md says what it tests.
+driver: $(VENV)/installed
+	$(call RUN_DRIVER,build/driver,)
+
+# The same, watched by sanitizers.
 sanitize: $(VENV)/installed
 	for sanitizers in address,undefined thread; do \
-	  $(VENV)/bin/cmake -B build/sanitize-$$sanitizers -DMXADAMAX_DRIVER=ON -DMXADAMAX_SANITIZE=$$sanitizers && \
-	  $(VENV)/bin/cmake --build build/sanitize-$$sanitizers --parallel && \
-	  build/sanitize-$$sanitizers/tests/native/native_driver || exit 1; \
+	  $(call RUN_DRIVER,build/sanitize-$$sanitizers,-DMXADAMAX_SANITIZE=$$sanitizers) || exit 1; \
 	done
+
+# Build the driver in a folder, and run it.
+RUN_DRIVER = $(VENV)/bin/cmake -B $(1) -DMXADAMAX_DRIVER=ON $(FOR_PYTHON) $(2) && \
+  $(VENV)/bin/cmake --build $(1) --parallel && \
+  $(VENV)/bin/ctest --test-dir $(1) --output-on-failure
 
 # The tests that reach most of the native code, with a module that sanitizers watch, in an environment with
 # MXNet. MXNet and Python leak on purpose.

@@ -28,18 +28,8 @@ if _import_mxnet():
 
     from .averaging import averaged_weights
     from .checkpoints import load_states, save_states
-    from .optimizers.adabelief import AdaBelief
-    from .optimizers.adadelta import AdaDelta
-    from .optimizers.adagrad import AdaGrad
-    from .optimizers.adam import Adam, AMSGrad
-    from .optimizers.adamax import Adamax
-    from .optimizers.adamw import AdamW
-    from .optimizers.lamb import LAMB
-    from .optimizers.lion import Lion
-    from .optimizers.nadam import Nadam
-    from .optimizers.nag import NAG
-    from .optimizers.rmsprop import RMSProp
-    from .optimizers.sgd import SGD
+    from .optimizers.info import *
+    from .optimizers.info import __all__ as _optimizers
     from .pickling import alias_moved_modules as _alias_moved_modules
 
     _alias_moved_modules()
@@ -52,21 +42,4 @@ elif not _typing.TYPE_CHECKING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = [
-    "LAMB",
-    "NAG",
-    "SGD",
-    "AMSGrad",
-    "AdaBelief",
-    "AdaDelta",
-    "AdaGrad",
-    "Adam",
-    "AdamW",
-    "Adamax",
-    "Lion",
-    "Nadam",
-    "RMSProp",
-    "averaged_weights",
-    "load_states",
-    "save_states",
-]
+__all__ = ["averaged_weights", "load_states", "save_states"]

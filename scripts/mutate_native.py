@@ -493,7 +493,9 @@ def build(finder: Finder) -> None:
     import pybind11
 
     copy = BUILD / "source"
-    for path in [*(ROOT / "csrc").rglob("*"), *(ROOT / "tests" / "native").rglob("*")]:
+    tests = ROOT / "tests"
+    oracle = tests / "support" / "oracle.py"
+    for path in [*(ROOT / "csrc").rglob("*"), *(tests / "native").rglob("*"), oracle]:
         if path.is_file():
             source = finder.sources.get(path)
             text = source.mutated() if source else path.read_text()

@@ -57,6 +57,7 @@ IGNORED = [
     "docs",
     "fuzz_findings",
     "gluonts",
+    "guide",
     "horovod",
     "import_order",
     "install",

@@ -6,7 +6,7 @@
     python scripts/mutate_rules.py --list adam.h       says what would be changed
 
 For each mutant one file is compiled, the kernels of the plainest instruction set, and the driver in
-tests/native compares every rule with its formula. Mutants that change nothing are listed below.
+tests/native compares every rule with the oracle. Mutants that change nothing are listed below.
 """
 
 from __future__ import annotations
@@ -138,10 +138,15 @@ class Driver:
         shutil.copytree(ROOT / "csrc", self.sources)
         self.objects = []
         native = ROOT / "tests" / "native"
+        cases = folder / "rule_cases.txt"
+        written = run(sys.executable, native / "rule_cases.py", cases)
+        if written.returncode:
+            raise RuntimeError(written.stderr[-2000:])
+        defined = f'-DMXADAMAX_RULE_CASES="{cases}"'
         others = [native / name for name in DRIVER]
         others += [self.sources / "cpu" / name for name in ("instruction_set.cc", "update.cc")]
         for source in others:
-            self.objects.append(self.compile(source, f"-I{native}", "-O1"))
+            self.objects.append(self.compile(source, f"-I{native}", defined, "-O1"))
 
     def compile(self, source: Path, *options: str) -> Path:
         target = self.folder / (source.stem + ".o")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Describe each optimizer in one record, from which all that goes through all of them follows.
+"""List the optimizers, with a record of each, from which all that goes through all of them follows.
 
 `mxadamax verify`, `mxadamax bench`, the tests and tables of the documentation iterate over these.
 """
@@ -11,6 +11,35 @@ import mxnet
 from mxnet.optimizer import Optimizer
 
 from .._mxnet.compatibility import IS_MXNET_1
+from .adabelief import AdaBelief
+from .adadelta import AdaDelta
+from .adagrad import AdaGrad
+from .adam import Adam, AMSGrad
+from .adamax import Adamax
+from .adamw import AdamW
+from .lamb import LAMB
+from .lion import Lion
+from .nadam import Nadam
+from .nag import NAG
+from .rmsprop import RMSProp
+from .sgd import SGD
+
+# What `import mxadamax` gives.
+__all__ = [
+    "LAMB",
+    "NAG",
+    "SGD",
+    "AMSGrad",
+    "AdaBelief",
+    "AdaDelta",
+    "AdaGrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Lion",
+    "Nadam",
+    "RMSProp",
+]
 
 
 @dataclass(frozen=True)

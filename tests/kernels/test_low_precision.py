@@ -983,14 +983,14 @@ def test_gradients_that_are_no_numbers_show(state_dtype):
         ("adadelta_ext", {"state_dtype": "int8"}, "adadelta_ext: state_dtype must be None with rule 'adadelta', got 'int8'"),
         ("amsgrad_ext", {"state_dtype": "int8"}, "amsgrad_ext: state_dtype must be None with rule 'amsgrad', got 'int8'"),
         ("adamax_ext", {"state_dtype": "float16", "use_fused_step": False}, "adamax_ext: state_dtype must be None with use_fused_step=False, got 'float16'"),
-        ("adamax_ext", {"state_seed": -1}, "adamax_ext: state_seed must be"),
+        ("adamax_ext", {"state_seed": -1}, "adamax_ext: state_seed must be an integer of at least 0 and less than 1048576, got -1"),
         ("adamax_ext", {"state_seed": 2**20}, "adamax_ext: state_seed must be an integer of at least 0 and less than 1048576, got 1048576"),
-        ("adamax_ext", {"state_seed": 1.5}, "adamax_ext: state_seed must be"),
-        ("adamax_ext", {"state_seed": None}, "adamax_ext: state_seed must be"),
+        ("adamax_ext", {"state_seed": 1.5}, "adamax_ext: state_seed must be an integer of at least 0 and less than 1048576, got 1.5"),
+        ("adamax_ext", {"state_seed": None}, "adamax_ext: state_seed must be an integer of at least 0 and less than 1048576, got None"),
     ],
 )  # fmt: skip
 def test_options_are_refused(name, options, message):
-    with pytest.raises(ValueError, match="^" + re.escape(message)):
+    with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
         mx.optimizer.create(name, **options)
 
 

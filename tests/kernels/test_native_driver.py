@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The driver in C++, which tests kernels, codecs, chunks and threads apart from Python."""
+"""Build the driver in C++, which tests kernels, codecs, chunks and threads without Python; ctest runs it."""
 
 import os
 import re
@@ -12,71 +12,77 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NATIVE = ROOT / "tests" / "native"
 CSRC = ROOT / "csrc"
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 pytestmark = pytest.mark.skipif(
-    shutil.which("c++") is None or not CSRC.is_dir(), reason="needs a compiler and the sources"
+    not all(shutil.which(x, path=PATH) for x in ("c++", "cmake")) or not CSRC.is_dir(),
+    reason="needs a compiler, CMake and the sources",
 )
 
 
-FLAGS = [
-    *("-std=c++17", "-O1", "-ffp-contract=off", "-fno-math-errno", "-fopenmp"),
-    *(f"-I{CSRC}", f"-I{CSRC / 'cpu'}", f"-I{NATIVE}", "-DMXADAMAX_KERNELS=kernels_baseline"),
-]
-"""For the plainest instruction set, hardly optimized."""
-
-
-def compile_with(*arguments, **options):
-    subprocess.run(["c++", *FLAGS, *map(str, arguments)], check=True, timeout=600, **options)
+def run(*command, check=True):
+    environment = {k: v for k, v in os.environ.items() if k != "MXADAMAX_INSTRUCTION_SET"}
+    return subprocess.run(
+        list(map(str, command)),
+        env={**environment, "PATH": PATH},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=check,
+    )
 
 
 @pytest.fixture(scope="module")
-def objects(tmp_path_factory):
-    """All of the driver but the kernels."""
-    folder = tmp_path_factory.mktemp("objects")
-    sources = [*sorted(NATIVE.glob("test_*.cc")), NATIVE / "main.cc"]
-    sources += [CSRC / "cpu" / name for name in ("instruction_set.cc", "update.cc")]
-    compile_with("-c", *sources, cwd=folder)
-    return sorted(folder.glob("*.o"))
+def tree(tmp_path_factory):
+    """A copy of what the driver is built from, and its build folder."""
+    tree = tmp_path_factory.mktemp("driver")
+    for name in ("csrc", "tests/native"):
+        shutil.copytree(ROOT / name, tree / name)
+    for name in ("CMakeLists.txt", "tests/support/oracle.py"):
+        (tree / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tree / name)
+    run(
+        *("cmake", "-S", tree, "-B", tree / "build", "-DMXADAMAX_DRIVER=ON"),
+        *("-DMXADAMAX_BASELINE_ONLY=ON", f"-DPython_EXECUTABLE={sys.executable}"),
+    )
+    run("cmake", "--build", tree / "build")
+    return tree
 
 
-def compiled(folder, objects, change=lambda kernels: kernels):
-    """The driver, with changed kernels."""
-    kernels = folder / "kernels.cc"
-    kernels.write_text(change((CSRC / "cpu" / "kernels.cc").read_text()))
-    driver = folder / "driver"
-    compile_with(kernels, *objects, "-o", driver)
-    return driver
-
-
-def run(driver, *tests):
-    environment = {k: v for k, v in os.environ.items() if k != "MXADAMAX_INSTRUCTION_SET"}
-    return subprocess.run(
-        [str(driver), *tests],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=environment,
+def ctest(tree, *arguments):
+    return run(
+        *("cmake", "-E", "chdir", tree / "build"),
+        *("ctest", "--output-on-failure", *arguments),
         check=False,
     )
 
 
-def test_the_driver_passes(tmp_path, objects):
-    done = run(compiled(tmp_path, objects))
-    assert done.returncode == 0, done.stderr
-    passed = re.findall(r"^(\w+): passed$", done.stdout, re.MULTILINE)
+def test_the_driver_passes(tree):
+    done = ctest(tree)
+    assert done.returncode == 0, done.stdout
+    passed = re.findall(r"Test +#\d: (\w+) \.+ +Passed", done.stdout)
     assert passed == ["rules", "kernels", "codecs", "update"]
 
 
-def test_the_driver_can_fail(tmp_path, objects):
+def test_the_driver_can_fail(tree):
     """A loop that forgets the last element of a long array, and a test that does not exist."""
-    wrong = ("i < count; ++i) {\n    T state", "i < count - (count > 40); ++i) {\n    T state")
-    driver = compiled(tmp_path, objects, lambda kernels: kernels.replace(*wrong))
-    done = run(driver, "rules")
-    assert done.returncode == 1
-    assert re.search(r"test_rules.cc:\d+: .*adamax", done.stderr)
-    assert run(driver, "nonsense").returncode == 1
+    driver = tree / "build" / "tests" / "native" / "native_driver"
+    assert run(driver, "nonsense", check=False).returncode == 1
+    kernels = tree / "csrc" / "cpu" / "kernels.cc"
+    right = kernels.read_text()
+    wrong = right.replace(
+        "i < count; ++i) {\n    T state", "i < count - (count > 40); ++i) {\n    T state"
+    )
+    assert wrong != right
+    kernels.write_text(wrong)
+    try:
+        run("cmake", "--build", tree / "build")
+        done = ctest(tree, "-R", "rules")
+    finally:
+        kernels.write_text(right)
+    assert done.returncode != 0
+    assert re.search(r"test_rules.cc:\d+: .*adamax, float32, case 0", done.stdout)
 
 
 def test_mutants_are_found_in_every_rule():

@@ -7,9 +7,10 @@ hyperparameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import mxnet as mx
 import numpy as np
 import oracle
 import pytest
@@ -30,58 +31,48 @@ VARIANTS = {
     "decoupled_wd": {"decoupled_wd": True},
     "maximize": {"maximize": True},
 }
-MOMENTS = {"lr": 0.0123, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
-
-# Bias corrections are computed in float64. For weights of that type this is little: in the second
-# step 1 - beta2**t cancels nine bits.
-CANCELS = {"float32": 0.2, "float64": 1.9}
-# Without the correction the first changes are the largest.
-LARGE = {"float32": 0.6, "float64": 0.6}
 
 
-# The length of a step, and with it its error, is relative to that of the whole weight.
-NO_BOUND = {"float32": np.inf, "float64": np.inf}
-
-
-class Lamb(mxadamax.LAMB):
-    """With the rule for MXNet 2, whatever is installed."""
-
-    rule = "lamb"
-
-
-class LambOfMXNet1(mxadamax.LAMB):
-    """With the rule for MXNet 1."""
-
-    rule = "lamb_mxnet1"
+def optimizer_of(rule: oracle.Rule) -> type[FusedOptimizer]:
+    """The class of the optimizer that follows a rule."""
+    found = mx.optimizer.Optimizer.opt_registry[rule.optimizer]
+    name = rule.formula.__name__
+    if not name.startswith("lamb"):
+        return found
+    # Of two rules, with that for the MXNet that is installed.
+    return type(name, (found,), {"rule": name})
 
 
 class Case(NamedTuple):
-    """An optimizer and the rule that it must follow.
+    """A rule of the oracle, and an optimizer that must follow it.
 
     Parameters
     ----------
+    rule : Rule
+        Of the oracle.
     optimizer : type
         The class.
-    rule : function
-        Of the oracle.
-    hyperparameters : dict
-        Those that both take.
-    ours, theirs : dict
-        Options of the optimizer alone, and of the oracle alone.
+    more : dict
+        Hyperparameters that both take, besides those of the rule.
+    theirs : dict
+        Options of the oracle alone.
     ulps : dict
-        What the rule's own change adds to the error of a weight of 1/4 or more, in units in the
-        last place, by type: measured, plus little.
+        As in `Rule`.
     """
 
+    rule: oracle.Rule
     optimizer: type[FusedOptimizer]
-    rule: Callable[..., tuple[oracle.Rounded, ...]]
-    hyperparameters: Mapping[str, Any]
-    ours: Mapping[str, Any] = {}
+    more: Mapping[str, Any] = {}
     theirs: Mapping[str, Any] = {}
-    ulps: Mapping[str, float] = {"float32": 0.2, "float64": 0.2}
+    ulps: Mapping[str, float] = {}
+
+    @property
+    def hyperparameters(self) -> Mapping[str, Any]:
+        return {**self.rule.hyperparameters, **self.more}
 
     def __str__(self) -> str:
-        name = f"{self.optimizer.__name__}-{self.rule.__name__}"
+        name = f"{self.optimizer.__name__}-{self.rule.formula.__name__}"
+        name += "".join(f"-{bound}" for bound in self.more if bound.endswith("_bound"))
         return name if self.hyperparameters.get("correct_bias", True) else f"{name}-uncorrected"
 
     def options(self, variant: str) -> dict[str, Any]:
@@ -94,8 +85,8 @@ class Case(NamedTuple):
         Magnitudes differ so much that each part of a formula decides for some elements.
         """
         options = self.options(variant)
-        optimizer = self.optimizer(learning_rate=options.pop("lr"), **options, **self.ours)
-        assert optimizer.rule == self.rule.__name__
+        optimizer = self.optimizer(learning_rate=options.pop("lr"), **options, **self.rule.ours)
+        assert optimizer.rule == self.rule.formula.__name__
         rng = np.random.RandomState(7)
         magnitude = 10.0 ** rng.uniform(-10, 1, SIZE)
         weight = (rng.standard_normal(SIZE) * 10.0 ** rng.uniform(-4, 1, SIZE)).astype(dtype)
@@ -116,53 +107,22 @@ class Case(NamedTuple):
 
 
 CASES = [
-    Case(mxadamax.Adamax, oracle.adamax, MOMENTS),
-    Case(mxadamax.Adam, oracle.adam, MOMENTS, ulps=CANCELS),
+    *(Case(rule, optimizer_of(rule), ulps=rule.ulps) for rule in oracle.RULES.values()),
     Case(
-        mxadamax.AdamW,
-        oracle.adam,
-        {**MOMENTS, "decoupled_wd": True},
+        *(oracle.RULES["adam"], mxadamax.AdamW, {"decoupled_wd": True}),
         theirs={"corrects_decay": True},
-        ulps=CANCELS,
-    ),
-    Case(mxadamax.AMSGrad, oracle.amsgrad, MOMENTS, ulps=CANCELS),
-    Case(mxadamax.AMSGrad, oracle.amsgrad, {**MOMENTS, "correct_bias": False}, ulps=LARGE),
-    Case(mxadamax.Nadam, oracle.nadam, {**MOMENTS, "schedule_decay": 0.004}, ulps=CANCELS),
-    Case(mxadamax.AdaBelief, oracle.adabelief, MOMENTS, ulps=CANCELS),
-    Case(
-        mxadamax.RMSProp,
-        oracle.rmsprop,
-        {"lr": 0.0123, "rho": 0.9, "epsilon": 1e-8, "clip_weights": 5.0},
+        ulps=oracle.CANCELS,
     ),
     Case(
-        mxadamax.RMSProp,
-        oracle.rmsprop_centered,
-        {"lr": 0.00123, "rho": 0.95, "momentum": 0.9, "epsilon": 1e-8, "clip_weights": 5.0},
-        ours={"centered": True},
-    ),
-    Case(mxadamax.AdaGrad, oracle.adagrad, {"lr": 0.0123, "epsilon": 1e-6}),
-    Case(mxadamax.AdaDelta, oracle.adadelta, {"lr": 1.23, "rho": 0.9, "epsilon": 1e-6}),
-    Case(mxadamax.SGD, oracle.sgd, {"lr": 0.0123}),
-    Case(mxadamax.SGD, oracle.sgd_momentum, {"lr": 0.0123, "momentum": 0.9}),
-    Case(mxadamax.NAG, oracle.nag, {"lr": 0.0123, "momentum": 0.9}),
-    Case(
-        mxadamax.Lion,
-        oracle.lion,
-        {"lr": 0.0123, "beta1": 0.9, "beta2": 0.99, "decoupled_wd": True},
+        *(oracle.RULES["amsgrad"], mxadamax.AMSGrad, {"correct_bias": False}),
+        # Without the correction the first changes are the largest.
+        ulps={"float32": 0.6, "float64": 0.6},
     ),
     *(
-        Case(
-            optimizer,
-            rule,
-            {**MOMENTS, "epsilon": 1e-6, "decoupled_wd": True, **bounds},
-            theirs=others,
-            ulps=NO_BOUND,
-        )
-        for optimizer, rule in ((Lamb, oracle.lamb), (LambOfMXNet1, oracle.lamb_mxnet1))
-        for bounds, others in (
-            ({"lower_bound": 100.0}, {"upper_bound": 1e30}),
-            ({"upper_bound": 3.0}, {"lower_bound": 0.0}),
-        )
+        Case(rule, optimizer_of(rule), bound, ulps=rule.ulps)
+        for rule in oracle.RULES.values()
+        if rule.sums
+        for bound in ({"lower_bound": 100.0}, {"upper_bound": 3.0})
     ),
 ]
 RUNS = [
@@ -196,7 +156,7 @@ def test_every_step(case, variant, dtype, instruction_set):
     # The last operation rounds the weight; decoupled decay does so twice, counting its factor.
     ulps = case.ulps[dtype] + (1.5 if options.get("decoupled_wd") else 0.5)
     for t, (before, grad, after) in enumerate(case.run(variant, dtype, instruction_set), 1):
-        expected = oracle.step(case.rule, before[0], grad, before[1:], t, **options)
+        expected = oracle.step(case.rule.formula, before[0], grad, before[1:], t, **options)
         assert not misses(after, expected), f"step {t}"
         size = np.maximum(abs(before[0]), abs(after[0]))
         off = abs(after[0] - expected[0].value) / np.spacing(size)
@@ -205,7 +165,7 @@ def test_every_step(case, variant, dtype, instruction_set):
 
 
 def test_every_rule_has_a_case():
-    assert {case.rule.__name__ for case in CASES} == set(_native.rules)
+    assert set(oracle.RULES) == set(_native.rules)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +184,7 @@ def test_a_hyperparameter_slightly_off_is_noticed(case, name, dtype):
     options = {**case.options("coupled_wd"), **case.theirs}
     options[name] *= 1 + 1e-4
     assert any(
-        misses(after, oracle.step(case.rule, before[0], grad, before[1:], t, **options))
+        misses(after, oracle.step(case.rule.formula, before[0], grad, before[1:], t, **options))
         for t, (before, grad, after) in enumerate(case.run("coupled_wd", dtype, "baseline"), 1)
     )
 

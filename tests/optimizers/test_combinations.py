@@ -23,6 +23,7 @@ from half_reference import TYPES, decoded, encoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mxadamax import _native
 from mxadamax._mxnet.compatibility import IS_MXNET_1
 from mxadamax.optimizers.base import BFLOAT16
 
@@ -498,10 +499,6 @@ def test_refused_by_name(case, clip, skip, average):
     assert training.optimizer.skipped_steps == 0
 
 
-WITHOUT_INT8 = (
-    *("amsgrad_ext", "rmsprop_ext", "adagrad_ext", "adadelta_ext", "sgd_ext", "nag_ext"),
-    "lion_ext",
-)
 drawn_options = st.fixed_dictionaries(
     {},
     optional={
@@ -548,7 +545,8 @@ def conflicts(member, options, parameters):
     if member.options.get("centered") or any(dtype == "float64" for _, dtype, _ in parameters):
         return True
     sparse = any(sparse for _, _, sparse in parameters)
-    return state_dtype == "int8" and (sparse or member.name in WITHOUT_INT8)
+    rule = _native.rules[member.create().rule]
+    return state_dtype == "int8" and (sparse or not rule.supports_int8_state)
 
 
 @settings(max_examples=300, deadline=None)

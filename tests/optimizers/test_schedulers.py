@@ -83,7 +83,8 @@ def test_as_the_built_in(name, scheduler, given):
             lambda p: gluon.Trainer(p, built_in(name, **options(), use_fused_step=False))
         )
         if (name, IS_MXNET_1) != ("nag", True):
-            # In MXNet 1, whose formulas are others, at least the rates; test_defaults.py knows nag's.
+            # MXNet 1 computes other weights, but the same rates, except for nag's without a rate:
+            # test_constructor_options.py.
             theirs, _ = train(lambda p: gluon.Trainer(p, name, options()))
             assert rates == theirs
     assert rates == expected_rates

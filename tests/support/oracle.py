@@ -8,8 +8,8 @@ and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Union
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 
@@ -51,7 +51,9 @@ class Rounded:
         """After an operation that is right to so many halves of a unit in the last place."""
         unit = units * UNIT[self.dtype] + OWN_UNIT
         error = self.error + unit * (abs(self.value) + self.error) + UNDERFLOW[self.dtype]
-        return Rounded(self.value, self.dtype, error)
+        # Nothing rounds an exact zero, infinity or NaN.
+        exact = ~np.isfinite(self.value) | ((self.value == 0) & (self.error == 0))
+        return Rounded(self.value, self.dtype, np.where(exact, 0, error))
 
     def to(self, dtype: np.dtype) -> Rounded:
         """The nearest number of a type."""
@@ -109,7 +111,7 @@ def square(x: Rounded) -> Rounded:
 
 
 def sqrt(x: Rounded) -> Rounded:
-    if np.any(x.value < 0):
+    if np.any((x.value < 0) & np.isfinite(x.value)):
         raise ValueError("square root of a negative number")
     root = np.sqrt(x.value)
     # The lower end moves the root most, yet by no more than the root of the error.
@@ -130,7 +132,8 @@ def maximum(a: Rounded, b: Rounded) -> Rounded:
 def sign(x: Rounded) -> Rounded:
     found = np.sign(x.value)
     # Next to zero it may be any of the three.
-    return Rounded(found, x.dtype, np.where(abs(x.value) <= x.error, 1 + abs(found), 0))
+    unsure = (abs(x.value) <= x.error) & (x.error > 0)
+    return Rounded(found, x.dtype, np.where(unsure, 1 + abs(found), 0))
 
 
 def clip(x: Rounded, bound: Rounded) -> Rounded:
@@ -159,10 +162,74 @@ def single(x: Rounded, dtype: np.dtype) -> Rounded:
     return Rounded(rounded.value, dtype, rounded.error)
 
 
-# The rules. Each takes the prepared gradient `g`, the weight `w` after decoupled decay, the states,
-# and hyperparameters, and returns the weight and the states after the step.
+class Rule(NamedTuple):
+    """The formula of a rule, and what tests need to compare the rule with it.
+
+    Parameters
+    ----------
+    formula : function
+        Takes the prepared gradient `g`, the weight `w` after decoupled decay, the states, and
+        hyperparameters; returns the weight and the states after the step.
+    optimizer : str
+        The registered name of the optimizer that follows it.
+    hyperparameters : dict
+        Those that both take, for the tests of long runs.
+    kinds : tuple of str
+        The kind of each state: ``StateKind`` in csrc/rules/rule.h.
+    ours : dict
+        Options that only the optimizer takes.
+    ulps : dict
+        What the rule's own change adds to the error of a weight of 1/4 or more, in units in the
+        last place, by type: measured, plus little.
+    low_precision : bool
+        Whether the rule's states can be kept in low precision.
+    positive : tuple of float
+        The range of states that are not negative, in the cases of the native driver.
+    scalars : function or None
+        Scalars of the kernel that depend on the number of the step, from hyperparameters and step.
+    decays : bool
+        Whether decoupled weight decay is part of the formula.
+    sums : bool
+        Whether a step depends on sums over all elements.
+    """
+
+    formula: Callable[..., tuple[Rounded, ...]]
+    optimizer: str
+    hyperparameters: Mapping[str, Any]
+    kinds: tuple[str, ...]
+    ours: Mapping[str, Any] = {}
+    ulps: Mapping[str, float] = {"float32": 0.2, "float64": 0.2}
+    low_precision: bool = True
+    positive: tuple[float, float] = (0.01, 2.0)
+    scalars: Callable[[Mapping[str, float], int], dict[str, float]] | None = None
+    decays: bool = False
+    sums: bool = False
 
 
+RULES: dict[str, Rule] = {}
+"""All rules, by name."""
+
+
+def rule(*arguments: Any, **options: Any) -> Callable[..., Callable[..., tuple[Rounded, ...]]]:
+    """Register the formula that follows as a `Rule`."""
+
+    def add(formula: Callable[..., tuple[Rounded, ...]]) -> Callable[..., tuple[Rounded, ...]]:
+        RULES[formula.__name__] = Rule(formula, *arguments, **options)
+        return formula
+
+    return add
+
+
+MOMENTS = {"lr": 0.0123, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
+
+CANCELS = {"float32": 0.2, "float64": 1.9}
+"""Bias corrections are computed in float64: in the second step 1 - beta2**t cancels nine bits."""
+
+
+@rule(
+    *("adamax_ext", MOMENTS, ("with_sign", "non_negative")),
+    scalars=lambda h, t: {"lr": h["lr"] / (1 - h["beta1"] ** t)},
+)
 def adamax(g, w, m, u, *, t, lr, beta1, beta2, epsilon):
     """arXiv 1412.6980, algorithm 2, with MXNet's epsilon."""
     m = beta1 * m + (1 - beta1) * g
@@ -175,6 +242,7 @@ def corrected(lr, t, beta1, beta2):
     return lr * (sqrt(1 - beta2**t) / (1 - beta1**t))
 
 
+@rule("adam_ext", MOMENTS, ("with_sign", "second_moment"), ulps=CANCELS)
 def adam(g, w, m, v, *, t, lr, beta1, beta2, epsilon, correct_bias=True):
     """arXiv 1412.6980, algorithm 1, in the order of operations that ends its section 2."""
     m = beta1 * m + (1 - beta1) * g
@@ -183,6 +251,7 @@ def adam(g, w, m, v, *, t, lr, beta1, beta2, epsilon, correct_bias=True):
     return w - rate * (m / (sqrt(v) + epsilon)), m, v
 
 
+@rule("amsgrad_ext", MOMENTS, ("with_sign", "second_moment", "second_moment"), ulps=CANCELS)
 def amsgrad(g, w, m, v, largest, *, t, lr, beta1, beta2, epsilon, correct_bias=True):
     """arXiv 1904.09237, algorithm 2, with Adam's bias correction and epsilon."""
     m = beta1 * m + (1 - beta1) * g
@@ -192,6 +261,22 @@ def amsgrad(g, w, m, v, largest, *, t, lr, beta1, beta2, epsilon, correct_bias=T
     return w - rate * (m / (sqrt(largest) + epsilon)), m, v, largest
 
 
+def nadam_scalars(h: Mapping[str, float], t: int) -> dict[str, float]:
+    momentum = [h["beta1"] * (1 - 0.5 * 0.96 ** (k * h["schedule_decay"])) for k in range(t + 2)]
+    return {
+        "one_minus_momentum": 1 - momentum[t],
+        "next_momentum": momentum[t + 1],
+        "grad_divisor": 1 - float(np.prod(momentum[1 : t + 1])),
+        "m_divisor": 1 - float(np.prod(momentum[1:])),
+        "v_divisor": 1 - h["beta2"] ** t,
+    }
+
+
+@rule(
+    *("nadam_ext", {**MOMENTS, "schedule_decay": 0.004}, ("with_sign", "second_moment")),
+    ulps=CANCELS,
+    scalars=nadam_scalars,
+)
 def nadam(g, w, m, v, *, t, lr, beta1, beta2, epsilon, schedule_decay):
     """Dozat, ICLR workshop 2016, algorithm 2, but that `m` is decayed by beta1, as in MXNet."""
 
@@ -208,6 +293,7 @@ def nadam(g, w, m, v, *, t, lr, beta1, beta2, epsilon, schedule_decay):
     return w - lr * (ahead / (sqrt(v / (1 - beta2**t)) + epsilon)), m, v
 
 
+@rule("adabelief_ext", MOMENTS, ("with_sign", "second_moment"), ulps=CANCELS)
 def adabelief(g, w, m, v, *, t, lr, beta1, beta2, epsilon, correct_bias=True):
     """arXiv 2010.07468, algorithm 2, in Adam's order of operations."""
     m = beta1 * m + (1 - beta1) * g
@@ -216,12 +302,25 @@ def adabelief(g, w, m, v, *, t, lr, beta1, beta2, epsilon, correct_bias=True):
     return w - rate * (m / (sqrt(v) + epsilon)), m, v
 
 
+@rule(
+    *("rmsprop_ext", {"lr": 0.0123, "rho": 0.9, "epsilon": 1e-8, "clip_weights": 5.0}),
+    kinds=("second_moment",),
+)
 def rmsprop(g, w, v, *, t, lr, rho, epsilon, clip_weights):
     """Tieleman & Hinton, lecture 6.5 of 2012, with MXNet's epsilon and bound of the weights."""
     v = rho * v + (1 - rho) * square(g)
     return clip(w - lr * (g / (sqrt(v) + epsilon)), clip_weights), v
 
 
+@rule(
+    "rmsprop_ext",
+    {"lr": 0.00123, "rho": 0.95, "momentum": 0.9, "epsilon": 1e-8, "clip_weights": 5.0},
+    kinds=("with_sign", "second_moment", "with_sign"),
+    ours={"centered": True},
+    low_precision=False,
+    # More than the square of the first.
+    positive=(9.01, 11.0),
+)
 def rmsprop_centered(g, w, m, v, change, *, t, lr, rho, momentum, epsilon, clip_weights):
     """arXiv 1308.0850, equations 38 to 45, with MXNet's bound of the weights."""
     m = rho * m + (1 - rho) * g
@@ -230,12 +329,14 @@ def rmsprop_centered(g, w, m, v, change, *, t, lr, rho, momentum, epsilon, clip_
     return clip(w + change, clip_weights), m, v, change
 
 
+@rule("adagrad_ext", {"lr": 0.0123, "epsilon": 1e-6}, ("second_moment",))
 def adagrad(g, w, history, *, t, lr, epsilon):
     """Duchi, Hazan & Singer, JMLR 12, 2011, with a diagonal matrix and MXNet's epsilon."""
     history = history + square(g)
     return w - lr * (g / (sqrt(history) + epsilon)), history
 
 
+@rule("adadelta_ext", {"lr": 1.23, "rho": 0.9, "epsilon": 1e-6}, ("second_moment", "second_moment"))
 def adadelta(g, w, v, changes, *, t, lr, rho, epsilon):
     """arXiv 1212.5701, algorithm 1, with a learning rate."""
     v = rho * v + (1 - rho) * square(g)
@@ -244,22 +345,33 @@ def adadelta(g, w, v, changes, *, t, lr, rho, epsilon):
     return w - lr * change, v, changes
 
 
+@rule("sgd_ext", {"lr": 0.0123}, ())
 def sgd(g, w, *, t, lr):
     return (w - lr * g,)
 
 
+@rule("sgd_ext", {"lr": 0.0123, "momentum": 0.9}, ("with_sign",))
 def sgd_momentum(g, w, change, *, t, lr, momentum):
     """Sutskever et al., ICML 2013, equations 1 and 2."""
     change = momentum * change - lr * g
     return w + change, change
 
 
+@rule("nag_ext", {"lr": 0.0123, "momentum": 0.9}, ("with_sign",))
 def nag(g, w, change, *, t, lr, momentum):
     """Sutskever et al., ICML 2013, equations 3 and 4; `w` is where the gradient is taken."""
     change = momentum * change - lr * g
     return w + (momentum * change - lr * g), change
 
 
+@rule(
+    *(
+        "lion_ext",
+        {"lr": 0.0123, "beta1": 0.9, "beta2": 0.99, "decoupled_wd": True},
+        ("with_sign",),
+    ),
+    decays=True,
+)
 def lion(g, w, m, *, t, lr, wd, beta1, beta2):
     """arXiv 2302.06675, algorithm 2."""
     direction = beta1 * m + (1 - beta1) * g
@@ -267,33 +379,59 @@ def lion(g, w, m, *, t, lr, wd, beta1, beta2):
     return w - lr * (sign(direction) + wd * w), m
 
 
-def lamb(g, w, m, v, *, t, lr, wd, beta1, beta2, epsilon, lower_bound, upper_bound):
+def _lamb(name: str) -> Callable[..., Callable[..., tuple[Rounded, ...]]]:
+    """What both rules of LAMB are registered with."""
+
+    def scalars(h: Mapping[str, float], t: int) -> dict[str, float]:
+        return {
+            "correction1": 1 - float(np.float32(h["beta1"])) ** t,
+            "correction2": 1 - float(np.float32(h["beta2"])) ** t,
+            "lower_bound": h.get("lower_bound", 0.0),
+            "upper_bound": h.get("upper_bound", np.inf),
+        }
+
+    return rule(
+        name,
+        {**MOMENTS, "epsilon": 1e-6, "decoupled_wd": True},
+        ("with_sign", "second_moment"),
+        # Relative to the length of the whole weight.
+        ulps={"float32": np.inf, "float64": np.inf},
+        scalars=scalars,
+        decays=True,
+        sums=True,
+    )
+
+
+@_lamb("lamb_ext")
+def lamb(g, w, m, v, *, t, lr, wd, beta1, beta2, epsilon, lower_bound=0.0, upper_bound=1e30):
     """arXiv 1904.00962, algorithm 2, with bounds of the norm of the weight.
 
     Hyperparameters are in single precision.
     """
 
+    def given(x):
+        return single(x if isinstance(x, Rounded) else Rounded(x, "float64"), g.dtype)
+
     def correction(beta):
         return single(1 - beta.to(np.dtype("float32")) ** t, g.dtype)
 
-    lr, wd, epsilon, lower_bound, upper_bound = (
-        single(x, g.dtype) for x in (lr, wd, epsilon, lower_bound, upper_bound)
-    )
-    b1, b2 = single(beta1, g.dtype), single(beta2, g.dtype)
+    b1, b2 = given(beta1), given(beta2)
     m = b1 * m + (1 - b1) * g
     v = b2 * v + (1 - b2) * square(g)
-    delta = m / correction(beta1) / (sqrt(v / correction(beta2)) + epsilon) + wd * w
-    size = -maximum(-maximum(norm(w), lower_bound), -upper_bound)
-    return w - lr * (size / norm(delta)) * delta, m, v
+    quotient = m / correction(beta1) / (sqrt(v / correction(beta2)) + given(epsilon))
+    delta = quotient + given(wd) * w
+    size = -maximum(-maximum(norm(w), given(lower_bound)), -given(upper_bound))
+    return w - given(lr) * (size / norm(delta)) * delta, m, v
 
 
+@_lamb("lamb_ext")
 def lamb_mxnet1(*arguments, **hyperparameters):
     """The same, which MXNet 1 rounds less often."""
     return lamb(*arguments, **hyperparameters)
 
 
 def step(
-    rule: Callable[..., tuple[Rounded, ...]],
+    formula: Callable[..., tuple[Rounded, ...]],
     weight: np.ndarray,
     grad: np.ndarray,
     states: Sequence[np.ndarray],
@@ -308,7 +446,7 @@ def step(
 
     Parameters
     ----------
-    rule : function
+    formula : function
         One of those above.
     weight, grad : ndarray
         As they are before the step.
@@ -335,7 +473,7 @@ def step(
     }
     rescale_grad, bound, wd = (given.pop(x) for x in ("rescale_grad", "clip_gradient", "wd"))
     g = (-g if maximize else g) * rescale_grad
-    decays = rule in (lion, lamb, lamb_mxnet1)
+    decays = RULES[formula.__name__].decays
     if decays and decoupled_wd:
         g, given["wd"] = clip(g, bound), wd
     elif decoupled_wd:
@@ -343,10 +481,10 @@ def step(
         if corrects_decay:
             rate = corrected(rate, t, given["beta1"], given["beta2"])
         g, w = clip(g, bound), (1 - rate * wd) * w
-    elif rule is adabelief:
+    elif formula is adabelief:
         g = clip(g + wd * w, bound)
     else:
         g = clip(g, bound) + wd * w
         if decays:
             given["wd"] = Rounded(0.0, "float64")
-    return rule(g, w, *before, t=t, **given)
+    return formula(g, w, *before, t=t, **given)

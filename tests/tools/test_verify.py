@@ -19,7 +19,6 @@ from mxadamax.commands import verify
 from mxadamax.optimizers.base import BFLOAT16
 
 HERE = _native.instruction_set
-WITHOUT_BUILT_IN = ("amsgrad_ext", "lion_ext")
 HALF = np.dtype("float16")
 
 
@@ -67,9 +66,7 @@ def test_compares_every_rule_with_the_built_in_of_its_name():
     }
     assert {info.create().rule for info in verify.OPTIMIZERS} == set(_native.rules)
     for info in verify.OPTIMIZERS:
-        assert info.built_in == (
-            None if info.name in WITHOUT_BUILT_IN else info.name[: -len("_ext")]
-        )
+        assert info.built_in in (None, info.name[: -len("_ext")])
 
 
 def test_units_in_the_last_place_of_the_largest():

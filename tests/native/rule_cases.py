@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write the cases of test_rules.cc: inputs of each rule, and what the oracle makes of them.
+
+    python rule_cases.py FILE
+
+Each case is a rule, a dtype, the rule's scalars, and for each element the gradient, the weight and
+the states before the step, then the weight and the states after it, each with its largest error.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+import oracle
+
+USUAL = 40
+"""Elements of a case without special values."""
+LARGE = {
+    **{"lr": 0.31, "beta1": 0.83, "beta2": 0.71, "epsilon": 0.053, "rho": 0.77},
+    **{"momentum": 0.67, "clip_weights": 0.9, "schedule_decay": 2.0},
+}
+"""Hyperparameters that all show in a step; of others, those of the oracle do."""
+SPECIAL = (np.nan, np.inf, -np.inf, 0.0)
+STEP = 3
+
+COMMON = {"rescale_grad": 0.37, "clip_gradient": 0.8, "wd": 0.23}
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"wd": 0.0},
+    {"decoupled_wd": True},
+    {"decoupled_wd": True, "wd": 0.0},
+    {"clip_gradient": np.inf, "clip_weights": np.inf},
+    {"clip_gradient": np.inf, "clip_weights": np.inf, "decoupled_wd": True},
+    {"rescale_grad": -1.5},
+    # Without a gradient: what a rule does to a sum that is zero.
+    {"clip_gradient": 0.0, "decoupled_wd": True},
+]
+
+
+def scalars(rule: oracle.Rule, given: dict[str, Any]) -> dict[str, float]:
+    """What the kernel is given for these hyperparameters, as the optimizers compute it."""
+    found = {"decay_factor": 1.0, **given}
+    decoupled = found.pop("decoupled_wd", False)
+    if rule.decays:
+        found.update(weight_decay=given["wd"] if decoupled else 0.0)
+        found.update(wd=-1.0 if decoupled else given["wd"])
+    elif decoupled:
+        # A negative one is none.
+        found.update(decay_factor=1 - given["lr"] * given["wd"], wd=-1.0)
+    found.update(
+        {f"one_minus_{name}": 1 - given[name] for name in rule.hyperparameters if name in given}
+    )
+    if rule.scalars is not None:
+        found.update(rule.scalars(given, STEP))
+    return {name: value for name, value in found.items() if not isinstance(value, bool)}
+
+
+def inputs(rule: oracle.Rule, dtype: str, seed: int) -> list[np.ndarray]:
+    """Gradients, weights and states: usual ones, then special values in each place in turn."""
+    rng = np.random.RandomState(seed)
+    places = [(place, x) for place in range(2 + len(rule.kinds)) for x in SPECIAL]
+    if rule.sums:
+        # One of them would be in all results.
+        places = []
+    count = USUAL + 2 * len(places)
+    arrays = [rng.uniform(-3, 3, count), rng.uniform(-1.5, 1.5, count)]
+    for kind in rule.kinds:
+        low, high = (-3, 3) if kind == "with_sign" else rule.positive
+        arrays.append(rng.uniform(low, high, count))
+    for k, (place, value) in enumerate(places):
+        # States that are never negative, or never so small.
+        least = rule.positive[0] if rule.positive[0] > 1 else 0
+        if place > 1 and rule.kinds[place - 2] != "with_sign" and value < least:
+            continue
+        arrays[place][[USUAL + 2 * k, USUAL + 2 * k + 1]] = value
+    return [array.astype(dtype) for array in arrays]
+
+
+def write_case(
+    file: TextIO, name: str, rule: oracle.Rule, dtype: str, arrays: list[np.ndarray], given: dict
+) -> None:
+    grad, weight, *states = arrays
+    with np.errstate(all="ignore"):
+        after = oracle.step(rule.formula, weight, grad, states, STEP, **given)
+        columns = list(arrays)
+        for number in after:
+            value = np.broadcast_to(number.value, weight.shape).astype("float64")
+            # Of what float64 cannot hold.
+            error = number.error + np.where(np.isfinite(value), abs(number.value - value), 0)
+            columns += [value, np.nextafter(error.astype("float64"), np.inf)]
+    print("case", name, dtype, int(rule.low_precision), len(weight), file=file)
+    print(len(rule.kinds), *rule.kinds, file=file)
+    row = scalars(rule, given)
+    print(len(row), *(f"{key} {float(value)!r}" for key, value in row.items()), file=file)
+    for line in zip(*columns):
+        print(*(repr(float(x)) for x in line), file=file)
+
+
+def cases(rule: oracle.Rule) -> Iterator[tuple[list[np.ndarray], dict[str, Any], str]]:
+    """The inputs, hyperparameters and dtype of each case of a rule."""
+    own = {name: LARGE.get(name, value) for name, value in rule.hyperparameters.items()}
+    own.pop("decoupled_wd", None)
+    if "correct_bias" in inspect.signature(rule.formula).parameters:
+        own["correct_bias"] = False
+    for dtype in ("float32", "float64"):
+        bounds = [{"lower_bound": 50.0}, {"upper_bound": 0.5}] if rule.sums else []
+        for seed, variant in enumerate(VARIANTS + bounds):
+            given = {**COMMON, **own, **variant}
+            if "clip_weights" not in own:
+                given.pop("clip_weights", None)
+            arrays = inputs(rule, dtype, seed)
+            yield arrays, given, dtype
+            if given["clip_gradient"] == 0:
+                for state in arrays[2:]:
+                    state[:] = 0
+                yield arrays, given, dtype
+
+
+def main() -> None:
+    with open(sys.argv[1], "w") as file:
+        for name, rule in oracle.RULES.items():
+            for arrays, given, dtype in cases(rule):
+                write_case(file, name, rule, dtype, arrays, given)
+
+
+if __name__ == "__main__":
+    main()
