@@ -19,6 +19,8 @@ _explain_where_it_fails()
 # Before MXNet, whose import is where a parameter server runs.
 _end_where_mxnet_would_go_on()
 
+__all__ = ["averaged_weights", "load_states", "save_states"]
+
 if _import_mxnet():
     # After MXNet, so that both run on the OpenMP library that MXNet has loaded.
     try:
@@ -33,13 +35,12 @@ if _import_mxnet():
     from .pickling import alias_moved_modules as _alias_moved_modules
 
     _alias_moved_modules()
+    __all__ += _optimizers
 # Type checkers know every name, also without MXNet.
 elif not _typing.TYPE_CHECKING:
 
     def __getattr__(name: str) -> _typing.Any:
-        if name in __all__:
+        # Optimizers are the only names that begin with a capital letter.
+        if name in __all__ or name[:1].isupper():
             _refuse_without_mxnet()
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-__all__ = ["averaged_weights", "load_states", "save_states"]
