@@ -357,7 +357,7 @@ class Cases:
 
     def numpy(self, rng):
         np = self.np
-        from mxadamax import _native
+        from mxadamax import _native, _native_testing
 
         rule = of(rng, *_native.rules)
         dtype = of(rng, "float32", "float64", "float16", "int32", ">f4")
@@ -379,7 +379,9 @@ class Cases:
         if rng.randint(2):
             scalars[of(rng, "lr", "wd", "nonsense")] = hostile(rng)
         try:
-            _native.update_numpy(rule, weights, grads, states, scalars, threads=rng.randint(0, 5))
+            _native_testing.update_numpy(
+                rule, weights, grads, states, scalars, threads=rng.randint(0, 5)
+            )
         except (ValueError, TypeError, RuntimeError, _native.ParameterError):
             return "kernel refused"
         return "kernel ran"

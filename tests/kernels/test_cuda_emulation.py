@@ -18,7 +18,7 @@ from cuda_cases import MANY_SIZES, OnEveryDevice
 from cuda_tensors import SCALARS, Device, Tensor, on_the_host, scalars_of
 from family import FAMILY
 
-from mxadamax import _native, cuda
+from mxadamax import _native, _native_testing, cuda
 
 pytestmark = pytest.mark.quick
 
@@ -325,7 +325,7 @@ def scalars(rule="adamax"):
 def test_update(door, show, dtype):
     w, g, m, u = columns(dtype=dtype)
     expected = [np.array(x) for x in (w, g, m, u)]
-    _native.update_numpy(
+    _native_testing.update_numpy(
         "adamax", expected[:1], expected[1:2], [expected[2:]], scalars(), instruction_set="baseline"
     )
     arrays = [show(x) for x in (w, g, m, u)]
@@ -342,7 +342,7 @@ def test_strides_of_arrays_without_gaps(door):
     # Scalars that have a value without being given are left out.
     given = {k: v for k, v in scalars().items() if k not in native.optional_scalars}
     door.update("adamax", arrays[:1], arrays[1:2], [arrays[2:]], given)
-    _native.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], given)
+    _native_testing.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], given)
     for found, wanted in zip((w, g, m, u), expected):
         assert_same_bits(found, wanted)
 
@@ -354,7 +354,7 @@ def test_a_batch_is_used_again(door):
     for step in range(3):
         own = {**scalars(), "lr": [0.1 / (step + 1)]}
         batch.update(own, stream=types.SimpleNamespace(ptr=2))
-        _native.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], own)
+        _native_testing.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], own)
     assert np.isnan(batch.gradient_norm)
     for found, wanted in zip((w, g, m, u), expected):
         assert_same_bits(found, wanted)
@@ -372,7 +372,7 @@ def test_a_step_after_one_that_was_skipped(door):
     g[3] = good
     batch.update(scalars(), skip_nonfinite=True)
     assert batch.skipped_steps == 1
-    _native.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], scalars())
+    _native_testing.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], scalars())
     for found, wanted in zip((w, g, m, u), expected):
         assert_same_bits(found, wanted)
 
@@ -383,7 +383,7 @@ def test_masters_and_averages(door):
     average = np.zeros_like(w)
     expected = [np.array(x) for x in (w, grad.astype("float32"), m, u)]
     own = {**scalars(), "ema_weight": 1.0}
-    _native.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], own)
+    _native_testing.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], own)
     states = [[Shown(m), Shown(u)]]
     door.update(
         *("adamax", [Shown(short)], [Shown(grad)], states, own),
@@ -412,7 +412,7 @@ def test_rows(door, show, lazy):
         whole = np.zeros_like(weight)
         whole[step] = held
         before = [np.array(x) for x in expected]
-        _native.update_numpy("adamax", expected[:1], [whole], [expected[1:]], scalars())
+        _native_testing.update_numpy("adamax", expected[:1], [whole], [expected[1:]], scalars())
         for now, then in zip(expected, before if lazy else []):
             left = np.setdiff1d(np.arange(8), step)
             now[left] = then[left]
@@ -448,7 +448,7 @@ def test_low_precision_states(door, show, state_dtype):
     for step in range(3):
         own = {**scalars("adam"), "step": 1.0 + step, "rng_stream": 5.0}
         batch.update(own)
-        _native.update_numpy(
+        _native_testing.update_numpy(
             *("adam", expected[:1], [g], [expected[1:3]], own),
             state_dtype=state_dtype,
             scales=expected[3:],

@@ -11,7 +11,7 @@ from typing import Any, Callable, NamedTuple, Sequence
 import numpy as np
 from bits import assert_same_bits
 
-from mxadamax import _native
+from mxadamax import _native, _native_testing
 
 SCALARS = {
     "rescale_grad": 0.37,
@@ -126,13 +126,13 @@ class Tensor:
         """Numbers as an array of this dtype holds them."""
         if self.dtype not in ("float16", "bfloat16"):
             return np.array(numbers)
-        return _native.encode(np.ascontiguousarray(numbers), self.dtype, "baseline")
+        return _native_testing.encode(np.ascontiguousarray(numbers), self.dtype, "baseline")
 
     def read(self, array: np.ndarray, dtype: str = "") -> np.ndarray:
         """What is stored, of this dtype or another, as numbers that are computed with."""
         if array.dtype != np.uint16:
             return np.array(array)
-        return _native.decode(array, dtype or self.dtype, "baseline")
+        return _native_testing.decode(array, dtype or self.dtype, "baseline")
 
     def update(self, rule: str, scalars: dict[str, float]) -> None:
         """Update by the processor's kernel."""
@@ -153,7 +153,7 @@ class Tensor:
                 low_precision["scales"] = [arrays["scales"]]
         else:
             states = [self.read(arrays[name]) for name in names]
-        _native.update_numpy(
+        _native_testing.update_numpy(
             *(rule, [weight], [grad], [states], scalars),
             instruction_set="baseline",
             threads=1,
