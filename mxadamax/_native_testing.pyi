@@ -16,6 +16,9 @@ _Float = npt.NDArray[numpy.float32] | npt.NDArray[numpy.float64]
 _Key = tuple[int, int]
 _Short = Literal["float16", "bfloat16"]
 
+dtype_sizes: dict[str, int]
+"""The bytes of a number of each type that the kernels know."""
+
 def decode(
     array: npt.NDArray[numpy.uint16], type: _Short, instruction_set: str
 ) -> npt.NDArray[numpy.float32]:

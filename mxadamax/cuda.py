@@ -21,22 +21,14 @@ from typing import Any, List, Mapping, NamedTuple, Optional, Sequence, Set, Tupl
 
 import numpy
 
+from .dtypes import DLPACK_TYPES, DTYPES, STATE_TYPES, WEIGHT_TYPES
+
 Scalars = Mapping[str, Union[float, Sequence[float]]]
 
 _CUDA, _CUDA_MANAGED = 2, 13
 _DLPACK_DEVICES = {1: "the CPU", 3: "the CPU's page-locked memory", 10: "a ROCm GPU"}
-_DLPACK_TYPES = {
-    (2, 32): "float32",
-    (2, 64): "float64",
-    (2, 16): "float16",
-    (0, 64): "int64",
-    (0, 8): "int8",
-    (1, 8): "uint8",
-    (4, 16): "bfloat16",
-}
 # Of which infinity is one.
 _BOUNDS = ("clip_gradient", "clip_weights")
-_ITEM_SIZES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 
 
 _NOT_BUILT = (
@@ -264,7 +256,7 @@ def _by_dlpack(array: Any, what: str, stream: int) -> _Array:
     # 1 is how the default stream is called there.
     capsule = array.__dlpack__(stream=stream or 1)
     address, _, _, code, bits, shape, strides = kernels().read_dlpack(capsule)
-    dtype = _DLPACK_TYPES.get((code, bits), f"of DLPack's type {code} with {bits} bits")
+    dtype = DLPACK_TYPES.get((code, bits), f"of DLPack's type {code} with {bits} bits")
     if not _is_contiguous(shape, strides, 1):
         raise ValueError(f"{what} is not C-contiguous: strides {strides}, shape {shape}")
     return _Array(address, dtype, shape, None)
@@ -325,9 +317,9 @@ def _state_dtypes(rule: str, state_dtype: Optional[str]) -> List[Optional[str]]:
     count = native.rules[rule][0]
     if state_dtype is None:
         return [None] * count
-    if state_dtype not in ("float16", "bfloat16", "int8"):
+    if state_dtype not in STATE_TYPES:
         raise ValueError(
-            f"state_dtype must be 'float16', 'bfloat16', 'int8' or None, got {state_dtype!r}"
+            f"state_dtype must be {', '.join(map(repr, STATE_TYPES))} or None, got {state_dtype!r}"
         )
     is_int8 = state_dtype == "int8"
     if rule not in (
@@ -441,11 +433,11 @@ class Batch:
             at = f"tensor {i}: "
             weight = look.at(given, at + "weight")
             shape, elements = weight.shape, math.prod(weight.shape)
-            if weight.dtype not in _ITEM_SIZES:
+            if weight.dtype not in WEIGHT_TYPES:
                 raise TypeError(
-                    f"{at}weight is {weight.dtype}, expected one of {', '.join(_ITEM_SIZES)}"
+                    f"{at}weight is {weight.dtype}, expected one of {', '.join(WEIGHT_TYPES)}"
                 )
-            is_short = _ITEM_SIZES[weight.dtype] == 2
+            is_short = DTYPES[weight.dtype].item_size == 2
             if master is not None and not is_short:
                 raise TypeError(
                     f"{at}weight is {weight.dtype}, only float16 and bfloat16 take a master"

@@ -37,7 +37,7 @@ class ArraysToMove {
       }
       BaselineTensor tensor{};
       tensor.size = grads[i].attr("size").cast<std::int64_t>();
-      const std::size_t grad_bytes = copies.empty() ? 4 : 2;
+      const std::int64_t grad_bytes = copies.empty() ? 4 : 2;
       tensor.grad = data_of(grads[i], i, "gradient", tensor.size, grad_bytes);
       for (int k = 0; k <= states_; ++k) {
         tensor.written[k] = static_cast<float*>(
@@ -55,12 +55,10 @@ class ArraysToMove {
 
  private:
   static void* data_of(const py::object& array, std::size_t i, const char* what, std::int64_t size,
-                       std::size_t bytes) {
+                       std::int64_t bytes) {
     const Handle handle = array_of(array, i, what);
-    int type = -1;
-    engine::check(engine::api().MXNDArrayGetDType(handle, &type));
-    // MXNet's numbers for float32, float16 and bfloat16.
-    if (bytes == 4 ? type != 0 : type != 2 && type != 12) {
+    const auto type = engine::dtype_numbered(engine::dtype_of(handle));
+    if (!type || dtype_size(*type) != bytes) {
       throw ParameterError(
           i, std::string(what) + " must be of " + (bytes == 4 ? "float32" : "16 bits"));
     }

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <exception>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -42,9 +43,8 @@ inline const cpu::RuleKernels& rule_named(const std::string& name, const cpu::In
 }
 
 inline DType state_dtype_named(const std::string& name) {
-  if (name == "float16") return DType::float16;
-  if (name == "bfloat16") return DType::bfloat16;
-  if (name == "int8") return DType::int8;
+  const std::optional<DType> found = dtype_named(name);
+  if (found && (is_converted(*found) || found == DType::int8)) return *found;
   throw std::invalid_argument("type '" + name + "' must be float16, bfloat16 or int8");
 }
 

@@ -22,10 +22,8 @@ namespace mxadamax::cuda {
 namespace {
 
 DType type_named(const std::string& dtype) {
-  if (dtype == "float32") return DType::float32;
-  if (dtype == "float64") return DType::float64;
-  if (dtype == "float16") return DType::float16;
-  if (dtype == "bfloat16") return DType::bfloat16;
+  const std::optional<DType> found = dtype_named(dtype);
+  if (found && is_floating(*found)) return *found;
   throw std::invalid_argument("dtype '" + dtype + "' is unknown");
 }
 

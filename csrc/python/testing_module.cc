@@ -27,8 +27,10 @@ const TestingHooks* hooks = nullptr;
 
 const cpu::Codec& codec_named(const std::string& type, const std::string& instruction_set) {
   const cpu::RuleKernels& any = hooks->instruction_set(instruction_set).table.rules[0];
-  if (type == "float16") return any.shared->codecs[0];
-  if (type == "bfloat16") return any.shared->codecs[1];
+  const std::optional<DType> found = dtype_named(type);
+  if (found && is_converted(*found)) {
+    return any.shared->codecs[static_cast<int>(*found) - static_cast<int>(DType::float16)];
+  }
   throw std::invalid_argument("type '" + type + "' must be float16 or bfloat16");
 }
 
@@ -200,6 +202,10 @@ PYBIND11_MODULE(_native_testing, m) {
       PyCapsule_GetPointer(native.attr("testing_hooks").ptr(), testing_hooks_name));
   if (hooks == nullptr) throw py::error_already_set();
   translate_parameter_errors(native.attr("ParameterError"));
+
+  py::dict sizes;
+  for (const DType type : dtypes) sizes[dtype_name(type)] = dtype_size(type);
+  m.attr("dtype_sizes") = sizes;
 
   m.def("decode", &decode, py::arg("array"), py::arg("type"), py::arg("instruction_set"),
         "What the bits of 16-bit numbers stand for: float32 numbers.");

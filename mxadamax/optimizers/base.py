@@ -32,6 +32,7 @@ from .. import _native
 from .._mxnet.compatibility import IS_MXNET_1, StepOptimizer, aggregate_num_here, dtypes_of_step
 from .._mxnet.engine import inside_kvstore_update, native
 from .._mxnet.trainer import Keys, devices_of
+from ..dtypes import BFLOAT16, STATE_TYPES
 from ..pickling import FORMAT, check_format, name_of, new
 from .options import (
     ANY_FINITE,
@@ -49,16 +50,6 @@ from .update_counts import move_counts
 
 State = Any
 Scalars = Dict[str, Union[float, List[float]]]
-
-BFLOAT16 = numpy.dtype([("bfloat16", numpy.uint16)])
-"""What MXNet calls by this name."""
-
-STATE_TYPES: Mapping[str, Any] = {
-    "float16": numpy.dtype(numpy.float16),
-    "bfloat16": BFLOAT16,
-    "int8": numpy.dtype(numpy.int8),
-}
-"""What `state_dtype` can be."""
 
 NO_L2 = -1.0
 """In the place of `wd`: the gradient is left without any weight decay."""
