@@ -319,7 +319,7 @@ def _state_dtypes(rule: str, state_dtype: Optional[str]) -> List[Optional[str]]:
         return [None] * count
     if state_dtype not in STATE_TYPES:
         raise ValueError(
-            f"state_dtype must be {', '.join(map(repr, STATE_TYPES))} or None, got {state_dtype!r}"
+            f"state_dtype must be 'float16', 'bfloat16', 'int8' or None, got {state_dtype!r}"
         )
     is_int8 = state_dtype == "int8"
     if rule not in (
