@@ -16,6 +16,7 @@ import math
 import re
 import subprocess
 import sys
+from numbers import Real
 from types import ModuleType
 from typing import Any, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
@@ -329,6 +330,16 @@ def _state_dtypes(rule: str, state_dtype: Optional[str]) -> List[Optional[str]]:
     return ["int8", "uint8"] if is_int8 else [state_dtype] * count
 
 
+def _as_integers(name: str, given: Any) -> Any:
+    """An integer scalar, or one for each weight, as 64 bits without sign."""
+    values = numpy.array(given, dtype=object)
+    for value in values.flat:
+        is_real = isinstance(value, Real)
+        if not (is_real and 0 <= value < 2**64 and value == int(value)):
+            raise TypeError(f"scalar {name!r} must be integers in [0, 2**64), got {given!r}")
+    return values.astype(numpy.uint64)
+
+
 def _as_list(given: Any, count: int, what: str) -> List[Any]:
     if given is None:
         return [None] * count
@@ -539,7 +550,7 @@ class Batch:
 
     def _rows(self, scalars: Scalars) -> Any:
         """One row of numbers for each tensor."""
-        optional = kernels().optional_scalars
+        optional, integers = kernels().optional_scalars, kernels().integer_scalars
         rows = numpy.zeros((self._count, len(self._scalar_names)))
         unknown = [name for name in scalars if name not in self._scalar_names]
         if unknown:
@@ -549,15 +560,23 @@ class Batch:
                 if name in optional:
                     continue
                 raise ValueError(f"rule {self.rule} needs the scalar {name!r}")
-            try:
-                values = numpy.asarray(scalars[name], dtype=numpy.float64)
-            except (TypeError, ValueError):
-                raise TypeError(f"scalar {name!r} must be numbers, got {scalars[name]!r}") from None
+            if name in integers:
+                values = _as_integers(name, scalars[name])
+            else:
+                try:
+                    values = numpy.asarray(scalars[name], dtype=numpy.float64)
+                except (TypeError, ValueError):
+                    raise TypeError(
+                        f"scalar {name!r} must be numbers, got {scalars[name]!r}"
+                    ) from None
             if values.shape not in ((), (self._count,)):
                 raise ValueError(
                     f"scalar {name!r} has shape {values.shape}, expected a number or "
                     f"{self._count} of them"
                 )
+            if name in integers:
+                rows.view(numpy.uint64)[:, k] = values
+                continue
             bad = numpy.isnan(values) if name in _BOUNDS else ~numpy.isfinite(values)
             if bad.any():
                 raise ValueError(f"scalar {name!r} is {values[bad][0]}, expected a finite number")

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <iterator>
 #include <optional>
 #include <string_view>
@@ -77,13 +78,23 @@ constexpr int rescale_grad_scalar = 0;
 static_assert(std::string_view(gradient_transform_scalars[rescale_grad_scalar]) == "rescale_grad");
 
 // The last scalars of every rule: the share of the new weight in its average, and for rounding at
-// random which update of the parameter this is, and a number for the parameter.
+// random which update of the parameter this is, and a number for the parameter. The latter two are
+// integers: where a row has a double for every other scalar, it has their bits.
 constexpr const char* epilogue_scalars[] = {"ema_weight", "step", "rng_stream"};
 constexpr int epilogue_scalar_count = 3;
 struct EpilogueScalars {
-  double ema_weight, step, rng_stream;
+  double ema_weight;
+  std::uint64_t step, rng_stream;
 };
-inline EpilogueScalars epilogue_scalars_at(const double* at) { return {at[0], at[1], at[2]}; }
+static_assert(sizeof(EpilogueScalars) == epilogue_scalar_count * sizeof(double));
+inline EpilogueScalars epilogue_scalars_at(const double* at) {
+  EpilogueScalars found;
+  std::memcpy(&found, at, sizeof found);
+  return found;
+}
+constexpr bool is_integer_scalar(std::string_view name) {
+  return name == "step" || name == "rng_stream";
+}
 
 // The names of all scalars of a rule, in the order of a row: those of every rule first, then the
 // rule's own, then those that no kernel sees.

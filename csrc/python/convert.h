@@ -5,6 +5,8 @@
 #include <pybind11/pybind11.h>
 
 #include <cstddef>
+#include <cstdint>
+#include <cstring>
 #include <exception>
 #include <optional>
 #include <stdexcept>
@@ -58,6 +60,13 @@ inline const DeviceBackend& functions_of(const py::object& kernels) {
   throw py::error_already_set();
 }
 
+// The bits of an integer, as a row of scalars has them.
+inline double slot_of(std::uint64_t integer) {
+  double slot;
+  std::memcpy(&slot, &integer, sizeof slot);
+  return slot;
+}
+
 // One row of scalars for each tensor, from a number for all or a sequence with one for each.
 template <class Convert>
 std::vector<double> table_of(const cpu::RuleKernels& rule, std::size_t tensors,
@@ -75,12 +84,18 @@ std::vector<double> table_of(const cpu::RuleKernels& rule, std::size_t tensors,
     }
     ++known;
     const auto column = given[name.c_str()].cast<py::object>();
-    if (py::isinstance<py::list>(column)) {
-      const auto list = column.cast<py::list>();
-      if (list.size() != tensors) {
-        throw std::invalid_argument("scalar '" + name + "' has " + std::to_string(list.size()) +
-                                    " values for " + std::to_string(tensors) + " tensors");
+    const bool is_list = py::isinstance<py::list>(column);
+    if (is_list && py::len(column) != tensors) {
+      throw std::invalid_argument("scalar '" + name + "' has " + std::to_string(py::len(column)) +
+                                  " values for " + std::to_string(tensors) + " tensors");
+    }
+    if (is_integer_scalar(name)) {
+      for (std::size_t i = 0; i < tensors; ++i) {
+        const py::object value = is_list ? py::object(column[py::int_(i)]) : column;
+        table[i * columns + k] = slot_of(value.cast<std::uint64_t>());
       }
+    } else if (is_list) {
+      const auto list = column.cast<py::list>();
       double last = 0;
       double converted = convert(name, 0, last);
       for (std::size_t i = 0; i < tensors; ++i) {

@@ -132,7 +132,7 @@ class FusedOptimizer(StepOptimizer):
     state_dtype : {'float16', 'bfloat16', 'int8'} or None, default None
         Keep the states in fewer bits than weights of float32 have; see the notes. Not for float64
         weights, and only with `use_fused_step`.
-    state_seed : int, in [0, 2**20), default 0
+    state_seed : int, in [0, 2**32), default 0
         Which random numbers states of a `state_dtype` are rounded by: the same seed, the same bits.
     **kwargs
         What :class:`mxnet.optimizer.Optimizer` takes: ``rescale_grad`` (finite), ``wd`` (in
@@ -338,7 +338,7 @@ class FusedOptimizer(StepOptimizer):
         if self.state_dtype is not None:
             self._check_state_dtype()
 
-        check_integer(self.registered_name, "state_seed", self.state_seed, 0, below=2**20)
+        check_integer(self.registered_name, "state_seed", self.state_seed, 0, below=2**32)
 
     def _check_state_dtype(self) -> None:
         if not isinstance(self.state_dtype, str) or self.state_dtype not in STATE_TYPES:
@@ -899,8 +899,9 @@ class FusedOptimizer(StepOptimizer):
         if self.ema_decay is not None:
             table["ema_weight"] = [self._share(t) for t in updates]
         if self.state_dtype is not None:
-            table["step"] = [float(t) for t in updates]
-            table["rng_stream"] = [float(self.state_seed << 32 | _parameter_id(i)) for i in indices]
+            table["step"] = [int(t) for t in updates]
+            seed = int(self.state_seed) << 32
+            table["rng_stream"] = [seed | _parameter_id(i) for i in indices]
         return table
 
     def _scalars(

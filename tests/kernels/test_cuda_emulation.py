@@ -446,7 +446,7 @@ def test_low_precision_states(door, show, state_dtype):
         **options,
     )
     for step in range(3):
-        own = {**scalars("adam"), "step": 1.0 + step, "rng_stream": 5.0}
+        own = {**scalars("adam"), "step": 1 + step, "rng_stream": 5}
         batch.update(own)
         _native_testing.update_numpy(
             *("adam", expected[:1], [g], [expected[1:3]], own),
@@ -582,6 +582,9 @@ def test_arguments_that_are_refused(door):
         ([0.1, 0.2], ValueError, r"'lr' has shape \(2,\), expected a number or 1 of them"),
     ):
         refused(door, error, message, scalars={**scalars(), "lr": value})
+    for value in (-1, 1.5, np.nan, 2**64, "first", [0, None]):
+        message = r"scalar 'step' must be integers in \[0, 2\*\*64\), got "
+        refused(door, TypeError, message, scalars={**scalars(), "step": value})
     refused(door, ValueError, "no scalar 'LR'", scalars={**scalars(), "LR": 1.0})
     refused(
         door, ValueError, "'clip_gradient' is nan", scalars={**scalars(), "clip_gradient": np.nan}

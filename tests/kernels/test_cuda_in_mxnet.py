@@ -61,7 +61,7 @@ class Step(ctypes.Structure):
     )
 
 
-CAPSULE = b"mxadamax.DeviceBackend.3"
+CAPSULE = b"mxadamax.DeviceBackend.4"
 
 
 def functions_of(capsule):
