@@ -53,7 +53,7 @@ types: $(VENV)/installed
 tidy: $(VENV)/installed
 	rm -rf build/tidy/on_host
 	$(VENV)/bin/cmake -S . -B build/tidy -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DMXADAMAX_CUDA=OFF \
-	  -DMXADAMAX_CUDA_ON_HOST=ON $(FOR_PYTHON) > /dev/null
+	  -DMXADAMAX_CUDA_ON_HOST=ON -DMXADAMAX_TESTING=ON $(FOR_PYTHON) > /dev/null
 	printf '%s\n' $(wildcard csrc/*.cc csrc/*/*.cc) build/tidy/on_host/*.cc | \
 	  xargs --max-procs="$$(nproc)" --max-args=1 $(VENV)/bin/clang-tidy -p build/tidy --quiet \
 	  --extra-arg=-idirafter"$$($(CXX) -print-file-name=include)" '--extra-arg=-D__malloc__(...)='
@@ -80,7 +80,7 @@ SANITIZED := $(foreach name,bad_input half_precision sparse skip_nonfinite globa
 sanitize-python: $(VENV)/installed
 	rm -rf build/sanitized
 	$(VENV)/bin/cmake -B build/sanitize-module -DMXADAMAX_SANITIZE=address,undefined -DMXADAMAX_CUDA=OFF \
-	  $(FOR_PYTHON)
+	  -DMXADAMAX_TESTING=ON $(FOR_PYTHON)
 	$(VENV)/bin/cmake --build build/sanitize-module --parallel
 	mkdir -p build/sanitized && cp -r mxadamax build/sanitized/ && rm -f build/sanitized/mxadamax/*.so
 	cp build/sanitize-module/_native*.so build/sanitized/mxadamax/
@@ -94,7 +94,7 @@ sanitize-python: $(VENV)/installed
 # a folder where Python finds no other mxadamax.
 coverage: $(VENV)/installed
 	rm -rf build/coverage
-	$(VENV)/bin/cmake -B build/coverage-module -DMXADAMAX_CUDA=OFF -DCMAKE_BUILD_TYPE=Debug \
+	$(VENV)/bin/cmake -B build/coverage-module -DMXADAMAX_CUDA=OFF -DMXADAMAX_TESTING=ON -DCMAKE_BUILD_TYPE=Debug \
 	  -DCMAKE_CXX_FLAGS='--coverage -fprofile-update=atomic -Dalways_inline=noinline' \
 	  $(FOR_PYTHON)
 	$(VENV)/bin/cmake --build build/coverage-module --parallel

@@ -11,6 +11,7 @@
 import os
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 from typing import Dict
 
@@ -67,26 +68,42 @@ def sdist(session: nox.Session) -> Path:
     return next(built.glob("*.tar.gz"))
 
 
+def build_wheel(session: nox.Session, folder: str, *options: str) -> Path:
+    """Build a wheel of the sdist, with options for CMake, in a folder of the session."""
+    built = Path(session.create_tmp(), folder)
+    shutil.rmtree(built, ignore_errors=True)
+    defined = os.environ.get("SKBUILD_CMAKE_DEFINE")
+    session.run(
+        *("pip", "wheel", "--no-deps", "--wheel-dir", str(built), str(sdist(session))),
+        env={"SKBUILD_CMAKE_DEFINE": ";".join(filter(None, [defined, *options]))},
+    )
+    (found,) = built.glob("*.whl")
+    return found
+
+
 def wheel(session: nox.Session) -> str:
     """Build the wheel for the Python of a session, once."""
     python = str(session.python)
     if python not in _wheels:
-        built = Path(session.create_tmp(), "wheel")
-        shutil.rmtree(built, ignore_errors=True)
         # The kernels for GPUs depend neither on the Python nor on the MXNet, and take longest to
         # compile.
-        defined = os.environ.get("SKBUILD_CMAKE_DEFINE")
-        session.run(
-            *("pip", "wheel", "--no-deps", "--wheel-dir", str(built), str(sdist(session))),
-            env={"SKBUILD_CMAKE_DEFINE": ";".join(filter(None, [defined, "MXADAMAX_CUDA=OFF"]))},
-        )
-        (_wheels[python],) = map(str, built.glob("*.whl"))
+        _wheels[python] = str(build_wheel(session, "wheel", "MXADAMAX_CUDA=OFF"))
     return _wheels[python]
+
+
+def add_testing_module(session: nox.Session) -> None:
+    """Put what only tests need, which no wheel has, beside the installed module."""
+    code = "import sysconfig; print(sysconfig.get_path('platlib'))"
+    folder = session.run("python", "-c", code, silent=True).strip()
+    with zipfile.ZipFile(build_wheel(session, "testing", "MXADAMAX_TESTING=ONLY")) as archive:
+        (name,) = (name for name in archive.namelist() if "/_native_testing." in name)
+        archive.extract(name, folder)
 
 
 def run_tests(session: nox.Session, mxnet: str, extras: str, *tests: str) -> None:
     """Install the wheel with an MXNet and run the tests of the sdist."""
     session.install(f"{wheel(session)}[{EXTRAS[mxnet]},{extras}]")
+    add_testing_module(session)
     (unpacked,) = filter(Path.is_dir, sdist(session).parent.iterdir())
     session.chdir(session.create_tmp())
     session.run(

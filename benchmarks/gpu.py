@@ -114,7 +114,7 @@ def contenders(shapes: Sequence[Shape]) -> dict[str, Callable[[], Step]]:
 
         def step() -> None:
             now = next(updates)
-            few = {"step": float(now)} if "step" in names else {}
+            few = {"step": now} if "step" in names else {}
             batch.update({**scalars, **few, "lr": SCALARS["lr"] / now}, stream=stream)
 
         return step

@@ -8,15 +8,10 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, Literal
 
-import numpy
-import numpy.typing as npt
 from mxnet.ndarray import NDArray
 
 _State = Any  # None, an NDArray, or a tuple or list of states
 _Scalars = dict[str, float | list[float]]  # for all parameters, or one for each
-_Float = npt.NDArray[numpy.float32] | npt.NDArray[numpy.float64]
-_Key = tuple[int, int]
-_Short = Literal["float16", "bfloat16"]
 
 instruction_set: str
 """The one that kernels run in."""
@@ -29,6 +24,8 @@ block_size: int
 """How many 8-bit numbers share their ranges."""
 scales_per_block: int
 """How many ranges they share."""
+testing_hooks: object
+"""A capsule for `_native_testing`."""
 
 class ParameterError(ValueError):
     """What is wrong with a parameter.
@@ -84,7 +81,7 @@ class FusedUpdate:
         lazy: bool,
         multi_precision: bool,
         average: bool,
-        state_dtype: _Short | Literal["int8"] | None,
+        state_dtype: Literal["float16", "bfloat16", "int8"] | None,
     ) -> None:
         """Check all arrays and hold them; ParameterError names what is wrong.
 
@@ -124,12 +121,6 @@ def push_failure(arrays: Sequence[NDArray], message: str) -> None:
 def register_device_backend(loader: Callable[[], ModuleType]) -> None:
     """Register, once, what returns the module with the kernels for devices."""
 
-def update_host_memory_by(kernels: ModuleType | None) -> None:
-    """For tests: update arrays in host memory by the kernels of this module.
-
-    It is _cuda_on_host, on the way that arrays on a GPU take; None for the processor's own.
-    """
-
 def as_mxnet_reads(value: float) -> float:
     """The double that an MXNet operator computes with when given this number."""
 
@@ -138,58 +129,6 @@ def as_mxnet_reads_float32(value: float) -> float:
 
 def power_float32(base: float, exponent: float) -> float:
     """A power in single precision, of the C library that MXNet takes it from."""
-
-# On NumPy's arrays, without MXNet.
-def decode(
-    array: npt.NDArray[numpy.uint16], type: _Short, instruction_set: str
-) -> npt.NDArray[numpy.float32]:
-    """What the bits of 16-bit numbers stand for."""
-
-def encode(
-    array: npt.NDArray[numpy.float32], type: _Short, instruction_set: str
-) -> npt.NDArray[numpy.uint16]:
-    """The bits of the 16-bit numbers that are nearest."""
-
-def encode_stochastic(
-    array: npt.NDArray[numpy.float32],
-    type: _Short,
-    divisor: bool,
-    key: _Key,
-    instruction_set: str,
-) -> npt.NDArray[numpy.uint16]:
-    """The same, rounded at random; of divisors nothing but 0 becomes 0."""
-
-def encode_int8(
-    plain: npt.NDArray[numpy.float32],
-    divisor: npt.NDArray[numpy.float32],
-    key: _Key,
-    instruction_set: str,
-) -> tuple[npt.NDArray[numpy.int8], npt.NDArray[numpy.uint8], npt.NDArray[numpy.float32]]:
-    """Ratios, divisors and scales that stand for two states in 8 bits each."""
-
-def decode_int8(
-    ratios: npt.NDArray[numpy.int8],
-    divisors: npt.NDArray[numpy.uint8],
-    scales: npt.NDArray[numpy.float32],
-    instruction_set: str,
-) -> tuple[npt.NDArray[numpy.float32], npt.NDArray[numpy.float32]]:
-    """The two states that they stand for."""
-
-def update_numpy(
-    rule: str,
-    weights: Sequence[_Float],
-    grads: Sequence[_Float],
-    states: Sequence[Sequence[npt.NDArray[Any]]],
-    scalars: _Scalars,
-    instruction_set: str = "",
-    threads: int = 0,
-    state_dtype: _Short | Literal["int8", ""] = "",
-    scales: Sequence[npt.NDArray[numpy.float32]] | None = None,
-) -> None:
-    """Update arrays in place, in the calling thread; scalars are taken as they are.
-
-    With a `state_dtype`, states are arrays of its bits, and each weight has scales for int8.
-    """
 
 class BandwidthBaseline:
     """What the memory allows: reads and writes the NDArrays of an update, computes next to nothing.

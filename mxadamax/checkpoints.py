@@ -26,7 +26,8 @@ from .conversion import (
     to_built_in,
     without_averages,
 )
-from .optimizers.base import BFLOAT16, FusedOptimizer
+from .dtypes import BFLOAT16
+from .optimizers.base import FusedOptimizer
 from .optimizers.options import check_integer
 from .optimizers.update_counts import move_counts, renumber
 

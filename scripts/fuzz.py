@@ -94,12 +94,12 @@ class Cases:
         from mxadamax.optimizers.base import FusedOptimizer
 
         # isort: split
+        import common
         import mxnet as mx
         import numpy as np
-        import support
         from family import CLASSES
 
-        self.mx, self.np, self.support, self.package = mx, np, support, mxadamax
+        self.mx, self.np, self.common, self.package = mx, np, common, mxadamax
         self.names = sorted(
             n
             for n, c in mx.optimizer.Optimizer.opt_registry.items()
@@ -128,13 +128,13 @@ class Cases:
             return np.asarray(found, dtype)
 
     def array(self, values, dtype):
-        found = self.support.nd(values)
-        return found.astype(self.package.optimizer.BFLOAT16) if dtype == "bfloat16" else found
+        found = self.common.nd(values)
+        return found.astype(self.package.dtypes.BFLOAT16) if dtype == "bfloat16" else found
 
     def bits(self, array):
         """The content of any NDArray."""
         dense = array if array.stype == "default" else array.tostype("default")
-        short = dense.dtype == self.package.optimizer.BFLOAT16
+        short = dense.dtype == self.package.dtypes.BFLOAT16
         return (dense.astype("float32") if short else dense).asnumpy()
 
     def everything(self, arrays):
@@ -286,7 +286,7 @@ class Cases:
                 continue
             if a.dtype.itemsize < 4:
                 a, b = a.astype("float32"), b.astype("float32")
-            self.support.assert_same_bits(a, b, f"{where}, array {k}")
+            self.common.assert_same_bits(a, b, f"{where}, array {k}")
 
     def refused(self, rng, model, grads):
         """Breaks an array of a model; whether the step is refused, as it must be."""
@@ -357,7 +357,7 @@ class Cases:
 
     def numpy(self, rng):
         np = self.np
-        from mxadamax import _native
+        from mxadamax import _native, _native_testing
 
         rule = of(rng, *_native.rules)
         dtype = of(rng, "float32", "float64", "float16", "int32", ">f4")
@@ -379,7 +379,9 @@ class Cases:
         if rng.randint(2):
             scalars[of(rng, "lr", "wd", "nonsense")] = hostile(rng)
         try:
-            _native.update_numpy(rule, weights, grads, states, scalars, threads=rng.randint(0, 5))
+            _native_testing.update_numpy(
+                rule, weights, grads, states, scalars, threads=rng.randint(0, 5)
+            )
         except (ValueError, TypeError, RuntimeError, _native.ParameterError):
             return "kernel refused"
         return "kernel ran"
@@ -394,9 +396,7 @@ class Cases:
             parameter.initialize(mx.init.One(), ctx=mx.cpu())
             parameters.append(parameter)
         trainer = gluon.Trainer(
-            {p.name: p for p in parameters}
-            if self.package.compatibility.IS_MXNET_1 is False
-            else parameters,
+            {p.name: p for p in parameters} if not self.common.IS_MXNET_1 else parameters,
             self.mx.optimizer.create(name, **options),
             kvstore=None,
         )
@@ -411,7 +411,7 @@ class Cases:
 
     def everything_of(self, parameters, trainer):
         optimizer = trainer.optimizer
-        updater = self.package.trainers.updaters_of(trainer)[0]
+        updater = self.package._mxnet.trainer.updaters_of(trainer)[0]
         arrays = [
             p.data().as_nd_ndarray() if hasattr(p.data(), "as_nd_ndarray") else p.data()
             for p in parameters

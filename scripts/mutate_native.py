@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Change csrc/cpu, csrc/engine and csrc/python/module.cc in one place at a time; see tests fail.
+"""Change csrc/cpu, csrc/engine and csrc/python in one place at a time; see tests fail.
 
     python scripts/mutate_native.py                      everything; prints what no test has noticed
     python scripts/mutate_native.py batch.cc task.cc     these files
@@ -39,6 +39,7 @@ BUILD = ROOT / "build" / "mutants"
 UNITS = [
     *sorted((ROOT / "csrc" / "cpu").glob("*.cc")),
     *sorted((ROOT / "csrc" / "engine").glob("*.cc")),
+    ROOT / "csrc" / "python" / "bandwidth_baseline.cc",
     ROOT / "csrc" / "python" / "module.cc",
 ]
 EQUIVALENT = ROOT / "scripts" / "equivalent_mutants.txt"
@@ -448,9 +449,9 @@ def is_ours(path: Path) -> bool:
     if not path.is_relative_to(ROOT / "csrc"):
         return False
     inside = path.relative_to(ROOT / "csrc")
-    if inside.stem == "bandwidth_baseline":
+    if inside.with_suffix("") == Path("cpu", "bandwidth_baseline"):
         return False
-    return inside.parts[0] in ("cpu", "engine") or inside == Path("python", "module.cc")
+    return inside.parts[0] in ("cpu", "engine", "python")
 
 
 def run(*command: object, **options) -> str:
@@ -504,13 +505,20 @@ def build(finder: Finder) -> None:
     write(copy / "mutants.h", header)
     write(copy / "mutants.cc", MUTANTS_CC)
     cmake = (ROOT / "CMakeLists.txt").read_text().replace("-O3", "-O1")
-    cmake += "target_sources(${target} PRIVATE ${PROJECT_SOURCE_DIR}/mutants.cc)\n"
+    cmake += (
+        "foreach(name ${target} _native_testing)\n"
+        "  if(TARGET ${name})\n"
+        "    target_sources(${name} PRIVATE ${PROJECT_SOURCE_DIR}/mutants.cc)\n"
+        "  endif()\n"
+        "endforeach()\n"
+    )
     write(copy / "CMakeLists.txt", cmake)
     flags = f"-O1 -w -Wno-narrowing -include {copy / 'mutants.h'}"
     for name, option in (("module", "OFF"), ("driver", "ON")):
         run(
             *("cmake", "-G", "Unix Makefiles", "-S", copy, "-B", BUILD / name),
             *("-DCMAKE_BUILD_TYPE=None", f"-DCMAKE_CXX_FLAGS={flags}", "-DMXADAMAX_CUDA=OFF"),
+            "-DMXADAMAX_TESTING=ON",
             *(f"-DMXADAMAX_DRIVER={option}", f"-DPython_EXECUTABLE={sys.executable}"),
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         )

@@ -14,7 +14,7 @@
 namespace mxadamax {
 
 // The name of the capsule. It changes with everything below.
-constexpr const char* device_backend_name = "mxadamax.DeviceBackend.3";
+constexpr const char* device_backend_name = "mxadamax.DeviceBackend.4";
 
 // The memory of one parameter. With `copy`, that is the weight, rounded, and `weight` its float32
 // master; states are like the latter, unless they are kept in low precision.
@@ -40,7 +40,7 @@ struct DeviceTensor {
 };
 
 struct DeviceStep {
-  // A row for each tensor, a double for each scalar of the rule.
+  // A row for each tensor, a double for each scalar of the rule; of an integer, its bits.
   const double* scalars;
   std::int64_t scalar_count;
   // NaN for any norm.

@@ -63,9 +63,8 @@ MXADAMAX_RULE std::uint64_t splitmix64(std::uint64_t x) {
 }
 
 // What all random bits of one update of a parameter depend on.
-MXADAMAX_RULE std::uint64_t rng_seed(double rng_stream, double step) {
-  return splitmix64(splitmix64(static_cast<std::uint64_t>(rng_stream)) ^
-                    static_cast<std::uint64_t>(step));
+MXADAMAX_RULE std::uint64_t rng_seed(std::uint64_t rng_stream, std::uint64_t step) {
+  return splitmix64(splitmix64(rng_stream) ^ step);
 }
 
 // Those of two states, at positions that are alike in their upper 32 bits.

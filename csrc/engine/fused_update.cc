@@ -10,11 +10,6 @@
 namespace mxadamax::engine {
 namespace {
 
-bool is_supported(int dtype) {
-  return dtype == float32_dtype || dtype == float64_dtype || dtype == float16_dtype ||
-         dtype == bfloat16_dtype;
-}
-
 // What an array is to its parameter.
 enum Role : std::size_t {
   weight_role,
@@ -31,8 +26,6 @@ const char* role_name(std::size_t role) {
   static_assert(sizeof names / sizeof *names == state_role + max_states, "one name for each array");
   return names[role];
 }
-
-bool is_short(int dtype) { return dtype == float16_dtype || dtype == bfloat16_dtype; }
 
 std::string storage_name(int storage) {
   return storage == row_sparse_storage ? "row_sparse"
@@ -57,9 +50,9 @@ bool check_storage(std::size_t position, const char* what, Handle array) {
   }
   int type = -1;
   check(api().MXNDArrayGetAuxType(array, 0, &type));
-  if (type != int64_dtype) {
-    throw ParameterError(position, std::string(what) + " has row indices of dtype " +
-                                       dtype_name(type) + ", expected int64");
+  if (const std::string found = dtype_name(type); found != "int64") {
+    throw ParameterError(
+        position, std::string(what) + " has row indices of dtype " + found + ", expected int64");
   }
   return true;
 }
@@ -118,7 +111,7 @@ class BulkScope {
 // completing that write makes MXNet drop every reordering queued later by a forward pass from
 // before it. A cast to the type that it has leaves all bits as they are; arithmetic would not,
 // since MXNet 2 lets the processor take subnormal numbers for zero.
-void restore_layout(Handle weight, int dtype) {
+void restore_layout(Handle weight, DType dtype) {
   static void* const cast = [] {
     void* op = nullptr;
     check(api().NNGetOpHandle("Cast", &op));
@@ -128,8 +121,7 @@ void restore_layout(Handle weight, int dtype) {
   check(api().MXNDArraySlice(weight, 0, 1, &slice));
   const Array owner(slice);
   const char* key = "dtype";
-  const std::string type = dtype_name(dtype);
-  const char* value = type.c_str();
+  const char* value = dtype_name(dtype);
   int outputs = 1;
   Handle* out = &slice;
   const int* storage_types = nullptr;
@@ -154,7 +146,7 @@ void FusedUpdate::check_context(std::size_t position, const char* what, Handle a
 
 // Refuses an array that is not of this shape and type. `like` introduces what is expected.
 void FusedUpdate::check_like(std::size_t position, const char* what, Handle array,
-                             const Shape& shape, int dtype, const char* like,
+                             const Shape& shape, DType dtype, const char* like,
                              const char* shape_like) const {
   check_context(position, what, array);
   const Shape found(array);
@@ -163,7 +155,7 @@ void FusedUpdate::check_like(std::size_t position, const char* what, Handle arra
                                        shape_like + shape.text());
   }
   const int found_dtype = dtype_of(array);
-  if (found_dtype != dtype) {
+  if (found_dtype != dtype_number(dtype)) {
     throw ParameterError(position, std::string(what) + " has dtype " + dtype_name(found_dtype) +
                                        ", " + like + dtype_name(dtype));
   }
@@ -175,14 +167,16 @@ void FusedUpdate::add(Handle weight, Handle grad) {
   const bool grad_in_rows = check_storage(position, role_name(gradient_role), grad);
   if (position == 0) arrays_.context = context_of(weight);
   check_context(position, role_name(weight_role), weight);
-  const int dtype = dtype_of(weight);
-  if (!is_supported(dtype)) {
-    throw ParameterError(position, "weight has dtype " + dtype_name(dtype) +
+  const int number = dtype_of(weight);
+  const std::optional<DType> found = dtype_numbered(number);
+  if (!found || !is_floating(*found)) {
+    throw ParameterError(position, "weight has dtype " + dtype_name(number) +
                                        ", expected float32, float64, float16 or bfloat16");
   }
+  const DType dtype = *found;
   const Shape shape(weight);
   check_like(position, role_name(gradient_role), grad, shape, dtype, "weight has ");
-  if (arrays_.format.state_dtype && dtype == float64_dtype) {
+  if (arrays_.format.state_dtype && dtype == DType::float64) {
     throw ParameterError(position,
                          "weight has dtype float64, expected float32, float16 or bfloat16 with "
                          "state_dtype");
@@ -194,9 +188,9 @@ void FusedUpdate::add(Handle weight, Handle grad) {
   const std::int64_t elements = shape.size();
   // oneDNN's layouts exist for these types and for layers whose weights are matrices or larger.
   const bool is_matrix = !is_gpu(arrays_.context) &&
-                         (dtype == float32_dtype || dtype == bfloat16_dtype) && shape.ndim >= 2 &&
+                         (dtype == DType::float32 || dtype == DType::bfloat16) && shape.ndim >= 2 &&
                          elements > 0;
-  const bool has_master = arrays_.format.multi_precision && is_short(dtype);
+  const bool has_master = arrays_.format.multi_precision && is_converted(dtype);
   arrays_.parameters.push_back({shape, elements, dtype, has_master, is_matrix, weight_in_rows,
                                 grad_in_rows, Array::share(weight), Array::share(grad), nullptr});
 }
@@ -204,7 +198,7 @@ void FusedUpdate::add(Handle weight, Handle grad) {
 // What an array of a state must be.
 struct FusedUpdate::Expected {
   std::size_t role;
-  int dtype;
+  DType dtype;
   Shape shape;
   const char* like;
   const char* shape_like = "weight has ";
@@ -212,7 +206,7 @@ struct FusedUpdate::Expected {
 
 std::vector<FusedUpdate::Expected> FusedUpdate::expected_state() const {
   const Parameter& p = arrays_.parameters.back();
-  const int computed = p.dtype == float64_dtype ? float64_dtype : float32_dtype;
+  const DType computed = op_math_type(p.dtype);
   const char* const other = "expected ";
   const char* const like = p.has_master ? other : "weight has ";
   std::vector<Expected> list;
@@ -220,17 +214,16 @@ std::vector<FusedUpdate::Expected> FusedUpdate::expected_state() const {
   for (int k = 0; k < arrays_.rule.states; ++k) {
     const std::size_t role = state_role + static_cast<std::size_t>(k);
     if (!arrays_.format.state_dtype) {
-      list.push_back({role, p.has_master ? computed : p.dtype, p.shape, like});
+      list.push_back({role, updated_type(p.dtype, p.has_master), p.shape, like});
     } else if (arrays_.format.state_dtype == DType::int8) {
-      list.push_back({role, k == 0 ? int8_dtype : uint8_dtype, p.shape, other});
+      list.push_back({role, k == 0 ? DType::int8 : DType::uint8, p.shape, other});
     } else {
-      const bool half = arrays_.format.state_dtype == DType::float16;
-      list.push_back({role, half ? float16_dtype : bfloat16_dtype, p.shape, other});
+      list.push_back({role, *arrays_.format.state_dtype, p.shape, other});
     }
   }
   if (arrays_.format.state_dtype == DType::int8) {
     const Shape shape(blocks_of(p.size), scales_per_block);
-    list.push_back({scales_role, float32_dtype, shape, other, other});
+    list.push_back({scales_role, DType::float32, shape, other, other});
   }
   if (arrays_.format.average) {
     list.push_back({average_role, computed, p.shape, p.dtype == computed ? "weight has " : other});

@@ -77,7 +77,7 @@ class FusedUpdate {
 
   void check_context(std::size_t position, const char* what, Handle array) const;
   void check_like(std::size_t position, const char* what, Handle array, const Shape& shape,
-                  int dtype, const char* like, const char* shape_like = "weight has ") const;
+                  DType dtype, const char* like, const char* shape_like = "weight has ") const;
   std::vector<Expected> expected_state() const;
   void restore_layouts() const;
 };

@@ -2,7 +2,10 @@
 #include "mxnet.h"
 
 #include <algorithm>
+#include <array>
+#include <iterator>
 #include <numeric>
+#include <string_view>
 
 namespace mxadamax::engine {
 namespace {
@@ -30,6 +33,22 @@ void for_each_function(Api& a, Visit&& visit) {
   visit("MXEngineSetBulkSize", a.MXEngineSetBulkSize);
   visit("MXEnginePushSyncND", a.MXEnginePushSyncND);
 }
+
+// What MXNet's numbers of types stand for. Ours have the same names.
+constexpr std::string_view dtype_names[] = {"float32", "float64", "float16", "uint8", "int32",
+                                            "int8",    "int64",   "bool",    "int16", "uint16",
+                                            "uint32",  "uint64",  "bfloat16"};
+
+// MXNet's number of each DType.
+constexpr auto dtype_numbers = [] {
+  std::array<int, std::size(dtypes)> numbers{};
+  for (const DType type : dtypes) {
+    int number = 0;
+    while (dtype_names[number] != dtype_name(type)) ++number;
+    numbers[static_cast<std::size_t>(type)] = number;
+  }
+  return numbers;
+}();
 
 }  // namespace
 
@@ -60,12 +79,19 @@ int dtype_of(Handle array) {
   return dtype;
 }
 
-std::string dtype_name(int dtype) {
-  static const char* const names[] = {"float32", "float64", "float16", "uint8", "int32",
-                                      "int8",    "int64",   "bool",    "int16", "uint16",
-                                      "uint32",  "uint64",  "bfloat16"};
-  constexpr int count = sizeof names / sizeof *names;
-  return dtype >= 0 && dtype < count ? names[dtype] : "of number " + std::to_string(dtype);
+int dtype_number(DType type) { return dtype_numbers[static_cast<std::size_t>(type)]; }
+
+std::string dtype_name(int number) {
+  return number >= 0 && number < static_cast<int>(std::size(dtype_names))
+             ? std::string(dtype_names[number])
+             : "of number " + std::to_string(number);
+}
+
+std::optional<DType> dtype_numbered(int number) {
+  for (const DType type : dtypes) {
+    if (number == dtype_number(type)) return type;
+  }
+  return std::nullopt;
 }
 
 Context context_of(Handle array) {

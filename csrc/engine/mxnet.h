@@ -7,10 +7,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "common/dtype.h"
 
 namespace mxadamax::engine {
 
@@ -79,16 +82,13 @@ constexpr int gpu_device = 2;
 constexpr int default_storage = 0;
 constexpr int row_sparse_storage = 1;
 constexpr int csr_storage = 2;
-constexpr int float32_dtype = 0;
-constexpr int float64_dtype = 1;
-constexpr int float16_dtype = 2;
-constexpr int uint8_dtype = 3;
-constexpr int int8_dtype = 5;
-constexpr int int64_dtype = 6;
-constexpr int bfloat16_dtype = 12;
 
+// The number of an array's type, a type's number, and what a number is called.
 int dtype_of(Handle array);
-std::string dtype_name(int dtype);
+int dtype_number(DType type);
+std::string dtype_name(int number);
+// The type of this number; nothing where it is none of ours.
+std::optional<DType> dtype_numbered(int number);
 
 // Where an array is: the number of a kind of device and of the device. All kinds of host memory are
 // one.

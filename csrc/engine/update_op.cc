@@ -19,13 +19,6 @@
 namespace mxadamax::engine {
 namespace {
 
-DType dtype_of(int dtype) {
-  return dtype == float64_dtype    ? DType::float64
-         : dtype == float16_dtype  ? DType::float16
-         : dtype == bfloat16_dtype ? DType::bfloat16
-                                   : DType::float32;
-}
-
 // The address of an array that may be in a layout of oneDNN's. Unlike MXNDArrayGetData, which would
 // then wait for ever inside an operation, this fails.
 void* checked_address_of(Handle array, std::int64_t size) {
@@ -234,7 +227,7 @@ class UpdateOp final : public EngineOp {
 
   DeviceTensor device_tensor(const Parameter& p) const {
     DeviceTensor tensor{};
-    tensor.type = dtype_of(p.dtype);
+    tensor.type = p.dtype;
     tensor.size = p.size;
     if (p.size == 0) return tensor;
     const cpu::Tensor found = tensor_of(p);
@@ -254,18 +247,18 @@ class UpdateOp final : public EngineOp {
   // A parameter's arrays but for the gradient.
   cpu::Tensor tensor_of(const Parameter& p) const {
     cpu::Tensor tensor{};
-    tensor.compute = p.dtype == float64_dtype ? OpMath::float64 : OpMath::float32;
+    tensor.compute = p.dtype == DType::float64 ? OpMath::float64 : OpMath::float32;
     tensor.size = p.size;
-    tensor.grad_type = dtype_of(p.dtype);
+    tensor.grad_type = p.dtype;
     auto array = p.state->arrays.begin();
     if (p.has_master) {
       tensor.weight = address_of((array++)->get());
       tensor.weight_type = tensor.state_type = DType::float32;
       tensor.copy = weight_address(p);
-      tensor.copy_type = dtype_of(p.dtype);
+      tensor.copy_type = p.dtype;
     } else {
       tensor.weight = weight_address(p);
-      tensor.weight_type = tensor.state_type = dtype_of(p.dtype);
+      tensor.weight_type = tensor.state_type = p.dtype;
     }
     const StateFormat& format = arrays_.format;
     if (format.state_dtype) {

@@ -36,7 +36,7 @@ struct StateFormat {
 // The arrays of one parameter's state, found to fit a weight of this shape and type.
 struct State {
   Shape shape;
-  int weight_dtype;
+  DType weight_dtype;
   StateFormat format;
   std::vector<Array> arrays;
 };
@@ -45,7 +45,7 @@ struct State {
 struct Parameter {
   Shape shape;
   std::int64_t size;
-  int dtype;
+  DType dtype;
   bool has_master;
   // Whether a layer may have left weight or gradient in a layout of oneDNN's.
   bool is_matrix;

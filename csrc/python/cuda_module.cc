@@ -22,10 +22,8 @@ namespace mxadamax::cuda {
 namespace {
 
 DType type_named(const std::string& dtype) {
-  if (dtype == "float32") return DType::float32;
-  if (dtype == "float64") return DType::float64;
-  if (dtype == "float16") return DType::float16;
-  if (dtype == "bfloat16") return DType::bfloat16;
+  const std::optional<DType> found = dtype_named(dtype);
+  if (found && is_floating(*found)) return *found;
   throw std::invalid_argument("dtype '" + dtype + "' is unknown");
 }
 
@@ -229,6 +227,11 @@ PYBIND11_MODULE(MXADAMAX_MODULE, m) {
   m.attr("rules_with_int8_state") = py::tuple(int8);
   m.attr("optional_scalars") =
       py::make_tuple(epilogue_scalars[0], epilogue_scalars[1], epilogue_scalars[2]);
+  py::list integers;
+  for (const char* const name : epilogue_scalars) {
+    if (is_integer_scalar(name)) integers.append(name);
+  }
+  m.attr("integer_scalars") = py::tuple(integers);
   m.attr("part_length") = part_length;
   m.attr("block_size") = block_size;
   m.attr("architectures") = MXADAMAX_CUDA_ARCHITECTURES;
@@ -250,7 +253,8 @@ PYBIND11_MODULE(MXADAMAX_MODULE, m) {
            "the memory is a TensorError.")
       .def("update", &update, py::arg("scalars"), py::arg("clip_global_norm"),
            py::arg("skip_nonfinite"), py::arg("stream"),
-           "Queue an update on a stream. Scalars are a row for each tensor, one after another.")
+           "Queue an update on a stream. Scalars are a row for each tensor, one after another; in "
+           "the place of an integer scalar are its bits.")
       .def(
           "report",
           [](const LaunchPlan& batch) {

@@ -27,7 +27,8 @@ from rich.table import Table
 
 from .. import _native
 from .._mxnet.compatibility import IS_MXNET_1
-from ..optimizers.base import BFLOAT16, FusedOptimizer
+from ..dtypes import BFLOAT16
+from ..optimizers.base import FusedOptimizer
 from ..optimizers.info import OPTIMIZERS, OptimizerInfo
 
 Numbers = NumpyArray[Any]

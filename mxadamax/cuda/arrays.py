@@ -5,19 +5,11 @@ from typing import Any, List, Mapping, NamedTuple, Optional, Sequence, Set, Tupl
 
 import numpy
 
+from ..dtypes import DLPACK_TYPES
 from .loader import kernels
 
 _CUDA, _CUDA_MANAGED = 2, 13
 _DLPACK_DEVICES = {1: "the CPU", 3: "the CPU's page-locked memory", 10: "a ROCm GPU"}
-_DLPACK_DTYPES = {
-    (2, 32): "float32",
-    (2, 64): "float64",
-    (2, 16): "float16",
-    (0, 64): "int64",
-    (0, 8): "int8",
-    (1, 8): "uint8",
-    (4, 16): "bfloat16",
-}
 
 
 class DeviceArray(NamedTuple):
@@ -102,7 +94,7 @@ def _from_dlpack(array: Any, name: str, stream: int) -> DeviceArray:
     # DLPack calls the default stream 1.
     capsule = array.__dlpack__(stream=stream or 1)
     address, _, _, code, bits, shape, strides = kernels().read_dlpack(capsule)
-    dtype = _DLPACK_DTYPES.get((code, bits), f"of DLPack's type {code} with {bits} bits")
+    dtype = DLPACK_TYPES.get((code, bits), f"of DLPack's type {code} with {bits} bits")
     if not _is_contiguous(shape, strides, 1):
         raise ValueError(f"{name} is not C-contiguous: strides {strides}, shape {shape}")
     return DeviceArray(address, dtype, shape, None)

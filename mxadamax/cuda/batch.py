@@ -2,17 +2,36 @@
 """Update a batch of arrays on a GPU."""
 
 import math
+from numbers import Real
 from typing import Any, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy
 
+from ..dtypes import DTYPES, STATE_TYPES, WEIGHT_TYPES
 from .arrays import ArrayReader, stream_address
 from .loader import kernels
 
 Scalars = Mapping[str, Union[float, Sequence[float]]]
 
-_ITEM_SIZES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
-_UNBOUNDED_IF_INFINITE = ("clip_gradient", "clip_weights")
+_UNBOUNDED_IF_INFINITE = ("clip_gradient", "clip_weights", "upper_bound")
+
+
+def _as_floats(name: str, given: Any) -> Any:
+    """A scalar, or one for each weight."""
+    try:
+        return numpy.asarray(given, dtype=numpy.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"scalar {name!r} must be numbers, got {given!r}") from None
+
+
+def _as_integers(name: str, given: Any) -> Any:
+    """An integer scalar, or one for each weight, as 64 bits without sign."""
+    values = numpy.array(given, dtype=object)
+    for value in values.flat:
+        is_real = isinstance(value, Real)
+        if not (is_real and 0 <= value < 2**64 and value == int(value)):
+            raise TypeError(f"scalar {name!r} must be integers in [0, 2**64), got {given!r}")
+    return values.astype(numpy.uint64)
 
 
 class _Tensor(NamedTuple):
@@ -37,7 +56,7 @@ def _state_dtypes(rule: str, state_dtype: Optional[str]) -> List[Optional[str]]:
     count = native.rules[rule][0]
     if state_dtype is None:
         return [None] * count
-    if state_dtype not in ("float16", "bfloat16", "int8"):
+    if state_dtype not in STATE_TYPES:
         raise ValueError(
             f"state_dtype must be 'float16', 'bfloat16', 'int8' or None, got {state_dtype!r}"
         )
@@ -133,6 +152,7 @@ class Batch:
         self.rule = rule
         self._scalar_names = native.rules[rule][1]
         self._optional_scalars = native.optional_scalars
+        self._integer_scalars = native.integer_scalars
         state_dtypes = _state_dtypes(rule, state_dtype)
         if scales is not None and state_dtype != "int8":
             raise ValueError(f"scales are given, which state_dtype {state_dtype!r} does not have")
@@ -174,11 +194,11 @@ class Batch:
             weight = reader.read(given, prefix + "weight")
             dtype, shape = weight.dtype, weight.shape
             elements = math.prod(shape)
-            if dtype not in _ITEM_SIZES:
+            if dtype not in WEIGHT_TYPES:
                 raise TypeError(
-                    f"{prefix}weight is {dtype}, expected one of {', '.join(_ITEM_SIZES)}"
+                    f"{prefix}weight is {dtype}, expected one of {', '.join(WEIGHT_TYPES)}"
                 )
-            is_half = _ITEM_SIZES[dtype] == 2
+            is_half = DTYPES[dtype].item_size == 2
             if master is not None and not is_half:
                 raise TypeError(
                     f"{prefix}weight is {dtype}, only float16 and bfloat16 take a master"
@@ -282,15 +302,16 @@ class Batch:
                 if name in self._optional_scalars:
                     continue
                 raise ValueError(f"rule {self.rule} needs the scalar {name!r}")
-            try:
-                values = numpy.asarray(scalars[name], dtype=numpy.float64)
-            except (TypeError, ValueError):
-                raise TypeError(f"scalar {name!r} must be numbers, got {scalars[name]!r}") from None
+            is_integer = name in self._integer_scalars
+            values = (_as_integers if is_integer else _as_floats)(name, scalars[name])
             if values.shape not in ((), (self._count,)):
                 raise ValueError(
                     f"scalar {name!r} has shape {values.shape}, expected a number or "
                     f"{self._count} of them"
                 )
+            if is_integer:
+                table.view(numpy.uint64)[:, k] = values
+                continue
             bad = numpy.isnan(values) if name in _UNBOUNDED_IF_INFINITE else ~numpy.isfinite(values)
             if bad.any():
                 raise ValueError(f"scalar {name!r} is {values[bad][0]}, expected a finite number")

@@ -32,6 +32,7 @@ from .. import _native
 from .._mxnet.compatibility import IS_MXNET_1, StepOptimizer, aggregate_num_here, dtypes_of_step
 from .._mxnet.engine import inside_kvstore_update, native
 from .._mxnet.trainer import Keys, devices_of
+from ..dtypes import BFLOAT16, STATE_TYPES
 from ..pickling import FORMAT, check_format, name_of, new
 from .options import (
     ANY_FINITE,
@@ -49,16 +50,6 @@ from .update_counts import move_counts
 
 State = Any
 Scalars = Dict[str, Union[float, List[float]]]
-
-BFLOAT16 = numpy.dtype([("bfloat16", numpy.uint16)])
-"""What MXNet calls by this name."""
-
-STATE_TYPES: Mapping[str, Any] = {
-    "float16": numpy.dtype(numpy.float16),
-    "bfloat16": BFLOAT16,
-    "int8": numpy.dtype(numpy.int8),
-}
-"""What `state_dtype` can be."""
 
 NO_L2 = -1.0
 """In the place of `wd`: the gradient is left without any weight decay."""
@@ -144,7 +135,7 @@ class FusedOptimizer(StepOptimizer):
     state_dtype : {'float16', 'bfloat16', 'int8'} or None, default None
         Keep the states in fewer bits than weights of float32 have; see the notes. Not for float64
         weights, and only with `use_fused_step`.
-    state_seed : int, in [0, 2**20), default 0
+    state_seed : int, in [0, 2**32), default 0
         Which random numbers states of a `state_dtype` are rounded by: the same seed, the same bits.
     **kwargs
         What :class:`mxnet.optimizer.Optimizer` takes: ``rescale_grad`` (finite), ``wd`` (in
@@ -350,7 +341,7 @@ class FusedOptimizer(StepOptimizer):
         if self.state_dtype is not None:
             self._check_state_dtype()
 
-        check_integer(self.registered_name, "state_seed", self.state_seed, 0, below=2**20)
+        check_integer(self.registered_name, "state_seed", self.state_seed, 0, below=2**32)
 
     def _check_state_dtype(self) -> None:
         if not isinstance(self.state_dtype, str) or self.state_dtype not in STATE_TYPES:
@@ -911,8 +902,9 @@ class FusedOptimizer(StepOptimizer):
         if self.ema_decay is not None:
             table["ema_weight"] = [self._share(t) for t in updates]
         if self.state_dtype is not None:
-            table["step"] = [float(t) for t in updates]
-            table["rng_stream"] = [float(self.state_seed << 32 | _parameter_id(i)) for i in indices]
+            table["step"] = [int(t) for t in updates]
+            seed = int(self.state_seed) << 32
+            table["rng_stream"] = [seed | _parameter_id(i) for i in indices]
         return table
 
     def _scalars(

@@ -9,7 +9,7 @@ from bits import assert_same_bits
 from cuda_cases import OnEveryDevice
 from cuda_tensors import SCALARS, Kernels, on_the_host
 
-from mxadamax import _native, cuda
+from mxadamax import _native_testing, cuda
 
 
 def on_a_gpu():
@@ -86,7 +86,7 @@ def test_tensors_of_torch(torch, dtype):
     numbers = [
         array.to(torch.float32 if torch.finfo(kind).bits < 32 else kind).numpy() for array in arrays
     ]
-    _native.update_numpy("adamax", numbers[:1], numbers[1:2], [numbers[2:]], scalars())
+    _native_testing.update_numpy("adamax", numbers[:1], numbers[1:2], [numbers[2:]], scalars())
     for found, expected in zip(there, numbers):
         wanted = torch.from_numpy(expected).to(kind)
         assert torch.equal(found.cpu(), wanted)
@@ -116,7 +116,9 @@ def test_a_stream_is_followed(torch):
     batch.update(scalars(), stream=other)
     other.synchronize()
     for _ in range(3):
-        _native.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], scalars())
+        _native_testing.update_numpy(
+            "adamax", expected[:1], expected[1:2], [expected[2:]], scalars()
+        )
     for found, wanted in zip(there, expected):
         assert_same_bits(found.cpu().numpy(), wanted)
 
@@ -151,7 +153,7 @@ def test_steps_on_two_streams_that_nothing_waits_for(torch):
     for i, arrays in enumerate(expected):
         for own in given:
             single = {**own, "lr": own["lr"][i]}
-            _native.update_numpy("adam", arrays[:1], arrays[1:2], [arrays[2:]], single)
+            _native_testing.update_numpy("adam", arrays[:1], arrays[1:2], [arrays[2:]], single)
         for found, wanted in zip(there[i], arrays):
             assert_same_bits(found.cpu().numpy(), wanted, f"tensor {i}")
 
@@ -164,7 +166,7 @@ def test_an_array_that_goes_round_the_device_many_times(torch, rule):
     expected = [np.abs(rng.standard_normal(count)).astype(np.float32) for _ in range(2 + states)]
     there = [torch.from_numpy(x).cuda() for x in expected]
     cuda.update(rule, there[:1], there[1:2], [there[2:]], scalars(rule))
-    _native.update_numpy(rule, expected[:1], expected[1:2], [expected[2:]], scalars(rule))
+    _native_testing.update_numpy(rule, expected[:1], expected[1:2], [expected[2:]], scalars(rule))
     for found, wanted in zip(there, expected):
         assert_same_bits(found.cpu().numpy(), wanted)
 
@@ -178,7 +180,7 @@ def test_more_than_2_to_the_31_elements(torch):
     expected = [np.array([x], np.float32) for x in (2, 0.25)]
     for _ in range(2):
         cuda.update("sgd", [weight], [grad], [()], scalars("sgd"))
-        _native.update_numpy("sgd", expected[:1], expected[1:], [[]], scalars("sgd"))
+        _native_testing.update_numpy("sgd", expected[:1], expected[1:], [[]], scalars("sgd"))
         expected[0] = expected[0].astype(np.float16).astype(np.float32)
     wanted = torch.tensor(expected[0][0], dtype=torch.float16, device="cuda")
     for first in range(0, count, 1 << 28):

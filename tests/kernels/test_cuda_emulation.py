@@ -19,7 +19,7 @@ from cuda_cases import MANY_SIZES, OnEveryDevice
 from cuda_tensors import SCALARS, Device, Tensor, on_the_host, scalars_of
 from family import FAMILY
 
-from mxadamax import _native, cuda
+from mxadamax import _native, _native_testing, cuda
 
 pytestmark = pytest.mark.quick
 
@@ -326,7 +326,7 @@ def scalars(rule="adamax"):
 def test_update(emulated, show, dtype):
     w, g, m, u = columns(dtype=dtype)
     expected = [np.array(x) for x in (w, g, m, u)]
-    _native.update_numpy(
+    _native_testing.update_numpy(
         "adamax", expected[:1], expected[1:2], [expected[2:]], scalars(), instruction_set="baseline"
     )
     arrays = [show(x) for x in (w, g, m, u)]
@@ -343,7 +343,7 @@ def test_strides_of_arrays_without_gaps(emulated):
     # Scalars that have a value without being given are left out.
     given = {k: v for k, v in scalars().items() if k not in native.optional_scalars}
     emulated.update("adamax", arrays[:1], arrays[1:2], [arrays[2:]], given)
-    _native.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], given)
+    _native_testing.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], given)
     for found, wanted in zip((w, g, m, u), expected):
         assert_same_bits(found, wanted)
 
@@ -355,7 +355,7 @@ def test_a_batch_is_used_again(emulated):
     for step in range(3):
         own = {**scalars(), "lr": [0.1 / (step + 1)]}
         batch.update(own, stream=types.SimpleNamespace(ptr=2))
-        _native.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], own)
+        _native_testing.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], own)
     assert np.isnan(batch.gradient_norm)
     for found, wanted in zip((w, g, m, u), expected):
         assert_same_bits(found, wanted)
@@ -373,7 +373,7 @@ def test_a_step_after_one_that_was_skipped(emulated):
     g[3] = good
     batch.update(scalars(), skip_nonfinite=True)
     assert batch.skipped_steps == 1
-    _native.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], scalars())
+    _native_testing.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], scalars())
     for found, wanted in zip((w, g, m, u), expected):
         assert_same_bits(found, wanted)
 
@@ -384,7 +384,7 @@ def test_masters_and_averages(emulated):
     average = np.zeros_like(w)
     expected = [np.array(x) for x in (w, grad.astype("float32"), m, u)]
     own = {**scalars(), "ema_weight": 1.0}
-    _native.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], own)
+    _native_testing.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], own)
     states = [[Shown(m), Shown(u)]]
     emulated.update(
         *("adamax", [Shown(short)], [Shown(grad)], states, own),
@@ -413,7 +413,7 @@ def test_rows(emulated, show, lazy):
         whole = np.zeros_like(weight)
         whole[step] = held
         before = [np.array(x) for x in expected]
-        _native.update_numpy("adamax", expected[:1], [whole], [expected[1:]], scalars())
+        _native_testing.update_numpy("adamax", expected[:1], [whole], [expected[1:]], scalars())
         for now, then in zip(expected, before if lazy else []):
             left = np.setdiff1d(np.arange(8), step)
             now[left] = then[left]
@@ -447,9 +447,9 @@ def test_low_precision_states(emulated, show, state_dtype):
         **options,
     )
     for step in range(3):
-        own = {**scalars("adam"), "step": 1.0 + step, "rng_stream": 5.0}
+        own = {**scalars("adam"), "step": 1 + step, "rng_stream": 5}
         batch.update(own)
-        _native.update_numpy(
+        _native_testing.update_numpy(
             *("adam", expected[:1], [g], [expected[1:3]], own),
             state_dtype=state_dtype,
             scales=expected[3:],
@@ -585,6 +585,9 @@ def test_arguments_that_are_refused(emulated):
         ([0.1, 0.2], ValueError, r"'lr' has shape \(2,\), expected a number or 1 of them"),
     ):
         refused(emulated, error, message, scalars={**scalars(), "lr": value})
+    for value in (-1, 1.5, np.nan, 2**64, "first", [0, None]):
+        message = r"scalar 'step' must be integers in \[0, 2\*\*64\), got "
+        refused(emulated, TypeError, message, scalars={**scalars(), "step": value})
     refused(emulated, ValueError, "no scalar 'LR'", scalars={**scalars(), "LR": 1.0})
     refused(
         emulated,

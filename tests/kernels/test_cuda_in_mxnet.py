@@ -25,7 +25,7 @@ from small_training import Training, mlp
 from sparse_gradients import row_sparse
 
 import mxadamax
-from mxadamax import _native
+from mxadamax import _native, _native_testing
 from mxadamax._mxnet.compatibility import C_FUNCTIONS, IS_MXNET_1, gluon_arrays
 from mxadamax._mxnet.engine import native
 from mxadamax.optimizers.base import BFLOAT16
@@ -62,7 +62,7 @@ class Step(ctypes.Structure):
     )
 
 
-CAPSULE = b"mxadamax.DeviceBackend.3"
+CAPSULE = b"mxadamax.DeviceBackend.4"
 
 
 def functions_of(capsule):
@@ -125,9 +125,9 @@ class Kernels:
 def kernels():
     """Arrays in host memory go to these kernels."""
     found = Kernels()
-    _native.update_host_memory_by(found)
+    _native_testing.update_host_memory_by(found)
     yield found
-    _native.update_host_memory_by(None)
+    _native_testing.update_host_memory_by(None)
     mx.nd.waitall()
 
 
@@ -136,16 +136,16 @@ class Routes:
 
     def __init__(self, make, kernels):
         self.kernels = kernels
-        _native.update_host_memory_by(None)
+        _native_testing.update_host_memory_by(None)
         self.by_processor = make()
         self.by_device = make()
 
     def each(self):
         """Each run, with its way switched on."""
-        _native.update_host_memory_by(None)
+        _native_testing.update_host_memory_by(None)
         yield self.by_processor
         updates = len(self.kernels.streams)
-        _native.update_host_memory_by(self.kernels)
+        _native_testing.update_host_memory_by(self.kernels)
         yield self.by_device
         mx.nd.waitall()
         assert len(self.kernels.streams) > updates
@@ -376,9 +376,9 @@ def test_training(kernels):
         mx.nd.waitall()
 
     trainings = [make(), make()]
-    _native.update_host_memory_by(None)
+    _native_testing.update_host_memory_by(None)
     train(trainings[0])
-    _native.update_host_memory_by(kernels)
+    _native_testing.update_host_memory_by(kernels)
     train(trainings[1])
     for a, b in zip(*(t.weights().values() for t in trainings)):
         assert_same_bits(a, b)
@@ -395,7 +395,7 @@ def test_several_trainers(kernels):
     """Two for the halves of one net, whose steps take turns."""
     nets = []
     for chosen in (None, kernels):
-        _native.update_host_memory_by(chosen)
+        _native_testing.update_host_memory_by(chosen)
         training = Training(mlp, "sgd_ext")
         parameters = list(training.params.values())
         halves = [
@@ -461,7 +461,7 @@ def test_what_fails_on_the_device_is_an_error_of_mxnet(where, kernels):
 def test_kernels_of_another_build(monkeypatch):
     other = types.SimpleNamespace(functions=capsule_of(Functions(), b"mxadamax.DeviceBackend.0"))
     with pytest.raises(ImportError, match="of another build than the rest"):
-        _native.update_host_memory_by(other)
+        _native_testing.update_host_memory_by(other)
 
 
 # Arrays that MXNet says to be on a GPU. It cannot make them here, so it is made to say so.

@@ -14,7 +14,7 @@ from common import SPECIAL, assert_same_bits, next_scalars, run_python
 from family import FAMILY
 from instruction_sets import instruction_sets
 
-from mxadamax import _native
+from mxadamax import _native, _native_testing
 
 OPTIONS = {"learning_rate": 0.0123, "rescale_grad": 0.37, "clip_gradient": 0.5, "wd": 0.013}
 SENTINEL = -12345.678
@@ -38,7 +38,7 @@ def arrays_of(rule, values):
 
 
 def update(weights, grads, states, scalars=RULES["adamax"], rule="adamax", **options):
-    _native.update_numpy(rule, weights, grads, states, scalars, **options)
+    _native_testing.update_numpy(rule, weights, grads, states, scalars, **options)
 
 
 def in_pieces(rule, weight, grad, states, scalars, length):
@@ -272,7 +272,7 @@ def test_bad_calls_are_refused():
     w, g, *states = random_values(4, "float32", columns=4)
     weights, grads, states, scalars = [w], [g], [states], RULES["adamax"]
     with pytest.raises(ValueError, match="no rule 'adamin'"):
-        _native.update_numpy("adamin", weights, grads, states, scalars)
+        _native_testing.update_numpy("adamin", weights, grads, states, scalars)
     with pytest.raises(ValueError, match="differ in length"):
         update(weights, [], states, scalars)
     with pytest.raises(ValueError, match="differ in length"):

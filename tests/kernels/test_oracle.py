@@ -18,7 +18,7 @@ from common import next_scalars
 from instruction_sets import instruction_sets
 
 import mxadamax
-from mxadamax import _native
+from mxadamax import _native, _native_testing
 from mxadamax.optimizers.base import FusedOptimizer
 
 pytestmark = pytest.mark.quick
@@ -95,7 +95,7 @@ class Case(NamedTuple):
             grad = rng.standard_normal(SIZE) * magnitude * 10.0 ** rng.uniform(-1, 1, SIZE)
             grad = np.where(rng.uniform(size=SIZE) < 0.05, 0, grad).astype(dtype)
             before = [x.copy() for x in (weight, *states)]
-            _native.update_numpy(
+            _native_testing.update_numpy(
                 optimizer.rule,
                 [weight],
                 [grad],

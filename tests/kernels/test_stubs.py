@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The types that the native module says it has are those of what has been compiled."""
+"""The types that the native modules say they have are those of what has been compiled."""
 
 import ast
 import os
@@ -12,10 +12,11 @@ from typing import Dict, Optional, Tuple
 import pytest
 
 import mxadamax
-from mxadamax import _native
+from mxadamax import _native, _native_testing
 
 PACKAGE = Path(mxadamax.__file__).resolve().parent
-STUB = PACKAGE / "_native.pyi"
+MODULES = {module.__name__.rpartition(".")[2]: module for module in (_native, _native_testing)}
+INSTALLED = "site-packages" in PACKAGE.parts
 
 # pybind11 makes classes with a metaclass of its own, and without a constructor where we give none.
 ALLOWED = r"""
@@ -27,10 +28,12 @@ Signature = Tuple[Tuple[str, Optional[str]], ...]
 """Names and defaults of parameters."""
 
 
-def stub_signatures() -> Dict[str, Signature]:
+def stub_signatures(module: str) -> Dict[str, Signature]:
     """Every function and method, by its name with that of its class."""
     found = {}
-    for node in ast.parse(STUB.read_text()).body:
+    # An installed package has but one of the stubs.
+    stub = Path(__file__).resolve().parents[2] / "mxadamax" / f"{module}.pyi"
+    for node in ast.parse(stub.read_text()).body:
         prefix, body = (
             (f"{node.name}.", node.body) if isinstance(node, ast.ClassDef) else ("", [node])
         )
@@ -48,9 +51,9 @@ def signature(function: ast.FunctionDef) -> Signature:
     return tuple(zip(names, [None] * without + [ast.dump(default) for default in given.defaults]))
 
 
-def compiled_signature(name: str) -> Signature:
+def compiled_signature(module: str, name: str) -> Signature:
     """What pybind11 writes above the documentation of a function."""
-    function = _native
+    function = MODULES[module]
     for part in name.split("."):
         function = getattr(function, part)
     line = function.__doc__.splitlines()[0]
@@ -67,27 +70,30 @@ def compiled_signature(name: str) -> Signature:
 
 
 def test_there_is_something_to_compare():
-    assert {"bind", "update_numpy", "FusedUpdate.__init__", "FusedUpdate.push"} <= set(
-        stub_signatures()
-    )
+    assert {"bind", "FusedUpdate.__init__", "FusedUpdate.push"} <= set(stub_signatures("_native"))
+    assert {"update_numpy", "encode"} <= set(stub_signatures("_native_testing"))
 
 
-@pytest.mark.parametrize("name", stub_signatures())
-def test_parameters_are_those_of_the_compiled_function(name):
-    assert stub_signatures()[name] == compiled_signature(name)
+@pytest.mark.parametrize(
+    ("module", "name"), [(module, name) for module in MODULES for name in stub_signatures(module)]
+)
+def test_parameters_are_those_of_the_compiled_function(module, name):
+    assert stub_signatures(module)[name] == compiled_signature(module, name)
 
 
-def test_names_and_kinds_are_those_of_the_compiled_module(tmp_path):
+@pytest.mark.parametrize("module", MODULES)
+def test_names_and_kinds_are_those_of_the_compiled_module(module, tmp_path):
     pytest.importorskip("mypy", reason="compares by mypy's stubtest")
-    (tmp_path / "allowed").write_text(ALLOWED)
+    if INSTALLED and module == "_native_testing":
+        pytest.skip("its stub is not installed")
+    (tmp_path / "allowed").write_text(ALLOWED if module == "_native" else "")
     (tmp_path / "mypy.ini").write_text(
         f"[mypy]\ncache_dir = {tmp_path}\n[mypy-mxnet.*]\nignore_missing_imports = True\n"
     )
     # An installed wheel is found as users' is, by its py.typed.
-    installed = "site-packages" in PACKAGE.parts
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "mypy.stubtest", "mxadamax._native"),
+            *(sys.executable, "-m", "mypy.stubtest", f"mxadamax.{module}"),
             *("--mypy-config-file", str(tmp_path / "mypy.ini")),
             *("--allowlist", str(tmp_path / "allowed")),
         ],
@@ -95,7 +101,7 @@ def test_names_and_kinds_are_those_of_the_compiled_module(tmp_path):
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            **({} if installed else {"MYPYPATH": str(PACKAGE.parent)}),
+            **({} if INSTALLED else {"MYPYPATH": str(PACKAGE.parent)}),
         },
         capture_output=True,
         text=True,

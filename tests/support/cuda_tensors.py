@@ -11,7 +11,7 @@ from typing import Any, Callable, NamedTuple, Sequence
 import numpy as np
 from bits import assert_same_bits
 
-from mxadamax import _native
+from mxadamax import _native, _native_testing
 
 SCALARS = {
     "rescale_grad": 0.37,
@@ -34,8 +34,8 @@ SCALARS = {
     "m_divisor": 0.2,
     "v_divisor": 0.003,
     "ema_weight": 0.25,
-    "step": 3.0,
-    "rng_stream": 0.0,
+    "step": 3,
+    "rng_stream": 0,
 }
 """A value for every scalar that any rule has."""
 
@@ -126,13 +126,13 @@ class Tensor:
         """Numbers as an array of this dtype holds them."""
         if self.dtype not in ("float16", "bfloat16"):
             return np.array(numbers)
-        return _native.encode(np.ascontiguousarray(numbers), self.dtype, "baseline")
+        return _native_testing.encode(np.ascontiguousarray(numbers), self.dtype, "baseline")
 
     def read(self, array: np.ndarray, dtype: str = "") -> np.ndarray:
         """What is stored, of this dtype or another, as numbers that are computed with."""
         if array.dtype != np.uint16:
             return np.array(array)
-        return _native.decode(array, dtype or self.dtype, "baseline")
+        return _native_testing.decode(array, dtype or self.dtype, "baseline")
 
     def update(self, rule: str, scalars: dict[str, float]) -> None:
         """Update by the processor's kernel."""
@@ -153,7 +153,7 @@ class Tensor:
                 low_precision["scales"] = [arrays["scales"]]
         else:
             states = [self.read(arrays[name]) for name in names]
-        _native.update_numpy(
+        _native_testing.update_numpy(
             *(rule, [weight], [grad], [states], scalars),
             instruction_set="baseline",
             threads=1,
@@ -235,6 +235,7 @@ class Device:
         self.rule = rule
         self.arena = Arena(kernels)
         self.states, self.names = kernels.native.rules[rule]
+        self.integers = kernels.native.integer_scalars
         offsets = []
         for i, tensor in enumerate(tensors):
             offsets.append(
@@ -270,8 +271,12 @@ class Device:
         skip_nonfinite: bool = False,
     ) -> None:
         """Update once, with scalars for each tensor."""
-        rows = [own[name] for own in scalars for name in self.names]
+        rows = [self.slot(name, own[name]) for own in scalars for name in self.names]
         self.batch.update(rows, clip_global_norm, skip_nonfinite, 0)
+
+    def slot(self, name: str, value: float) -> float:
+        """What stands for a scalar in a row: of an integer, its bits."""
+        return float(np.uint64(value).view(np.float64)) if name in self.integers else value
 
     def arrays(self) -> list[dict[str, np.ndarray]]:
         """What is on the device now, for each tensor."""
@@ -284,7 +289,7 @@ def scalars_of(rule: str, names: Sequence[str], tensor: int = 0, step: int = 0) 
     """Scalars that differ from tensor to tensor and from step to step."""
     found = {name: SCALARS[name] for name in names}
     found["lr"] *= 1 + tensor % 7 + 0.1 * step
-    found["step"], found["rng_stream"] = 1.0 + step, 1000.0 * tensor
+    found["step"], found["rng_stream"] = 1 + step, 1000 * tensor
     found["wd"] = (-1.0, 0.0, 0.013)[tensor % 3]
     return found
 
