@@ -33,7 +33,7 @@ from mxadamax.__main__ import COMMANDS, main
 from mxadamax._mxnet.compatibility import IS_MXNET_1
 from mxadamax.checkpoints import convert
 from mxadamax.optimizers.base import FusedOptimizer, register
-from mxadamax.optimizers.options import Range
+from mxadamax.optimizers.options import RANGES, Range
 
 pytestmark = pytest.mark.quick
 
@@ -289,7 +289,7 @@ def test_the_table_of_options_has_every_option():
     text = (ROOT / "docs" / "options.md").read_text()
     options = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
     ours = set(inspect.signature(FusedOptimizer.__init__).parameters) - {"self", "kwargs"}
-    assert options >= ours | set(FusedOptimizer._common_ranges) | {"multi_precision"}
+    assert options >= ours | set(RANGES) | {"multi_precision"}
 
 
 def test_the_bound_of_a_step_of_adamax():
