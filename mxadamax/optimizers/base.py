@@ -24,8 +24,8 @@ from .options import (
     WHOLE_MODEL_OPTIONS,
     Range,
     as_number,
-    check_fractions,
     check_integer,
+    check_rescale_grad,
 )
 from .reference_step import reference_update
 from .scalars import Scalars
@@ -223,7 +223,8 @@ class FusedOptimizer(CountingOptimizer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "lr" or name in RANGES or name in self.ranges:
-            check_fractions(self.registered_name, name, value)
+            if name == "rescale_grad":
+                check_rescale_grad(self.registered_name, value)
             value = as_number(value)
         super().__setattr__(name, value)
 
@@ -243,22 +244,19 @@ class FusedOptimizer(CountingOptimizer):
 
         Constructors end with it, and each step begins with it: attributes can be set at any time.
         """
-        for ranges in (RANGES, self.ranges):
-            for name, allowed in ranges.items():
-                allowed.check(self.registered_name, name, getattr(self, name))
+        owner = self.registered_name
+        for name, allowed in (*RANGES.items(), *self.ranges.items()):
+            allowed.check(owner, name, getattr(self, name))
         if self.lr_scheduler is None:
-            NOT_NEGATIVE.check(self.registered_name, "learning_rate", self.lr)
+            NOT_NEGATIVE.check(owner, "learning_rate", self.lr)
         for name in ("state_dtype", "state_seed"):
-            BY_NAME[name].values.check(self.registered_name, name, getattr(self, name))
-        check_state_dtype(
-            self.registered_name, self.rule, self.state_dtype, bool(self.use_fused_step)
-        )
+            BY_NAME[name].values.check(owner, name, getattr(self, name))
+        check_state_dtype(owner, self.rule, self.state_dtype, self.use_fused_step)
 
     def set_learning_rate(self, lr: float) -> None:
         """Set the learning rate, in [0, inf); only without an `lr_scheduler`."""
-        lr = as_number(lr)
-        NOT_NEGATIVE.check(self.registered_name, "learning_rate", lr)
-        super().set_learning_rate(lr)
+        NOT_NEGATIVE.check(self.registered_name, "learning_rate", as_number(lr))
+        super().set_learning_rate(as_number(lr))
 
     @property
     def gradient_norm(self) -> Optional[float]:
@@ -304,8 +302,7 @@ class FusedOptimizer(CountingOptimizer):
             state of that; else what `create_state` makes.
         """
         master = self.state_layout(weight).create_master(weight)
-        state = self.create_state(index, weight if master is None else master)
-        return behind_master(master, state)
+        return behind_master(master, self.create_state(index, weight if master is None else master))
 
     def scalars(self, lrs: Sequence[float], updates: Sequence[int]) -> Scalars:
         """What the rule needs for an update, besides arrays.

@@ -141,13 +141,12 @@ def as_number(value: Any) -> Any:
     return value
 
 
-def check_fractions(owner: str, name: str, value: Any) -> None:
-    """Raise ValueError where this is a `rescale_grad` without any: an array of integers."""
-    is_array = name == "rescale_grad" and hasattr(value, "asnumpy")
-    if is_array and numpy.issubdtype(value.dtype, numpy.integer):
+def check_rescale_grad(owner: str, value: Any) -> None:
+    """Raise ValueError where this is an array of integers."""
+    if hasattr(value, "asnumpy") and numpy.issubdtype(value.dtype, numpy.integer):
         raise ValueError(
-            f"{owner}: {name} must be a float, got an array of {numpy.dtype(value.dtype)}, in "
-            "which MXNet drops fractions; give a batch size of integers as a Python int"
+            f"{owner}: rescale_grad must be a float, got an array of {numpy.dtype(value.dtype)}, "
+            "in which MXNet drops fractions; give a batch size of integers as a Python int"
         )
 
 
@@ -411,7 +410,7 @@ OPTIONS = (
         "state_seed",
         0,
         Values("[0, 2^20)", functools.partial(check_integer, least=0, below=2**20)),
-        "which random numbers they are rounded by",
+        "which random numbers states of a `state_dtype` are rounded by",
         Resume.FROM_FILE,
         belongs_to="state_dtype",
     ),
