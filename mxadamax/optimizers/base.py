@@ -255,8 +255,9 @@ class FusedOptimizer(CountingOptimizer):
 
     def set_learning_rate(self, lr: float) -> None:
         """Set the learning rate, in [0, inf); only without an `lr_scheduler`."""
-        NOT_NEGATIVE.check(self.registered_name, "learning_rate", as_number(lr))
-        super().set_learning_rate(as_number(lr))
+        lr = as_number(lr)
+        NOT_NEGATIVE.check(self.registered_name, "learning_rate", lr)
+        super().set_learning_rate(lr)
 
     @property
     def gradient_norm(self) -> Optional[float]:
