@@ -7,9 +7,9 @@ import os
 import pickle
 import pickletools
 import uuid
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Set, Tuple, Union
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Mapping, Set, Tuple, Union
 
-import numpy
 from mxnet.base import MXNetError
 from mxnet.libinfo import __version__ as mxnet_version
 from mxnet.ndarray import NDArray
@@ -26,9 +26,9 @@ from .conversion import (
     to_built_in,
     without_averages,
 )
-from .dtypes import BFLOAT16
 from .optimizers.base import FusedOptimizer
-from .optimizers.options import check_integer
+from .optimizers.options import BY_NAME, Resume, check_integer, names_of
+from .optimizers.state_layout import arrays_of, describe, without_average
 from .optimizers.update_counts import move_counts, renumber
 
 if TYPE_CHECKING:
@@ -37,22 +37,7 @@ if TYPE_CHECKING:
 
 Path = Union[str, "os.PathLike[str]"]
 
-_STRUCTURE = ("multi_precision", "amsgrad", "centered", "momentum", "state_dtype", "ema_decay")
-"""What decides which arrays a state has; of numbers, whether they are there."""
-
-_FORMULA = (
-    "maximize",
-    "decoupled_wd",
-    "lazy_update",
-    "clip_global_norm",
-    "skip_nonfinite",
-    "correct_bias",
-    "schedule_per_parameter",
-    "clip_weights",
-)
-"""What else decides what is computed; of numbers, whether they are there."""
-
-_OF_THE_PROGRAM = ("aggregate_num", "use_fused_step", "rescale_grad", "allow_np_array")
+_OF_THE_PROGRAM = (*names_of(Resume.FROM_PROGRAM, Resume.FROM_CALLER), "allow_np_array")
 """How the program at hand calls its optimizer; never taken from a file."""
 
 
@@ -167,7 +152,9 @@ def load_states(trainer: "Trainer", file: Path) -> None:
                 f"holds states of {describe_optimizer(source)}, expected those of "
                 f"{describe_optimizer(optimizer)}"
             )
-        _check_options(source, optimizer, _STRUCTURE if built_in else (*_STRUCTURE, *_FORMULA))
+        _check_options(source, optimizer, names_of(Resume.SAME_STATES))
+        if not built_in:
+            _check_options(source, optimizer, names_of(Resume.SAME_FORMULA))
         written = _keys_in_file(trainer, known, states, source)
         candidate = _successor(optimizer, source, weights, dict(zip(written, keys)))
         states = _by_position(trainer, states, written)
@@ -373,33 +360,13 @@ def _initialized_updaters(trainer: "Trainer") -> List[Any]:
     return updaters_of(trainer)
 
 
-def _describe_state(state: Any) -> str:
-    if state is None:
-        return "none"
-    if isinstance(state, NDArray):
-        kind = "bfloat16" if state.dtype == BFLOAT16 else numpy.dtype(state.dtype).name
-        sparse = "" if state.stype == "default" else f" {state.stype}"
-        return f"{kind} {tuple(state.shape)}{sparse}"
-    if isinstance(state, (tuple, list)):
-        return f"({', '.join(_describe_state(part) for part in state)})"
-    return f"a {type(state).__name__}"
-
-
-def _kind(name: str, value: Any) -> Any:
-    """What has to agree of an option: not its number, but whether there is one."""
-    if name == "momentum":
-        return value != 0
-    if name in ("ema_decay", "clip_global_norm", "clip_weights"):
-        return value is not None
-    return value
-
-
-def _check_options(source: FusedOptimizer, optimizer: FusedOptimizer, names: Any) -> None:
+def _check_options(source: FusedOptimizer, optimizer: FusedOptimizer, names: Iterable[str]) -> None:
     """Refuse states of an optimizer that computes something else."""
     for name in names:
+        option = BY_NAME[name]
         wanted = getattr(optimizer, name, None)
         found = getattr(source, name, wanted)
-        if _kind(name, found) == _kind(name, wanted):
+        if option.setting(found) == option.setting(wanted):
             continue
         if name == "momentum" and source.rule == optimizer.rule:
             continue
@@ -407,7 +374,7 @@ def _check_options(source: FusedOptimizer, optimizer: FusedOptimizer, names: Any
             # Averages can begin at any time.
             continue
         advice = "make the trainer with what the file has"
-        if name in _FORMULA:
+        if option.resume is Resume.SAME_FORMULA:
             advice += ", and change it once the states are loaded"
         raise ValueError(
             f"was written with {name}={found!r}, but the trainer's {optimizer.registered_name} "
@@ -499,15 +466,6 @@ def _check_progress(optimizer: FusedOptimizer) -> None:
         check_integer(optimizer.registered_name, name, getattr(optimizer, name), 0)
 
 
-def _arrays_of(state: Any) -> Iterator[Any]:
-    """The arrays of a state, which is one, or None, or a tuple or list of such."""
-    if isinstance(state, (tuple, list)):
-        for part in state:
-            yield from _arrays_of(part)
-    elif state is not None:
-        yield state
-
-
 def _check_states(
     trainer: "Trainer",
     states: States,
@@ -536,23 +494,25 @@ def _check_states(
             continue
         weight = weights[index][0]
         expected = successor.create_state_multi_precision(index, weight)
-        master, own, average = successor._unpack_state(expected, weight)
+        layout = successor.state_layout(weight)
+        average = layout.unpack(expected).average
         if begins:
-            expected = own if master is None else (master, own)
-        if _describe_state(state) != _describe_state(expected):
+            layout = replace(layout, has_average=False)
+            expected = without_average(expected)
+        if describe(state) != describe(expected):
             raise ValueError(
-                f"{name}: holds a state {_describe_state(state)}, expected "
-                f"{_describe_state(expected)} for its weight {_describe_state(weight)}"
+                f"{name}: holds a state {describe(state)}, expected {describe(expected)} for its "
+                f"weight {describe(weight)}"
             )
-        for array in _arrays_of(state):
+        for array in arrays_of(state):
             if id(array) in seen:
                 raise ValueError(
                     f"{name}: holds an array twice, expected one of its own for each state"
                 )
             seen.add(id(array))
-        if begins and master is not None:
-            state = state[0], (state[1], state[0].copy())
-        elif begins:
-            state = state, average
+        if begins:
+            parts = layout.unpack(state)
+            average = average if parts.master is None else parts.master.copy()
+            state = parts._replace(average=average).nested
         checked[index] = state
     return checked

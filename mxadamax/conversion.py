@@ -11,12 +11,18 @@ from mxnet.optimizer import Optimizer
 
 from ._mxnet.compatibility import IS_MXNET_1
 from .optimizers.base import FusedOptimizer, State
+from .optimizers.options import BY_NAME, Resume, names_of
+from .optimizers.state_layout import map_arrays, without_average
 from .optimizers.update_counts import move_counts
 
 States = Dict[Any, State]
 """What updaters keep, by parameter."""
 
-_IN_ANY_BUILT_IN: Mapping[str, Any] = {"amsgrad": False, "ema_decay": None, "state_dtype": None}
+_IN_ANY_BUILT_IN: Mapping[str, Any] = {
+    name: BY_NAME[name].off
+    for name in names_of(Resume.SAME_STATES)
+    if not BY_NAME[name].in_built_in
+}
 _IN_BUILT_IN: Mapping[str, Mapping[str, Any]] = {
     "adamax": {"epsilon": 0.0},
     "nadam": {"schedule_per_parameter": True},
@@ -33,12 +39,8 @@ _OTHER_FORMULA_IN_1: Mapping[str, str] = {
     "adadelta": "has no learning rate",
 }
 
-_WHAT_TO_DO: Mapping[str, str] = {
-    "ema_decay": "--drop-averages leaves the averages out",
-    "amsgrad": "its third state would be lost, and MXNet has no AMSGrad: go on with this one",
-    "state_dtype": "MXNet has no low-precision states: go on with this one",
-    "schedule_per_parameter": "it counts the schedule in another way: go on with this one",
-}
+_CALLS = names_of(Resume.FROM_CALLER)
+"""How MXNet calls an optimizer: nothing that one takes over from another."""
 
 
 def built_in_name(optimizer: Optimizer) -> Optional[str]:
@@ -84,9 +86,9 @@ def from_built_in(
         setattr(target, attribute, value)
     move_counts(target.__dict__, target._all_index_update_counts)
     # So that the way back leads to where it began.
-    calls = ("aggregate_num", "use_fused_step")
-    target._built_in_calls = {k: vars(source)[k] for k in calls if k in vars(source)}
-    return {i: _dense(_swapped(state, name)) for i, state in states.items()}, target
+    target._built_in_calls = {k: vars(source)[k] for k in _CALLS if k in vars(source)}
+    found = {i: map_arrays(_dense, _swapped(state, name)) for i, state in states.items()}
+    return found, target
 
 
 def to_built_in(states: States, source: FusedOptimizer, name: str) -> Tuple[States, Optimizer]:
@@ -98,12 +100,13 @@ def to_built_in(states: States, source: FusedOptimizer, name: str) -> Tuple[Stat
     implied = {**_IN_ANY_BUILT_IN, **_IN_BUILT_IN.get(name, {})}
     for option, default in _options(type(source)).items():
         value, neutral = getattr(source, option, default), implied.get(option, default)
-        if option in vars(target) or option == "state_seed" or value == neutral:
+        entry = BY_NAME.get(option)
+        means_nothing = entry is not None and entry.belongs_to
+        if option in vars(target) or means_nothing or value == neutral:
             continue
-        advice = _WHAT_TO_DO.get(
-            option,
+        advice = (entry.advice if entry is not None else "") or (
             f"if the training can do without, set trainer.optimizer.{option} = {neutral!r} and "
-            "save again",
+            "save again"
         )
         raise ValueError(
             f"was written with {option}={value!r}, which MXNet's {name} does not have; {advice}"
@@ -122,18 +125,13 @@ def to_built_in(states: States, source: FusedOptimizer, name: str) -> Tuple[Stat
 
 def without_averages(states: States, source: FusedOptimizer) -> States:
     """States without their averages; also takes the option from their optimizer."""
-    found: States = {}
-    for index, (first, second) in states.items():
-        # Behind a master weight there is another tuple; an average is an array.
-        with_master = isinstance(second, (tuple, list))
-        found[index] = (first, second[0]) if with_master else first
     source.ema_decay = None
-    return found
+    return {index: without_average(state) for index, state in states.items()}
 
 
 def _carried(source: Optimizer, target: Optimizer) -> Dict[str, Any]:
     """The attributes that one takes over from the other: what both have."""
-    apart = ("aggregate_num", "use_fused_step", "param_dict", "_index_update_count")
+    apart = (*_CALLS, "param_dict", "_index_update_count")
     return {k: v for k, v in source.__getstate__().items() if k in vars(target) and k not in apart}
 
 
@@ -144,7 +142,7 @@ def _options(cls: Type[FusedOptimizer]) -> Dict[str, Any]:
         if issubclass(base, FusedOptimizer):
             parameters = inspect.signature(base.__init__).parameters.values()
             found.update({p.name: p.default for p in parameters})
-    apart = ("self", "args", "kwargs", "learning_rate", "aggregate_num", "use_fused_step")
+    apart = (*_CALLS, "self", "args", "kwargs", "learning_rate")
     return {name: default for name, default in found.items() if name not in apart}
 
 
@@ -175,12 +173,10 @@ def _check_formula(name: str, optimizer: Optimizer) -> None:
     )
 
 
-def _dense(state: State) -> State:
-    """A state whose arrays all hold all rows."""
-    if isinstance(state, (tuple, list)):
-        return tuple(_dense(part) for part in state)
-    sparse = isinstance(state, NDArray) and state.stype != "default"
-    return state.tostype("default") if sparse else state
+def _dense(array: Any) -> Any:
+    """An array of a state with all rows."""
+    sparse = isinstance(array, NDArray) and array.stype != "default"
+    return array.tostype("default") if sparse else array
 
 
 def _swapped(state: State, name: str) -> State:

@@ -30,6 +30,7 @@ from .._mxnet.compatibility import IS_MXNET_1
 from ..dtypes import BFLOAT16
 from ..optimizers.base import FusedOptimizer
 from ..optimizers.info import OPTIMIZERS, OptimizerInfo
+from ..optimizers.state_layout import arrays_of
 
 Numbers = NumpyArray[Any]
 
@@ -220,15 +221,6 @@ def data(dtype: Any) -> Data:
 # ---------------------------------------------------------------- trainings
 
 
-def leaves(state: Any) -> List[NDArray]:
-    """The arrays of a state."""
-    if state is None:
-        return []
-    if isinstance(state, (tuple, list)):
-        return [leaf for part in state for leaf in leaves(part)]
-    return [state]
-
-
 class Run:
     """An optimizer with weights and states, as a Trainer holds them, without a Trainer."""
 
@@ -248,7 +240,7 @@ class Run:
         return [
             leaf
             for index in range(len(self.weights))
-            for leaf in leaves(self.updater.states[index])
+            for leaf in arrays_of(self.updater.states[index])
         ]
 
     def arrays(self) -> List[NDArray]:
@@ -277,7 +269,7 @@ def expected_of(run: Run, dtype: Any, multi_precision: bool) -> List[Numbers]:
         return [array.asnumpy() for array in run.arrays()]
     found = [rounded(weight.asnumpy(), dtype) for weight in run.weights]
     for index, weight in enumerate(run.weights):
-        state = leaves(run.updater.states[index])
+        state = arrays_of(run.updater.states[index])
         found += [weight.asnumpy(), *(leaf.asnumpy() for leaf in state)]
     return found
 

@@ -10,8 +10,9 @@ from mxnet.ndarray import NDArray, array, sqrt
 
 from .. import _native
 from .._mxnet.compatibility import IS_MXNET_1
-from .base import NO_L2, FusedOptimizer, Scalars, register
+from .base import FusedOptimizer, Scalars, register
 from .options import DECAY_RATE, NOT_NEGATIVE, Range, check_flag
+from .scalars import NO_L2
 
 
 @register("lamb_ext")
@@ -130,7 +131,9 @@ class LAMB(FusedOptimizer):
     def scalars(self, lrs: Sequence[float], updates: Sequence[int]) -> Scalars:
         read = _native.as_mxnet_reads_float32
         beta1, beta2 = read(self.beta1), read(self.beta2)
+        rescale_grad = -self.rescale_grad if self.maximize else self.rescale_grad
         return {
+            "rescale_grad": read(rescale_grad),
             "lr": [_rounded(lr) for lr in lrs],
             "beta1": beta1,
             "one_minus_beta1": _rounded(1.0 - beta1),
@@ -142,13 +145,6 @@ class LAMB(FusedOptimizer):
             "lower_bound": read(self.lower_bound or 0.0),
             "upper_bound": read(self.upper_bound or math.inf),
         }
-
-    def _scalars(
-        self, lrs: Sequence[float], wds: Sequence[float], updates: Sequence[int]
-    ) -> Scalars:
-        table = super()._scalars(lrs, wds, updates)
-        table["rescale_grad"] = _native.as_mxnet_reads_float32(table["rescale_grad"])
-        return table
 
     def _weight_decay(
         self, lrs: Sequence[float], wds: Sequence[float], updates: Sequence[int]

@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Mapping, Sequence
 
 from mxnet.ndarray import NDArray, sign, where
 
-from .base import NO_L2, FusedOptimizer, Scalars, register
+from .base import FusedOptimizer, Scalars, register
 from .options import DECAY_RATE, Range
+from .scalars import NO_L2
 
 
 @register("lion_ext")

@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers that hyperparameters are, the ranges that they must lie in, and what is refused."""
+"""The table of options that all optimizers share, and the checks that their values pass.
 
+Validation, checkpoints, conversion and the table in docs/options.md follow from `OPTIONS`.
+"""
+
+import enum
+import functools
+import inspect
 import math
 import numbers
 import sys
-from typing import Any, NamedTuple, Optional, Tuple
+from dataclasses import dataclass
+from typing import Any, Callable, Mapping, NamedTuple, Optional, Tuple, Union
 
 import numpy
+
+from ..dtypes import STATE_TYPES
 
 FLOAT32 = (float(numpy.finfo("float32").tiny), float(numpy.finfo("float32").max))
 FLOAT64 = (sys.float_info.min, sys.float_info.max)
@@ -132,6 +141,15 @@ def as_number(value: Any) -> Any:
     return value
 
 
+def check_rescale_grad(owner: str, value: Any) -> None:
+    """Raise ValueError where this is an array of integers."""
+    if hasattr(value, "asnumpy") and numpy.issubdtype(value.dtype, numpy.integer):
+        raise ValueError(
+            f"{owner}: rescale_grad must be a float, got an array of {numpy.dtype(value.dtype)}, "
+            "in which MXNet drops fractions; give a batch size of integers as a Python int"
+        )
+
+
 def bound_or_infinity(value: Optional[float]) -> float:
     """A bound as a float, infinite for none. MXNet takes a long integer for another one."""
     return math.inf if value is None else float(value)
@@ -199,3 +217,312 @@ def check_flag(owner: str, name: str, value: Any) -> None:
     """
     if not isinstance(value, (bool, numpy.bool_)):
         raise ValueError(f"{owner}: {name} must be True or False, got {value!r}")
+
+
+def _check_state_type(owner: str, name: str, value: Any) -> None:
+    if value is not None and not (isinstance(value, str) and value in STATE_TYPES):
+        raise ValueError(
+            f"{owner}: {name} must be one of {list(STATE_TYPES)} or None, got {value!r}"
+        )
+
+
+class Values(NamedTuple):
+    """The values of an option that is no interval of real numbers.
+
+    Parameters
+    ----------
+    text : str
+        The values, for the documentation; empty where the default tells.
+    check : callable
+        Takes owner, name and value, as :meth:`Range.check` does.
+    """
+
+    text: str
+    check: Callable[[str, str, Any], None]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+FLAG = Values("", check_flag)
+
+
+class Resume(enum.Enum):
+    """What becomes of an option where a training goes on from a file."""
+
+    FROM_FILE = enum.auto()
+    """The file's number counts."""
+    SAME_STATES = enum.auto()
+    """File and program must agree: it decides which arrays a state has."""
+    SAME_FORMULA = enum.auto()
+    """File and program must agree: it decides what is computed."""
+    FROM_PROGRAM = enum.auto()
+    """The program's counts."""
+    FROM_CALLER = enum.auto()
+    """The program's counts, and no conversion carries it over: how MXNet calls the optimizer."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of optimizers.
+
+    Parameters
+    ----------
+    name : str
+        The argument, and the attribute.
+    default : Any
+        Its default; ``inspect.Parameter.empty`` where each optimizer has its own.
+    values : Range or Values
+        What it can be.
+    meaning : str
+        What it does, in Markdown, for docs/options.md.
+    resume : Resume
+        What becomes of it where a training goes on from a file.
+    off : Any, default None
+        The value that is as if there were no such option.
+    is_number : bool, default False
+        Whether file and program need not agree on the value, only on whether it is `off`.
+    needs_whole_model : bool, default False
+        Whether one call must update the whole model where it is on.
+    in_built_in : bool, default False
+        Whether every built-in has it.
+    belongs_to : str, default ""
+        The option without which it means nothing.
+    advice : str, default ""
+        What to do to go on with a built-in, which does not have it.
+    """
+
+    name: str
+    default: Any
+    values: Union[Range, Values]
+    meaning: str
+    resume: Resume
+    off: Any = None
+    is_number: bool = False
+    needs_whole_model: bool = False
+    in_built_in: bool = False
+    belongs_to: str = ""
+    advice: str = ""
+
+    def setting(self, value: Any) -> Any:
+        """What file and program must agree on: the value, or whether there is one."""
+        if not self.is_number:
+            return value
+        return value is not None if self.off is None else value != self.off
+
+
+OPTIONS = (
+    Option(
+        "learning_rate",
+        inspect.Parameter.empty,
+        Range(0.0, math.inf, optional=True),
+        "None takes it from `lr_scheduler`; times the parameter's `lr_mult`",
+        Resume.FROM_FILE,
+        in_built_in=True,
+    ),
+    Option(
+        "rescale_grad",
+        1.0,
+        FINITE,
+        "Gluon's `Trainer.step(batch_size)` sets it",
+        Resume.FROM_PROGRAM,
+        in_built_in=True,
+    ),
+    Option(
+        "wd",
+        0.0,
+        NOT_NEGATIVE,
+        "weight decay; times the parameter's `wd_mult`",
+        Resume.FROM_FILE,
+        in_built_in=True,
+    ),
+    Option(
+        "clip_gradient",
+        None,
+        Range(0.0, math.inf, includes_high=True, optional=True, magnitudes=FLOAT32),
+        "0 clips to zero, as the base class says; MXNet's fused operators take it for None",
+        Resume.FROM_FILE,
+        in_built_in=True,
+    ),
+    Option(
+        "maximize",
+        False,
+        FLAG,
+        "climb instead of descend; weight decay still shrinks weights",
+        Resume.SAME_FORMULA,
+        off=False,
+    ),
+    Option(
+        "decoupled_wd",
+        False,
+        FLAG,
+        "weight decay apart from the gradient, so that nothing divides it (Loshchilov & Hutter, "
+        "arXiv 1711.05101)",
+        Resume.SAME_FORMULA,
+        off=False,
+    ),
+    Option(
+        "lazy_update",
+        False,
+        FLAG,
+        "leave rows that a gradient does not hold alone: [sparse.md](sparse.md)",
+        Resume.SAME_FORMULA,
+        off=False,
+    ),
+    Option(
+        "clip_global_norm",
+        None,
+        Range(0.0, math.inf, includes_low=False, includes_high=True, optional=True),
+        "bound of the norm of all gradients of the model together: multiplies them by "
+        "`min(1, clip_global_norm / norm)`",
+        Resume.SAME_FORMULA,
+        is_number=True,
+        needs_whole_model=True,
+    ),
+    Option(
+        "skip_nonfinite",
+        False,
+        FLAG,
+        "a step in which any gradient of the model holds NaN or infinity changes nothing",
+        Resume.SAME_FORMULA,
+        off=False,
+        needs_whole_model=True,
+    ),
+    Option(
+        "multi_precision",
+        False,
+        FLAG,
+        "for 16-bit weights, keep and update a float32 copy: "
+        "[mixed-precision.md](mixed-precision.md)",
+        Resume.SAME_STATES,
+        off=False,
+        in_built_in=True,
+    ),
+    Option(
+        "state_dtype",
+        None,
+        Values("`'float16'`, `'bfloat16'`, `'int8'` or None", _check_state_type),
+        "keep states in fewer bits: [mixed-precision.md](mixed-precision.md)",
+        Resume.SAME_STATES,
+        advice="MXNet has no low-precision states: go on with this one",
+    ),
+    Option(
+        "state_seed",
+        0,
+        Values("[0, 2^32)", functools.partial(check_integer, least=0, below=2**32)),
+        "which random numbers states of a `state_dtype` are rounded by",
+        Resume.FROM_FILE,
+        belongs_to="state_dtype",
+    ),
+    Option(
+        "ema_decay",
+        None,
+        Range(0.0, 1.0, optional=True),
+        "keep an average of the weights, to evaluate with",
+        Resume.SAME_STATES,
+        is_number=True,
+        advice="--drop-averages leaves the averages out",
+    ),
+    Option(
+        "use_fused_step",
+        True,
+        FLAG,
+        "False: MXNet's operators instead of the native kernel, the same bits, slowly",
+        Resume.FROM_CALLER,
+    ),
+    Option(
+        "aggregate_num",
+        None,
+        Values(
+            "an integer >= 0, infinity or None",
+            functools.partial(check_integer, least=0, or_infinity=True),
+        ),
+        "None: all at once; 1 for `update_on_kvstore=True` and on parameter servers",
+        Resume.FROM_CALLER,
+        in_built_in=True,
+    ),
+)
+"""The options of every optimizer, besides its own hyperparameters."""
+
+OWN_OPTIONS = (
+    Option(
+        "amsgrad",
+        inspect.Parameter.empty,
+        FLAG,
+        "divide by the largest second moment so far",
+        Resume.SAME_STATES,
+        off=False,
+        advice="its third state would be lost, and MXNet has no AMSGrad: go on with this one",
+    ),
+    Option(
+        "centered",
+        False,
+        FLAG,
+        "divide by the deviation of the gradient",
+        Resume.SAME_STATES,
+        off=False,
+        in_built_in=True,
+    ),
+    Option(
+        "momentum",
+        inspect.Parameter.empty,
+        DECAY_RATE,
+        "how much of the last change goes on",
+        Resume.SAME_STATES,
+        off=0.0,
+        is_number=True,
+        in_built_in=True,
+    ),
+    Option(
+        "correct_bias",
+        True,
+        FLAG,
+        "correct the bias of moments that began at zero",
+        Resume.SAME_FORMULA,
+        off=False,
+    ),
+    Option(
+        "bias_correction",
+        True,
+        FLAG,
+        "correct the bias of LAMB's moments, which began at zero",
+        Resume.SAME_FORMULA,
+        off=False,
+        in_built_in=True,
+    ),
+    Option(
+        "schedule_per_parameter",
+        False,
+        FLAG,
+        "count Nadam's schedule as the built-in does",
+        Resume.SAME_FORMULA,
+        off=False,
+        advice="it counts the schedule in another way: go on with this one",
+    ),
+    Option(
+        "clip_weights",
+        None,
+        Range(0.0, math.inf, includes_low=False, includes_high=True, optional=True),
+        "bound of the weights",
+        Resume.SAME_FORMULA,
+        is_number=True,
+        in_built_in=True,
+    ),
+)
+"""The options of some optimizers on which file and program must agree."""
+
+BY_NAME: Mapping[str, Option] = {option.name: option for option in (*OPTIONS, *OWN_OPTIONS)}
+
+RANGES: Mapping[str, Range] = {
+    option.name: option.values
+    for option in OPTIONS
+    if isinstance(option.values, Range) and option.name != "learning_rate"
+}
+"""The ranges of attributes that every optimizer has, but for the learning rate."""
+
+WHOLE_MODEL_OPTIONS = tuple(option for option in OPTIONS if option.needs_whole_model)
+
+
+def names_of(*resume: Resume) -> Tuple[str, ...]:
+    """The options of which this becomes where a training goes on from a file."""
+    return tuple(name for name, option in BY_NAME.items() if option.resume in resume)

@@ -16,7 +16,7 @@ import warnings
 import mxnet as mx
 import numpy as np
 import pytest
-from common import assert_same_bits
+from common import assert_same_bits, leaves
 from family import FAMILY, WITH_BUILT_IN
 from mxnet import autograd, gluon
 
@@ -106,11 +106,6 @@ class Training:
         return [p.data(d).asnumpy() for d in self.devices for p in self.parameters]
 
     def states(self):
-        def leaves(state):
-            if isinstance(state, (tuple, list)):
-                return [leaf for part in state for leaf in leaves(part)]
-            return [] if state is None else [state]
-
         return [
             leaf.asnumpy()
             for u in self.updaters()

@@ -28,7 +28,7 @@ import mxadamax
 from mxadamax import _native, _native_testing
 from mxadamax._mxnet.compatibility import C_FUNCTIONS, IS_MXNET_1, gluon_arrays
 from mxadamax._mxnet.engine import native
-from mxadamax.optimizers.base import BFLOAT16
+from mxadamax.dtypes import BFLOAT16
 
 on_host = pytest.importorskip(
     "mxadamax._cuda_on_host", reason="built without the CMake option MXADAMAX_CUDA_ON_HOST"

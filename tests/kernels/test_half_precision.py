@@ -14,7 +14,7 @@ from instruction_sets import instruction_sets
 import mxadamax
 from mxadamax import _native_testing
 from mxadamax._mxnet.compatibility import gluon_arrays
-from mxadamax.optimizers.base import BFLOAT16
+from mxadamax.dtypes import BFLOAT16
 
 OPTIONS = {"wd": 0.013, "clip_gradient": 0.37, "rescale_grad": 1 / 3, "learning_rate": 0.0123}
 SHAPES = [(1000,), (3, 7, 5), (513,), (1,), (20000,)]

@@ -22,7 +22,7 @@ from mxnet import autograd, gluon
 
 from mxadamax import _native, _native_testing
 from mxadamax._mxnet.compatibility import gluon_arrays
-from mxadamax.optimizers.base import BFLOAT16
+from mxadamax.dtypes import BFLOAT16
 
 DTYPES = ("float16", "bfloat16", "int8")
 IN_INT8 = {"adamax", "adam", "adamw", "nadam", "adabelief"}

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mxadamax.optimizers.base import FusedOptimizer
-from mxadamax.optimizers.options import FLOAT32, FLOAT64, Range
+from mxadamax.optimizers.options import FLOAT32, FLOAT64, RANGES, Range
 
 shapes = st.lists(
     hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=7)
@@ -49,7 +48,7 @@ def values(dtype, shape):
 @given(st.data(), st.sampled_from(WITH_BUILT_IN), shapes, options, aggregations)
 def test_equal_to_the_built_in(data, member, shapes, options, aggregate_num):
     optimizer = type(member.create())
-    known = {*optimizer.ranges, *optimizer._common_ranges, "learning_rate", "begin_num_update"}
+    known = {*optimizer.ranges, *RANGES, "learning_rate", "begin_num_update"}
     options = {k: x for k, x in options.items() if k in known and k not in member.options}
     dtype = st.sampled_from(["float32", "float64"])
     dtypes = [data.draw(dtype) for _ in shapes]
@@ -85,7 +84,7 @@ hyperparameters = [
     for member in FAMILY
     for name in [
         *type(member.create()).ranges,
-        *FusedOptimizer._common_ranges,
+        *RANGES,
         "learning_rate",
         *flags,
     ]

@@ -25,7 +25,7 @@ from sparse_gradients import row_sparse, some_rows
 
 import mxadamax
 from mxadamax._mxnet.compatibility import gluon_arrays, seed_all
-from mxadamax.optimizers.base import BFLOAT16
+from mxadamax.dtypes import BFLOAT16
 
 OPTIONS = {"wd": 0.013, "clip_gradient": 3.0, "rescale_grad": 1 / 3, "learning_rate": 0.0123}
 SHAPES = [(size,) for size in SIZES] + [(), (3, 4, 5), (2, 0)]

@@ -21,7 +21,7 @@ from mxadamax._mxnet import engine
 from mxadamax._mxnet.compatibility import C_FUNCTIONS, IS_MXNET_1
 from mxadamax._mxnet.engine import native
 from mxadamax.commands import info
-from mxadamax.optimizers.base import BFLOAT16
+from mxadamax.dtypes import BFLOAT16
 
 pytestmark = pytest.mark.quick
 

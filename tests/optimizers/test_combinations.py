@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from mxadamax import _native
 from mxadamax._mxnet.compatibility import IS_MXNET_1
-from mxadamax.optimizers.base import BFLOAT16
+from mxadamax.dtypes import BFLOAT16
 
 LR, BETA1, BETA2, EPSILON = 0.0123, 0.9, 0.96875, 1e-8
 WD, CLIP, RESCALE = 0.013, 0.375, 1 / 3

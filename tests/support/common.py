@@ -16,6 +16,8 @@ from bits import SPECIAL, assert_same_bits  # noqa: F401
 
 import mxadamax
 from mxadamax._mxnet.compatibility import IS_MXNET_1
+from mxadamax.optimizers.scalars import update_scalars
+from mxadamax.optimizers.state_layout import arrays_of
 
 PACKAGE = Path(mxadamax.__file__).resolve().parents[1]
 """The folder that the package under test is in."""
@@ -75,14 +77,12 @@ def parameters_of(net: mx.gluon.Block) -> dict[str, mx.gluon.Parameter]:
 def next_scalars(optimizer: mx.optimizer.Optimizer) -> dict[str, object]:
     """What the rule of one of our optimizers is given for the next update of its parameter 0."""
     lrs, wds = optimizer._count_update([0])
-    return optimizer._scalars(lrs, wds, optimizer._updates([0]))
+    return update_scalars(optimizer, lrs, wds, optimizer._updates([0]))
 
 
 def leaves(state: object) -> list[mx.nd.NDArray]:
     """The arrays of an optimizer state, however nested."""
-    if isinstance(state, (tuple, list)):
-        return [leaf for part in state for leaf in leaves(part)]
-    return [] if state is None else [state]
+    return list(arrays_of(state))
 
 
 def gradients(

@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from mxadamax.optimizers.base import BFLOAT16
+from mxadamax.dtypes import BFLOAT16
 
 TYPES = {"float16": np.dtype("float16"), "bfloat16": BFLOAT16}
 

@@ -102,9 +102,7 @@ class Interrupted:
         sys.settrace(self.before)
 
     def trace(self, frame, event, argument):
-        if not frame.f_code.co_filename.endswith(
-            ("mxadamax/optimizers/base.py", "mxadamax/optimizers/step_tracker.py")
-        ):
+        if "/mxadamax/optimizers/" not in frame.f_code.co_filename:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":

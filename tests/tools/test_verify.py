@@ -16,7 +16,7 @@ from mxadamax import _native
 from mxadamax.__main__ import main
 from mxadamax._mxnet.compatibility import IS_MXNET_1
 from mxadamax.commands import verify
-from mxadamax.optimizers.base import BFLOAT16
+from mxadamax.dtypes import BFLOAT16
 
 HERE = _native.instruction_set
 HALF = np.dtype("float16")

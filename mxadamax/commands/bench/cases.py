@@ -17,6 +17,7 @@ from mxnet.gluon import nn
 from ..._mxnet.compatibility import WHOLE_MODEL, StepOptimizer, gluon_arrays
 from ..._mxnet.engine import native
 from ...optimizers.info import OPTIMIZERS, OptimizerInfo
+from ...optimizers.state_layout import arrays_of
 from ..machine import omp_threads
 
 # After MXNet, so that both run on the OpenMP library that MXNet has loaded.
@@ -217,17 +218,10 @@ def update_and_floor(shapes: Sequence[Shape], name: str, **options: Any) -> dict
     params, states = trainer._params, trainer._updaters[0].states
     grads, weights = ([getattr(p, which)() for p in params] for which in ("grad", "data"))
     if options.get("multi_precision"):
-        masters = [[states[k][0], *leaves(states[k][1])] for k in range(len(params))]
+        masters = [list(arrays_of(states[k])) for k in range(len(params))]
         return {name: contender, "floor": Contender(floor_of(grads, masters, weights))}
-    written = [[weight, *leaves(states[k])] for k, weight in enumerate(weights)]
+    written = [[weight, *arrays_of(states[k])] for k, weight in enumerate(weights)]
     return {name: contender, "floor": Contender(floor_of(grads, written))}
-
-
-def leaves(state: Any) -> list[mx.nd.NDArray]:
-    """The arrays of a state."""
-    if state is None:
-        return []
-    return list(state) if isinstance(state, (list, tuple)) else [state]
 
 
 def torch_params(shapes: Sequence[Shape]) -> list[Any]:

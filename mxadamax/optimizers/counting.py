@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Count updates, track steps, and find the learning rate and weight decay of each parameter."""
+
+import math
+from typing import Any, Callable, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import numpy
+from mxnet.ndarray import NDArray
+
+from .._mxnet.compatibility import StepOptimizer
+from .._mxnet.trainer import Keys, devices_of
+from .options import ANY_FINITE, as_number
+from .step_tracker import Index, StepTracker
+from .update_counts import move_counts
+
+
+class CountingOptimizer(StepOptimizer):
+    """MXNet's bookkeeping, for many parameters at once and so that a step can be taken back.
+
+    Parameters
+    ----------
+    **kwargs
+        What :class:`mxnet.optimizer.Optimizer` takes.
+    """
+
+    registered_name: ClassVar[str]
+    # The attributes that a step counts in, besides what MXNet counts for each parameter.
+    _counted: ClassVar[Tuple[str, ...]] = ("num_update", "_last_step_tracker")
+
+    # MXNet's own, which has no types.
+    num_update: int
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self._step_trackers: Dict[int, StepTracker] = {}
+        self._last_step_tracker = StepTracker()
+
+    def __getstate__(self) -> Dict[str, Any]:
+        state: Dict[str, Any] = super().__getstate__()
+        for name in ("_last_step_tracker", "_keys"):
+            del state[name]
+        state["_step_trackers"] = {
+            device: (tracker.skipped, tracker.skipped_steps)
+            for device, tracker in self._step_trackers.items()
+        }
+        parameters = self.param_dict
+        keys = list(parameters) if self._keys is None else self._keys.in_use
+        # What `param_dict` says does not travel: a parameter server reads these.
+        for name in ("lr_mult", "wd_mult"):
+            of_parameters = {i: getattr(p, name) for i, p in zip(keys, parameters.values())}
+            state[name] = {**getattr(self, name), **of_parameters}
+        if parameters:
+            state["_parameter_keys"] = keys
+            devices = devices_of(parameters.values())
+            move_counts(state, sorted(devices), used=devices)
+        return state
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._step_trackers = {
+            device: StepTracker(*entries)
+            for device, entries in state.get("_step_trackers", {}).items()
+        }
+        self._last_step_tracker = next(iter(self._step_trackers.values()), StepTracker())
+
+    @property
+    def param_dict(self) -> Dict[int, Any]:
+        """The parameters, by their positions in the trainer, which sets it."""
+        parameters: Dict[int, Any] = self.__dict__["param_dict"]
+        return parameters
+
+    @param_dict.setter
+    def param_dict(self, parameters: Dict[int, Any]) -> None:
+        self.__dict__["param_dict"] = parameters
+        self._keys = Keys.of_parameters(parameters.values())
+
+    def _positions(self, indices: Sequence[Index]) -> Sequence[Index]:
+        """By what `param_dict` has the parameters that an updater knows by these keys."""
+        return indices if self._keys is None else [self._keys.position_of(i) for i in indices]
+
+    def _name(self, index: Index) -> str:
+        """What messages call a parameter."""
+        position: Any = self._positions([index])[0]
+        parameter = self.param_dict.get(position)
+        name = parameter.name if parameter is not None else self.idx2name.get(index)
+        return repr(index) if name is None else f"{index} ({name!r})"
+
+    def _step_tracker(self, weight: NDArray) -> StepTracker:
+        """Return the tracker of the steps on a weight's device, and make it the last one."""
+        device = weight.context.device_id
+        if device not in self._step_trackers:
+            self._step_trackers[device] = StepTracker()
+        self._last_step_tracker = self._step_trackers[device]
+        return self._last_step_tracker
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps `skip_nonfinite` has left out. Waits for the last step."""
+        return self._last_step_tracker.skipped_steps
+
+    def _progress(self) -> Callable[[], None]:
+        """Return what takes all that is counted back to what it is now."""
+        counts = self._index_update_count
+        counts_before = dict(counts)
+        attributes_before = {name: self.__dict__[name] for name in self._counted}
+
+        def rollback() -> None:
+            counts.clear()
+            counts.update(counts_before)
+            self.__dict__.update(attributes_before)
+
+        return rollback
+
+    def _count_update(self, indices: Sequence[Index]) -> Tuple[List[float], List[float]]:
+        """Count one more update of each parameter.
+
+        Returns the learning rate and the weight decay of each. A scheduler is asked with the
+        `num_update` that the built-ins, which count one parameter after another, would ask it with.
+        """
+        counts, begin = self._index_update_count, self.begin_num_update
+        updates = [counts.get(index, begin) + 1 for index in indices]
+        lrs: List[float] = []
+        same_rate: List[Index] = []
+        if updates.count(updates[0]) == len(updates):
+            self.num_update = max(self.num_update, updates[0])
+            same_rate = list(indices)
+        else:
+            for index, count in zip(indices, updates):
+                if count > self.num_update:
+                    if same_rate:
+                        lrs += self._get_lrs(same_rate)
+                        same_rate = []
+                    self.num_update = count
+                same_rate.append(index)
+        counts.update(zip(indices, updates))
+        lrs += self._get_lrs(same_rate)
+        return lrs, self._get_wds(indices)
+
+    def _updates(
+        self, indices: Sequence[Index], skipped: Optional[Mapping[Index, int]] = None
+    ) -> List[int]:
+        """Which update of each parameter this is, but for those that were skipped."""
+        counts = self._index_update_count
+        if skipped:
+            return [counts[index] - skipped.get(index, 0) for index in indices]
+        return [counts[index] for index in indices]
+
+    def _get_lrs(self, indices: Sequence[Index]) -> List[float]:
+        rate = as_number(self.learning_rate)
+        asked = (
+            f"lr_scheduler({self.num_update})" if self.lr_scheduler is not None else "learning_rate"
+        )
+        ANY_FINITE.check(self.registered_name, asked, rate)
+        return self._multiplied(float(rate), "lr_mult", indices)
+
+    def _get_wds(self, indices: Sequence[Index]) -> List[float]:
+        return self._multiplied(float(self.wd), "wd_mult", indices)
+
+    def _multiplied(self, number: float, name: str, indices: Sequence[Index]) -> List[float]:
+        """A number times the multiplier of each parameter, which is found where MXNet finds it."""
+        table: Mapping[Any, Any] = getattr(self, name)
+        products = []
+        position: Any
+        for index, position in zip(indices, self._positions(indices)):
+            if position in self.param_dict:
+                multiplier = getattr(self.param_dict[position], name)
+            elif position in table or position not in self.idx2name:
+                multiplier = table.get(position, 1.0)
+            else:
+                multiplier = table.get(self.idx2name[position], 1.0)
+            if type(multiplier) is not float or not math.isfinite(multiplier):
+                # Some set whether a parameter learns.
+                flag = isinstance(multiplier, (bool, numpy.bool_))
+                multiplier = int(multiplier) if flag else as_number(multiplier)
+                owner = f"{self.registered_name}: parameter {self._name(index)}"
+                ANY_FINITE.check(owner, name, multiplier)
+            products.append(number * float(multiplier))
+        return products

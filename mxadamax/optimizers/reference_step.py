@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Update parameters in MXNet's operators, one after another: the definition of a step."""
+
+import math
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, List, Optional, Sequence
+
+import numpy
+from mxnet.ndarray import NDArray, array, cast, clip
+
+from .scalars import NO_L2, Scalars, ema_weight, update_scalars
+from .state_layout import ParameterState, State, is_half
+from .step_tracker import Index
+
+if TYPE_CHECKING:
+    from .base import FusedOptimizer
+
+_BOUNDS = ("clip_gradient", "clip_weights", "upper_bound")
+"""Scalars of which infinity is one."""
+
+
+def reference_update(
+    optimizer: "FusedOptimizer",
+    indices: Sequence[Index],
+    weights: Sequence[NDArray],
+    grads: Sequence[NDArray],
+    states: Sequence[State],
+) -> None:
+    """Update all weights and states in place by the `reference_step` of an optimizer."""
+    for index, weight, grad in zip(indices, weights, grads):
+        for what, found in (("weight", weight), ("gradient", grad)):
+            if not isinstance(found, NDArray):
+                raise ValueError(
+                    f"{optimizer.registered_name}: parameter {optimizer._name(index)}: {what} is "
+                    f"{type(found).__name__}, expected an NDArray"
+                )
+    rollback = optimizer._progress()
+    factor: Optional[float] = 1.0
+    try:
+        if optimizer._whole_model_option:
+            optimizer._step_tracker(weights[0])
+        lrs, wds = optimizer._count_update(indices)
+        skipped = optimizer._last_step_tracker.skipped if optimizer.skip_nonfinite else None
+        updates = optimizer._updates(indices, skipped)
+        rows = _rows(optimizer, indices, update_scalars(optimizer, lrs, wds, updates))
+        if optimizer._whole_model_option:
+            factor = _clip_coefficient(optimizer, indices, weights, grads)
+    except BaseException:
+        rollback()
+        raise
+    if factor is None:
+        return
+    for weight, grad, state, t, s in zip(weights, grads, states, updates, rows):
+        s.rescale_grad *= factor
+        parts = optimizer.state_layout(weight).unpack(state)
+        if is_half(weight.dtype):
+            target = _update_in_float32(optimizer, weight, grad, parts, s)
+        else:
+            target = weight
+            _update_one(optimizer, weight, grad, parts.own_nested, s)
+        if parts.average is not None:
+            _update_average(parts.average, target, ema_weight(optimizer.ema_decay, t))
+
+
+def _rows(
+    optimizer: "FusedOptimizer", indices: Sequence[Index], table: Scalars
+) -> List[SimpleNamespace]:
+    """The scalars of each parameter; ValueError where one is not finite."""
+    rows = []
+    for i, index in enumerate(indices):
+        row = {name: x[i] if isinstance(x, list) else x for name, x in table.items()}
+        for name, value in row.items():
+            if not math.isfinite(value) and name not in _BOUNDS:
+                what = "1 - lr * wd" if name == "decay_factor" else name
+                raise ValueError(
+                    f"{optimizer.registered_name}: parameter {optimizer._name(index)}: {what} is "
+                    f"{value!r}, expected a finite number"
+                )
+        rows.append(SimpleNamespace(**row))
+    return rows
+
+
+def _clip_coefficient(
+    optimizer: "FusedOptimizer",
+    indices: Sequence[Index],
+    weights: Sequence[NDArray],
+    grads: Sequence[NDArray],
+) -> Optional[float]:
+    """What `clip_global_norm` multiplies gradients by, None to skip the step; waits for them."""
+    arrays = [grad.tostype("default").astype(numpy.float64).asnumpy() for grad in grads]
+    squares = sum(float(numpy.square(array).sum()) for array in arrays)
+    norm: float = abs(optimizer.rescale_grad) * math.sqrt(squares)
+    skipped = optimizer.skip_nonfinite and not all(numpy.isfinite(array).all() for array in arrays)
+    optimizer._step_tracker(weights[0]).record(indices, weights[0], norm, skipped)
+    if skipped:
+        return None
+    if optimizer.clip_global_norm is None or norm <= optimizer.clip_global_norm:
+        return 1.0
+    return optimizer.clip_global_norm / norm
+
+
+def _update_one(
+    optimizer: "FusedOptimizer", weight: NDArray, grad: NDArray, state: State, s: SimpleNamespace
+) -> None:
+    """Update one parameter with its scalars: what is the same for all rules, then the rule."""
+    if grad.stype != "default":
+        grad = grad.tostype("default")
+    grad = grad * s.rescale_grad
+    if optimizer.clip_gradient is not None and not optimizer.clip_after_wd:
+        grad = clip(grad, -s.clip_gradient, s.clip_gradient)
+    if s.wd != NO_L2:
+        grad = grad + s.wd * weight
+    if optimizer.clip_gradient is not None and optimizer.clip_after_wd:
+        grad = clip(grad, -s.clip_gradient, s.clip_gradient)
+    if s.decay_factor != 1.0:
+        weight *= s.decay_factor
+    optimizer.reference_step(weight, grad, state, s)
+
+
+def _update_in_float32(
+    optimizer: "FusedOptimizer",
+    weight: NDArray,
+    grad: NDArray,
+    parts: ParameterState,
+    s: SimpleNamespace,
+) -> NDArray:
+    """Update a 16-bit weight: its master weight, or copies of weight and state.
+
+    Returns the updated weight in float32.
+    """
+    grad = grad.astype(numpy.float32)
+    master = parts.master
+    if master is not None:
+        _update_one(optimizer, master, grad, parts.own_nested, s)
+    else:
+        copies = parts._replace(own=tuple(array.astype(numpy.float32) for array in parts.own))
+        master = weight.astype(numpy.float32)
+        _update_one(optimizer, master, grad, copies.own_nested, s)
+        for own, copy in zip(parts.own, copies.own):
+            cast(copy, dtype=own.dtype, out=own)
+    cast(master, dtype=weight.dtype, out=weight)
+    return master
+
+
+def _update_average(average: NDArray, weight: NDArray, share: float) -> None:
+    # As arrays: operators may read another number than the one that is given.
+    kept, taken = (
+        array(numpy.full(average.shape, x), average.context, average.dtype)
+        for x in (1.0 - share, share)
+    )
+    average[:] = kept * average + taken * weight
