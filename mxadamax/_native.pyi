@@ -48,6 +48,9 @@ class Rule:
     @property
     def supports_int8_state(self) -> bool:
         """Whether they can be kept in 8 bits."""
+    @property
+    def sums(self) -> int:
+        """How many sums over a tensor it needs before it updates the tensor."""
 
 class StateCache:
     """What a batch leaves behind to make the next one cheaper."""

@@ -254,7 +254,9 @@ PYBIND11_MODULE(_native, m) {
       .def_readonly("supports_low_precision_state", &cpu::RuleKernels::supports_low_precision_state,
                     "Whether its states can be kept in 16 bits, rounded at random.")
       .def_readonly("supports_int8_state", &cpu::RuleKernels::supports_int8_state,
-                    "Whether they can be kept in 8 bits.");
+                    "Whether they can be kept in 8 bits.")
+      .def_readonly("sums", &cpu::RuleKernels::sums,
+                    "How many sums over a tensor it needs before it updates the tensor.");
   m.attr("block_size") = block_size;
   m.attr("scales_per_block") = scales_per_block;
 

@@ -44,8 +44,10 @@ class LAMB(FusedOptimizer):
         Decay rate of the second moment `v`.
     epsilon : float, in [0, inf), default 1e-6
         Added to the denominator.
-    lower_bound, upper_bound : float, in [0, inf), or None, default None
-        Bounds of the norm of the weight in `ratio`; None and 0 for none.
+    lower_bound : float, in [0, inf) or None, default None
+        The smallest norm of a weight that counts; None and 0 for no bound.
+    upper_bound : float, in [0, inf) or None, default None
+        The largest norm of a weight that counts; None and 0 for no bound.
     bias_correction : bool, default True
         False takes the moments as they are.
     use_fused_step : bool, default True

@@ -28,6 +28,8 @@ def scalars_of(member, updates=3, **options):
 
 
 RULES = {rule: scalars for rule, scalars in map(scalars_of, reversed(FAMILY))}
+# Of the two rules of LAMB, the optimizer takes the one for the MXNet that is installed.
+RULES["lamb"] = RULES["lamb_mxnet1"] = RULES.get("lamb") or RULES["lamb_mxnet1"]
 assert RULES.keys() == _native.rules.keys(), "a rule without a row in family.py, or without a name"
 
 
@@ -42,7 +44,12 @@ def update(weights, grads, states, scalars=RULES["adamax"], rule="adamax", **opt
 
 
 def in_pieces(rule, weight, grad, states, scalars, length):
-    """The plainest kernel on no more than `length` elements at a time; works on copies."""
+    """The plainest kernel on no more than `length` elements at a time; works on copies.
+
+    On all at once for a rule that sums over a tensor.
+    """
+    if _native.rules[rule].sums:
+        length = max(weight.size, 1)
     w, g, *s = (np.array(x) for x in (weight, grad, *states))
     pieces = [slice(k, k + length) for k in range(0, w.size, length)]
     update(

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from mxadamax import _native
+
 SPECIAL = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-42)
 
 
@@ -27,3 +29,19 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray, where: str = "") 
         at = np.flatnonzero(differ)[:5]
         found, wanted = np.ravel(actual)[at], np.ravel(expected)[at]
         raise AssertionError(f"{where}: {differ.sum()} differ, at {at}: {found} for {wanted}")
+
+
+def assert_same_or_near(
+    actual: np.ndarray, expected: np.ndarray, rule: str, dtype: str = "", where: str = ""
+) -> None:
+    """Fail unless both hold the same bits, or nearly the same numbers of a rule that sums.
+
+    GPUs sum up a tensor in another order and precision than the processor. `dtype` is that of the
+    arrays that the numbers come from, where it is a shorter one.
+    """
+    if not _native.rules[rule].sums:
+        assert_same_bits(actual, expected, where)
+        return
+    digits = {"float16": 2e-3, "bfloat16": 2e-2, "float64": 1e-10}
+    near = digits.get(dtype or actual.dtype.name, 1e-5)
+    np.testing.assert_allclose(actual, expected, near, near, equal_nan=True, err_msg=where)

@@ -63,7 +63,7 @@ UPDATE = """
 import sys
 import numpy as np
 from mxadamax import cuda
-from mxadamax import _cuda_on_host, _native
+from mxadamax import _cuda_on_host, _native_testing
 
 assert sys.modules.get("mxnet") is None
 sys.modules["mxadamax._cuda"] = _cuda_on_host
@@ -86,7 +86,7 @@ weight, grad, *states = map(Shown, found)
 batch = cuda.Batch("adamax", [weight], [grad], [states])
 for _ in range(3):
     batch.update(scalars)
-    _native.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], scalars)
+    _native_testing.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], scalars)
 assert expected[0][0] < 1
 assert [array.tobytes() for array in found] == [array.tobytes() for array in expected]
 print("updated")
@@ -107,14 +107,14 @@ import mxadamax
 import mxadamax.cuda
 
 assert mxadamax.__version__
-for name in mxadamax.__all__:
+for name in [*mxadamax.__all__, "Adam", "LAMB"]:
     try:
         getattr(mxadamax, name)
     except ImportError as error:
         assert str(error).startswith("mxadamax needs Apache MXNet: install it with pip install "), error
     else:
         raise AssertionError(name)
-assert not hasattr(mxadamax, "Adamin")
+assert not hasattr(mxadamax, "adamin")
 print("all names")
 from mxadamax import Adam
 """
