@@ -270,7 +270,7 @@ Chunks chunks_of(const std::vector<Tensor>& tensors) {
   return Chunks(sizes);
 }
 
-// A parameter: a tensor, or consecutive ones that are its parts and have the same row of scalars.
+// A parameter: a tensor, or consecutive ones that are its parts.
 struct TensorGroup {
   std::size_t begin, end;
   std::int64_t size;
@@ -280,7 +280,7 @@ struct TensorGroup {
 std::vector<TensorGroup> groups_of(const std::vector<Tensor>& tensors) {
   std::vector<TensorGroup> groups;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
-    if (i == 0 || tensors[i].scalars != tensors[i - 1].scalars) groups.push_back({i, i, 0});
+    if (!tensors[i].continues_parameter) groups.push_back({i, i, 0});
     groups.back().end = i + 1;
     groups.back().size += tensors[i].size;
   }

@@ -32,8 +32,9 @@ struct Tensor {
   // Of 8-bit states: as many for each block as scales_per_block. Such a tensor is a whole
   // parameter.
   float* scales = nullptr;
-  // Of a part of a parameter, where it begins.
+  // Of a part of a parameter, where it begins, and whether the tensor before is another part of it.
   std::int64_t offset = 0;
+  bool continues_parameter = false;
 };
 
 // An address so many elements further on; null stays null.

@@ -61,8 +61,11 @@ void add_parts(cpu::Tensor whole, const Gradient& gradient, std::vector<cpu::Ten
     parts.push_back(whole);
     return;
   }
+  const std::size_t begin = parts.size();
   const auto add = [&](std::int64_t first, std::int64_t size, const void* grad) {
-    parts.push_back(cpu::part_of(whole, first, size, grad));
+    cpu::Tensor part = cpu::part_of(whole, first, size, grad);
+    part.continues_parameter = parts.size() > begin;
+    parts.push_back(part);
   };
   const auto add_zeros = [&](std::int64_t from_row, std::int64_t to_row) {
     if (rows.lazy) return;

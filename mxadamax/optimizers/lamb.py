@@ -11,7 +11,7 @@ from mxnet.ndarray import NDArray, array, sqrt
 from .. import _native
 from .._mxnet.compatibility import IS_MXNET_1
 from .base import FusedOptimizer, Scalars, register
-from .options import DECAY_RATE, NOT_NEGATIVE, Range, check_flag
+from .options import DECAY_RATE, FLOAT32, NOT_NEGATIVE, Range, check_flag
 from .scalars import NO_L2
 
 
@@ -44,9 +44,9 @@ class LAMB(FusedOptimizer):
         Decay rate of the second moment `v`.
     epsilon : float, in [0, inf), default 1e-6
         Added to the denominator.
-    lower_bound : float, in [0, inf) or None, default None
+    lower_bound : float, in [0, inf), or None, default None
         The smallest norm of a weight that counts; None and 0 for no bound.
-    upper_bound : float, in [0, inf) or None, default None
+    upper_bound : float, in [0, inf), or None, default None
         The largest norm of a weight that counts; None and 0 for no bound.
     bias_correction : bool, default True
         False takes the moments as they are.
@@ -98,8 +98,8 @@ class LAMB(FusedOptimizer):
         "beta1": DECAY_RATE,
         "beta2": DECAY_RATE,
         "epsilon": NOT_NEGATIVE,
-        "lower_bound": Range(0.0, math.inf, optional=True),
-        "upper_bound": Range(0.0, math.inf, optional=True),
+        "lower_bound": NOT_NEGATIVE._replace(optional=True),
+        "upper_bound": NOT_NEGATIVE._replace(optional=True),
     }
 
     def __init__(
@@ -131,21 +131,20 @@ class LAMB(FusedOptimizer):
         self.check_hyperparameters()
 
     def scalars(self, lrs: Sequence[float], updates: Sequence[int]) -> Scalars:
-        read = _native.as_mxnet_reads_float32
-        beta1, beta2 = read(self.beta1), read(self.beta2)
+        beta1, beta2 = _read(self.beta1), _read(self.beta2)
         rescale_grad = -self.rescale_grad if self.maximize else self.rescale_grad
         return {
-            "rescale_grad": read(rescale_grad),
+            "rescale_grad": _read(rescale_grad),
             "lr": [_rounded(lr) for lr in lrs],
             "beta1": beta1,
             "one_minus_beta1": _rounded(1.0 - beta1),
             "beta2": beta2,
             "one_minus_beta2": _rounded(1.0 - beta2),
-            "epsilon": read(self.epsilon),
+            "epsilon": _read(self.epsilon),
             "correction1": self._corrections(beta1, updates),
             "correction2": self._corrections(beta2, updates),
-            "lower_bound": read(self.lower_bound or 0.0),
-            "upper_bound": read(self.upper_bound or math.inf),
+            "lower_bound": _read(self.lower_bound or 0.0),
+            "upper_bound": _read(self.upper_bound or math.inf),
         }
 
     def _weight_decay(
@@ -179,17 +178,31 @@ class LAMB(FusedOptimizer):
         delta = (quotient + decay).astype(weight.dtype)
 
         number = weight.dtype
-        norm = numpy.maximum(_norm(weight), number(s.lower_bound))
-        norm, delta_norm = numpy.minimum(norm, number(s.upper_bound)), _norm(delta)
+        lower_bound = number(_native.as_mxnet_reads(s.lower_bound))
+        norm = numpy.minimum(numpy.maximum(_norm(weight), lower_bound), number(s.upper_bound))
+        delta_norm = _norm(delta)
         ratio = norm / delta_norm if norm != 0 and delta_norm != 0 else number(1)
         # As an array: an operator may read another number than the one that is given.
-        scale = array(numpy.full(weight.shape, number(s.lr) * ratio), weight.context, number)
+        lr = number(_native.as_mxnet_reads(s.lr))
+        scale = array(numpy.full(weight.shape, lr * ratio), weight.context, number)
         weight -= scale * delta
 
 
+def _read(value: float) -> float:
+    """What MXNet's operator reads where it takes single precision; a large number stays finite."""
+    return _bounded(_native.as_mxnet_reads_float32(value), value)
+
+
 def _rounded(value: float) -> float:
-    """The nearest number of single precision."""
-    return float(numpy.float32(value))
+    """The nearest number of single precision; a large one stays finite."""
+    with numpy.errstate(over="ignore"):
+        return _bounded(float(numpy.float32(value)), value)
+
+
+def _bounded(number: float, given: float) -> float:
+    return (
+        number if math.isfinite(number) or math.isinf(given) else math.copysign(FLOAT32[1], given)
+    )
 
 
 def _norm(x: NDArray) -> Any:

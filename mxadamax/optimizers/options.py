@@ -417,7 +417,7 @@ OPTIONS = (
     Option(
         "ema_decay",
         None,
-        Range(0.0, 1.0, optional=True),
+        Range(0.0, 1.0, optional=True, magnitudes=(0.0, math.inf)),
         "keep an average of the weights, to evaluate with",
         Resume.SAME_STATES,
         is_number=True,

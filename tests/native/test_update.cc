@@ -162,6 +162,7 @@ void test_threads(const cpu::RuleKernels& rule, const Kind& kind) {
   for (std::int64_t first = 0; first < 5000; first += 1000) {
     parts.push_back(
         cpu::part_of(tensor, first, 1000, cpu::advanced(tensor.grad, tensor.grad_type, first)));
+    parts.back().continues_parameter = first > 0;
   }
   cpu::update(rule, parts, 2);
   CHECK(parted.bytes() == whole.bytes(), rule.rule << " in parts");
@@ -173,7 +174,14 @@ void test_against_kernels(const cpu::RuleKernels& rule) {
   Model updated(rule, kinds[0], sizes), expected(rule, kinds[0], sizes);
   cpu::update(rule, updated.tensors, 2);
   for (const cpu::Tensor& tensor : expected.tensors) {
-    rule.kernels[0](tensor.scalars, 1, tensor.grad, tensor.weight, tensor.states, tensor.size);
+    double scale = 1;
+    if (rule.sums > 0) {
+      double sums[max_sums] = {};
+      const auto [add, scale_of] = rule.sum_kernels[0];
+      add(tensor.scalars, tensor.grad, tensor.weight, tensor.states, tensor.size, sums);
+      scale = scale_of(tensor.scalars, sums);
+    }
+    rule.kernels[0](tensor.scalars, scale, tensor.grad, tensor.weight, tensor.states, tensor.size);
   }
   CHECK(updated.bytes() == expected.bytes(), rule.rule);
 }

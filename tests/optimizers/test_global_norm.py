@@ -41,6 +41,10 @@ def test_like_gradients_scaled_before(member, dtype):
     )
     plain = Run(member.create(**options), weights(dtype))
     factors = []
+    near = {"float32": (5e-7, 1e-14), "float64": (1e-13, 1e-14)}[dtype]
+    if member.by_operator:
+        # Its `rescale_grad` is of single precision, the factor of the norm is not.
+        near = (5e-7, 1e-7)
     for t, grads in enumerate(gradients(SHAPES, dtype, 8)):
         grads = [grad * np.asarray(10.0 ** -(t % 3), dtype) for grad in grads]
         norm = norm_of(grads)
@@ -50,9 +54,7 @@ def test_like_gradients_scaled_before(member, dtype):
         plain.step(grads)
         assert clipped.optimizer.gradient_norm == pytest.approx(norm, rel=1e-14)
         for a, b in zip(clipped.arrays(), plain.arrays()):
-            np.testing.assert_allclose(
-                a, b, rtol={"float32": 5e-7, "float64": 1e-13}[dtype], atol=1e-14
-            )
+            np.testing.assert_allclose(a, b, *near)
     # Some steps were clipped, some were not.
     assert min(factors) < 0.5
     assert max(factors) == 1
