@@ -116,8 +116,8 @@ MXADAMAX_RULE T maximum(T a, T b) {
 // -1, 0 or 1; NaN for NaN.
 template <class T>
 MXADAMAX_RULE T sign(T a) {
-  const T found = static_cast<T>(a > 0) - static_cast<T>(a < 0);
-  return a == a ? found : a;
+  const T unit = a < 0 ? T{-1} : T{1};
+  return a != 0 && a == a ? unit : a + 0;
 }
 
 template <class T>
