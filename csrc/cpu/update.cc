@@ -328,6 +328,7 @@ void update_after_sums(const RuleKernels& rule, const std::vector<Tensor>& tenso
 #pragma omp parallel num_threads(team_of(threads))
   {
 #pragma omp for schedule(dynamic)
+    // NOLINTNEXTLINE(modernize-loop-convert): OpenMP before 5.0 takes loops of this form only.
     for (std::size_t k = 0; k < groups.size(); ++k) sum_up(groups[k]);
 #pragma omp for schedule(dynamic)
     for (std::int64_t chunk = 0; chunk < chunks_left.count(); ++chunk) update_chunk(chunk);

@@ -14,7 +14,7 @@ struct LambRule : Rule {
 
   // First moment m, second moment v.
   static constexpr int states = 2;
-  static constexpr StateKind kinds[] = {StateKind::with_sign, StateKind::second_moment};
+  static constexpr StateKind kinds[2] = {StateKind::with_sign, StateKind::second_moment};
 
   // `correction1` and `correction2` are 1 - beta^t, or 1 for moments that are taken as they are.
   template <class T>
