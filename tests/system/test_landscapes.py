@@ -20,7 +20,7 @@ NEAR = {
     "beale": {"adadelta_ext epsilon=0.0001": 0.25, "adamw_ext wd=0.01": 0.15, "adamax_ext": 0.15},
     "quadratic": {
         **{"sgd_ext": 0.03, "rmsprop_ext": 0.03, "adadelta_ext epsilon=0.0001": 0.1},
-        "lion_ext": 0.06,
+        **{"lion_ext": 0.06, "lamb_ext": 0.01},
     },
 }
 NEAR_OTHERS = {"beale": 0.1, "quadratic": 1e-5}
