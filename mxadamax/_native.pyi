@@ -20,6 +20,8 @@ instruction_sets: tuple[str, ...]
 mxnet_functions: tuple[str, ...]
 """What `bind` asks for."""
 rules: dict[str, Rule]
+bound_scalars: tuple[str, ...]
+"""The scalars of rules that are bounds, of which infinity is none."""
 block_size: int
 """How many 8-bit numbers share their ranges."""
 scales_per_block: int

@@ -97,6 +97,9 @@ constexpr bool is_integer_scalar(std::string_view name) {
   return name == "step" || name == "rng_stream";
 }
 
+// Scalars that are bounds, of which infinity is none.
+constexpr const char* bound_scalars[] = {"clip_gradient", "clip_weights", "upper_bound"};
+
 // The names of all scalars of a rule, in the order of a row: those of every rule first, then the
 // rule's own, then those that no kernel sees.
 template <class R>

@@ -63,6 +63,11 @@ struct SharedKernels {
                                  std::int64_t count) noexcept;
 };
 
+// The codec of a type whose numbers are converted.
+inline const Codec& codec_of(const SharedKernels& shared, DType type) {
+  return shared.codecs[static_cast<int>(type) - static_cast<int>(DType::float16)];
+}
+
 struct RuleKernels {
   const char* rule;
   int states;

@@ -24,23 +24,20 @@ static_assert(block == rng_block, "a block has random bits of one group");
 constexpr bool is_power_of_two(std::int64_t n) { return (n & (n - 1)) == 0; }
 static_assert(is_power_of_two(block) && is_power_of_two(block_in_place), "cut by masks");
 
-const Codec& codec(const RuleKernels& rule, DType type) {
-  return rule.shared->codecs[static_cast<int>(type) - static_cast<int>(DType::float16)];
-}
-
 // The part of an array that begins at `first`, converted into `buffer` where it has to be.
 template <class Pointer>
 Pointer load_as_float(const RuleKernels& rule, Pointer array, DType type, std::int64_t first,
                       std::int64_t count, float* buffer) noexcept {
   const Pointer part = advanced(array, type, first);
   if (!is_converted(type)) return part;
-  codec(rule, type).decode(part, buffer, count);
+  codec_of(*rule.shared, type).decode(part, buffer, count);
   return buffer;
 }
 
 void store(const RuleKernels& rule, const void* from, void* array, DType type, std::int64_t first,
            std::int64_t count) noexcept {
-  codec(rule, type).encode(static_cast<const float*>(from), advanced(array, type, first), count);
+  codec_of(*rule.shared, type)
+      .encode(static_cast<const float*>(from), advanced(array, type, first), count);
 }
 
 // The states of one block of a tensor, in float32 or float64 for as long as a kernel works on them.
@@ -88,7 +85,7 @@ class States {
       }
       if (is_root(k)) rule_.shared->square_root(buffers_[k], count);
       if (k % 2 == 0) make_random_bits(k / 2, first, count);
-      const Codec& found = codec(rule_, tensor_.state_type);
+      const Codec& found = codec_of(*rule_.shared, tensor_.state_type);
       const auto encode = rule_.kinds[k] == StateKind::with_sign
                               ? found.encode_stochastic
                               : found.encode_denominator_stochastic;
@@ -380,14 +377,13 @@ bool gradients_finite(const RuleKernels& rule, const std::vector<Tensor>& tensor
 }
 
 Tensor part_of(const Tensor& whole, std::int64_t first, std::int64_t size, const void* grad) {
-  const DType computed = whole.compute == OpMath::float64 ? DType::float64 : DType::float32;
   Tensor part = whole;
   part.size = size;
   part.offset = whole.offset + first;
   part.grad = grad;
   part.weight = advanced(whole.weight, whole.weight_type, first);
   part.copy = advanced(whole.copy, whole.copy_type, first);
-  part.average = advanced(whole.average, computed, first);
+  part.average = advanced(whole.average, computed_type(whole), first);
   for (void*& state : part.states) state = advanced(state, whole.state_type, first);
   return part;
 }

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
+#include <cstddef>
 #include <memory>
 #include <optional>
 
@@ -192,9 +192,9 @@ engine::FusedUpdate make_update(const std::string& rule_name, const py::object& 
   return batch;
 }
 
-bool is_epilogue_scalar(const std::string& name) {
-  return std::find(std::begin(epilogue_scalars), std::end(epilogue_scalars), name) !=
-         std::end(epilogue_scalars);
+template <std::size_t count>
+bool is_among(const char* const (&names)[count], const std::string& name) {
+  return std::find(names, names + count, name) != names + count;
 }
 
 void push(engine::FusedUpdate& batch, const std::vector<py::dict>& tables,
@@ -214,11 +214,9 @@ void push(engine::FusedUpdate& batch, const std::vector<py::dict>& tables,
   }
   const auto convert = [](const std::string& name, std::size_t position, double value) -> double {
     // Never seen by an operator of MXNet's.
-    if (is_epilogue_scalar(name)) return value;
+    if (is_among(epilogue_scalars, name)) return value;
     // MXNet takes bounds, which may be infinite, in single precision, whatever they bound.
-    if (name == "clip_gradient" || name == "clip_weights" || name == "upper_bound") {
-      return engine::as_mxnet_reads<float>(value);
-    }
+    if (is_among(bound_scalars, name)) return engine::as_mxnet_reads<float>(value);
     if (!std::isfinite(value)) {
       throw ParameterError(position, (name == "decay_factor" ? "1 - lr * wd" : name) + " is " +
                                          py::repr(py::float_(value)).cast<std::string>() +
@@ -257,6 +255,7 @@ PYBIND11_MODULE(_native, m) {
                     "Whether they can be kept in 8 bits.")
       .def_readonly("sums", &cpu::RuleKernels::sums,
                     "How many sums over a tensor it needs before it updates the tensor.");
+  m.attr("bound_scalars") = py::make_tuple(bound_scalars[0], bound_scalars[1], bound_scalars[2]);
   m.attr("block_size") = block_size;
   m.attr("scales_per_block") = scales_per_block;
 

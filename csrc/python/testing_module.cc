@@ -28,9 +28,7 @@ const TestingHooks* hooks = nullptr;
 const cpu::Codec& codec_named(const std::string& type, const std::string& instruction_set) {
   const cpu::RuleKernels& any = hooks->instruction_set(instruction_set).table.rules[0];
   const std::optional<DType> found = dtype_named(type);
-  if (found && is_converted(*found)) {
-    return any.shared->codecs[static_cast<int>(*found) - static_cast<int>(DType::float16)];
-  }
+  if (found && is_converted(*found)) return cpu::codec_of(*any.shared, *found);
   throw std::invalid_argument("type '" + type + "' must be float16 or bfloat16");
 }
 

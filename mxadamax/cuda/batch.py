@@ -13,8 +13,6 @@ from .loader import kernels
 
 Scalars = Mapping[str, Union[float, Sequence[float]]]
 
-_UNBOUNDED_IF_INFINITE = ("clip_gradient", "clip_weights", "upper_bound")
-
 
 def _as_floats(name: str, given: Any) -> Any:
     """A scalar, or one for each weight."""
@@ -153,6 +151,7 @@ class Batch:
         self._scalar_names = native.rules[rule][1]
         self._optional_scalars = native.optional_scalars
         self._integer_scalars = native.integer_scalars
+        self._bound_scalars = native.bound_scalars
         state_dtypes = _state_dtypes(rule, state_dtype)
         if scales is not None and state_dtype != "int8":
             raise ValueError(f"scales are given, which state_dtype {state_dtype!r} does not have")
@@ -265,8 +264,8 @@ class Batch:
         scalars : mapping of str to float or sequence of float
             For each scalar of the rule a number, or one for each weight. The rule computes with
             them as they are: learning rates include the corrections of bias. All are finite, but
-            for ``clip_gradient`` and ``clip_weights``, where infinity is no bound. A ``wd`` below 0
-            is no weight decay at all; ``decay_factor`` is 1 without decoupled weight decay.
+            for ``kernels().bound_scalars``, where infinity is no bound. A ``wd`` below 0 is no
+            weight decay at all; ``decay_factor`` is 1 without decoupled weight decay.
             ``ema_weight`` is 0 unless given.
         clip_global_norm : float, in (0, inf], optional
             Bound of the norm of all gradients together, after ``rescale_grad`` of the first weight.
@@ -312,7 +311,7 @@ class Batch:
             if is_integer:
                 table.view(numpy.uint64)[:, k] = values
                 continue
-            bad = numpy.isnan(values) if name in _UNBOUNDED_IF_INFINITE else ~numpy.isfinite(values)
+            bad = numpy.isnan(values) if name in self._bound_scalars else ~numpy.isfinite(values)
             if bad.any():
                 raise ValueError(f"scalar {name!r} is {values[bad][0]}, expected a finite number")
             table[:, k] = values

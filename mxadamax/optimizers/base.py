@@ -157,6 +157,8 @@ class FusedOptimizer(CountingOptimizer):
     ranges: ClassVar[Mapping[str, Range]] = {}
     # Whether clip_gradient bounds the sum of gradient and weight decay, instead of the gradient.
     clip_after_wd: ClassVar[bool] = False
+    # Whether decoupled weight decay is part of the rule, as its scalar `weight_decay`.
+    decays_in_rule: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -399,7 +401,10 @@ class FusedOptimizer(CountingOptimizer):
     ) -> Scalars:
         """The scalars of weight decay: as part of the gradient, or decoupled from it."""
         if not self.decoupled_wd:
-            return {"wd": list(wds), "decay_factor": 1.0}
+            coupled: Scalars = {"wd": list(wds), "decay_factor": 1.0}
+            return {**coupled, "weight_decay": 0.0} if self.decays_in_rule else coupled
+        if self.decays_in_rule:
+            return {"wd": NO_L2, "decay_factor": 1.0, "weight_decay": list(wds)}
         rates = self._decay_rates(lrs, updates)
         return {"wd": NO_L2, "decay_factor": [1.0 - rate * wd for rate, wd in zip(rates, wds)]}
 

@@ -12,7 +12,6 @@ from .. import _native
 from .._mxnet.compatibility import IS_MXNET_1
 from .base import FusedOptimizer, Scalars, register
 from .options import DECAY_RATE, FLOAT32, NOT_NEGATIVE, Range, check_flag
-from .scalars import NO_L2
 
 
 @register("lamb_ext")
@@ -94,6 +93,7 @@ class LAMB(FusedOptimizer):
 
     # What MXNet 1 computes is not the same in the last bits.
     rule = "lamb_mxnet1" if IS_MXNET_1 else "lamb"
+    decays_in_rule = True
     ranges: ClassVar[Mapping[str, Range]] = {
         "beta1": DECAY_RATE,
         "beta2": DECAY_RATE,
@@ -150,10 +150,7 @@ class LAMB(FusedOptimizer):
     def _weight_decay(
         self, lrs: Sequence[float], wds: Sequence[float], updates: Sequence[int]
     ) -> Scalars:
-        wds = [_rounded(wd) for wd in wds]
-        if not self.decoupled_wd:
-            return {"wd": wds, "decay_factor": 1.0, "weight_decay": 0.0}
-        return {"wd": NO_L2, "decay_factor": 1.0, "weight_decay": wds}
+        return super()._weight_decay(lrs, [_rounded(wd) for wd in wds], updates)
 
     def _corrections(self, beta: float, updates: Sequence[int]) -> List[float]:
         """What moments that began at zero are divided by."""

@@ -8,7 +8,6 @@ from mxnet.ndarray import NDArray, sign, where
 
 from .base import FusedOptimizer, Scalars, register
 from .options import DECAY_RATE, Range
-from .scalars import NO_L2
 
 
 @register("lion_ext")
@@ -65,6 +64,7 @@ class Lion(FusedOptimizer):
     """
 
     rule = "lion"
+    decays_in_rule = True
     ranges: ClassVar[Mapping[str, Range]] = {"beta1": DECAY_RATE, "beta2": DECAY_RATE}
 
     def __init__(
@@ -94,13 +94,6 @@ class Lion(FusedOptimizer):
             "beta2": self.beta2,
             "one_minus_beta2": 1.0 - self.beta2,
         }
-
-    def _weight_decay(
-        self, lrs: Sequence[float], wds: Sequence[float], updates: Sequence[int]
-    ) -> Scalars:
-        if not self.decoupled_wd:
-            return {**super()._weight_decay(lrs, wds, updates), "weight_decay": 0.0}
-        return {"wd": NO_L2, "decay_factor": 1.0, "weight_decay": list(wds)}
 
     def reference_step(
         self, weight: NDArray, grad: NDArray, state: NDArray, s: SimpleNamespace

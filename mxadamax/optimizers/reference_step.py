@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, List, Optional, Sequence
 import numpy
 from mxnet.ndarray import NDArray, array, cast, clip
 
+from .. import _native
 from .scalars import NO_L2, Scalars, ema_weight, update_scalars
 from .state_layout import ParameterState, State, is_half
 from .step_tracker import Index
 
 if TYPE_CHECKING:
     from .base import FusedOptimizer
-
-_BOUNDS = ("clip_gradient", "clip_weights", "upper_bound")
-"""Scalars of which infinity is one."""
 
 
 def reference_update(
@@ -70,7 +68,7 @@ def _rows(
     for i, index in enumerate(indices):
         row = {name: x[i] if isinstance(x, list) else x for name, x in table.items()}
         for name, value in row.items():
-            if not math.isfinite(value) and name not in _BOUNDS:
+            if not math.isfinite(value) and name not in _native.bound_scalars:
                 what = "1 - lr * wd" if name == "decay_factor" else name
                 raise ValueError(
                     f"{optimizer.registered_name}: parameter {optimizer._name(index)}: {what} is "
