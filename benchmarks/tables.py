@@ -61,7 +61,7 @@ def updates(run: Measured) -> str:
     """`Trainer.step` of models' shapes."""
     columns = ["parameters", "`adamax_ext`", "MXNet's `adamax`", "MXNet's `adam`"]
     return table(
-        [*columns, "`Trainer` alone", "memory alone"],
+        [*columns, "`Trainer` alone", "bandwidth baseline"],
         [
             [
                 label,
@@ -105,12 +105,12 @@ def family(run: Measured) -> str:
         others = [run.ms(case, contender) for contender in ("nothing", "floor", "torch")]
         label = LABELS.get(name, f"`{ours}`")
         rows.append([label, run.ms(case, ours), run.peer(case, theirs, ours, note), *others])
-    header = ["ResNet-50's shapes, ms", "ours", "MXNet's", "`Trainer` alone", "memory alone"]
+    header = ["ResNet-50's shapes, ms", "ours", "MXNet's", "`Trainer` alone", "bandwidth baseline"]
     return table([*header, "torch's"], rows)
 
 
 OPTIONS = {
-    "floor": "memory alone, float32",
+    "floor": "bandwidth baseline, float32",
     "adamax_ext": "no option",
     "adamax_ext, clip_global_norm": "`clip_global_norm`",
     "adamax_ext, gluon clip": "`gluon.utils.clip_global_norm`, then the step",

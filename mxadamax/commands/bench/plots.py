@@ -27,7 +27,7 @@ STYLES = {
     "torch adamax": Style("PyTorch's Adamax", "#56B4E9", "^"),
     "adamax_ext": Style("adamax_ext", "#0072B2", "o"),
     "nothing": Style("Trainer alone", "#CC79A7", "v", ":"),
-    "floor": Style("memory alone", "#555555", "", "--"),
+    "floor": Style("bandwidth baseline", "#555555", "", "--"),
 }
 
 MODELS = {
