@@ -26,7 +26,7 @@ DRIVER = ("main.cc", "test_codecs.cc", "test_kernels.cc", "test_rules.cc", "test
 
 TOKEN = re.compile(
     r"""(?P<skip>//[^\n]*|"[^"\n]*"|\#[^\n]*|template\s*<[^>]*>|RuleList<[^>]*>|GradientTransform<T>|
-        Scalars<T>|prepared_gradient<R>|updated_weight<R>|AdamRule<(?:true|false)>|static_assert[^;]*;|T&|T\*|
+        Scalars<T>|prepared_gradient<R>|updated_weight<R>|(?:Adam|Lamb)Rule<(?:true|false)>|static_assert[^;]*;|T&|T\*|
         const\ char\*|kinds\[\d\])
     |(?P<name>[A-Za-z_][\w.:]*)|(?P<number>\d+)|(?P<operator>==|!=|<=|>=|&&|\|\||[-+*/<>!?=])""",
     re.VERBOSE,
@@ -70,6 +70,20 @@ EQUIVALENT = {
     "rule.h: '>' -> '>=' in return a != a ? a : (a > b ? a : b);": (
         "the same, and of two zeros neither is negative"
     ),
+    "rule.h: '>' -> '>=' in if constexpr (R::sums > 0) delta *= delta_scale;": (
+        "the scale of rules without sums is 1"
+    ),
+    "rule.h: '0' -> '1' in if constexpr (R::sums > 0) delta *= delta_scale;": (
+        "no rule has a single sum"
+    ),
+    "rule.h: '<' -> '<=' in const T unit = a < 0 ? T{-1} : T{1};": "of 0 it is not asked for",
+    "rule.h: '+' -> '-' in return a != 0 && a == a ? unit : a + 0;": (
+        "the sign of a zero that is added to a weight"
+    ),
+    "lamb.h: '<' -> '<=' in const T bounded_below = found < s.lower_bound ? s.lower_bound : "
+    "found;": BOUND,
+    "lamb.h: '<' -> '<=' in const T weight_norm = s.upper_bound < bounded_below ? s.upper_bound : "
+    "bounded_below;": BOUND,
     "sgd.h: 'StateKind::with_sign' -> 'StateKind::second_moment' in static constexpr StateKind "
     "kinds[] = {StateKind::with_sign};": (
         "of plain SGD, which has no states; C++ has no arrays without elements"

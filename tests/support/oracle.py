@@ -421,6 +421,8 @@ def lamb(g, w, m, v, *, t, lr, wd, beta1, beta2, epsilon, lower_bound=0.0, upper
     quotient = m / correction(beta1) / (sqrt(v / correction(beta2)) + given(epsilon))
     delta = quotient + given(wd) * w
     size = -maximum(-maximum(norm(w), given(lower_bound)), -given(upper_bound))
+    if np.all(delta.value == 0) or (np.all(w.value == 0) and np.all(size.value == 0)):
+        return w - given(lr) * delta, m, v
     return w - given(lr) * (size / norm(delta)) * delta, m, v
 
 
