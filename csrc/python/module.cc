@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <limits>
 #include <memory>
 #include <optional>
 
@@ -199,7 +200,8 @@ bool is_among(const char* const (&names)[count], const std::string& name) {
 
 void push(engine::FusedUpdate& batch, const std::vector<py::dict>& tables,
           const py::object& clip_global_norm, bool skip_nonfinite,
-          const std::shared_ptr<engine::StepStatus>& report, std::int64_t skipped_before) {
+          const std::shared_ptr<engine::StepStatus>& report, std::int64_t skipped_before,
+          bool in_single_precision, const std::vector<std::string>& rounded) {
   if (tables.empty() || (!skip_nonfinite && tables.size() > 1)) {
     throw std::invalid_argument("got " + std::to_string(tables.size()) +
                                 " tables of scalars, expected one, or with skip_nonfinite as many "
@@ -212,7 +214,7 @@ void push(engine::FusedUpdate& batch, const std::vector<py::dict>& tables,
     throw std::invalid_argument("skipped_before must be what a report has counted, got " +
                                 std::to_string(skipped_before));
   }
-  const auto convert = [](const std::string& name, std::size_t position, double value) -> double {
+  const auto convert = [&](const std::string& name, std::size_t position, double value) -> double {
     // Never seen by an operator of MXNet's.
     if (is_among(epilogue_scalars, name)) return value;
     // MXNet takes bounds, which may be infinite, in single precision, whatever they bound.
@@ -222,7 +224,13 @@ void push(engine::FusedUpdate& batch, const std::vector<py::dict>& tables,
                                          py::repr(py::float_(value)).cast<std::string>() +
                                          ", expected a finite number");
     }
-    return engine::as_mxnet_reads<double>(value);
+    if (!in_single_precision) return engine::as_mxnet_reads<double>(value);
+    // What an operator takes in a list is read by the C++ library.
+    const bool is_rounded = std::find(rounded.begin(), rounded.end(), name) != rounded.end();
+    const float read =
+        is_rounded ? static_cast<float>(value) : engine::as_mxnet_reads<float>(value);
+    constexpr float largest = std::numeric_limits<float>::max();
+    return std::clamp(read, -largest, largest);
   };
   std::vector<std::vector<double>> rows;
   rows.reserve(tables.size());
@@ -253,6 +261,12 @@ PYBIND11_MODULE(_native, m) {
                     "Whether its states can be kept in 16 bits, rounded at random.")
       .def_readonly("supports_int8_state", &cpu::RuleKernels::supports_int8_state,
                     "Whether they can be kept in 8 bits.")
+      .def_property_readonly(
+          "scalars",
+          [](const cpu::RuleKernels& rule) {
+            return std::vector<std::string>(rule.scalar_names, rule.scalar_names + rule.scalars);
+          },
+          "The names of its scalars.")
       .def_readonly("sums", &cpu::RuleKernels::sums,
                     "How many sums over a tensor it needs before it updates the tensor.");
   m.attr("bound_scalars") = py::make_tuple(bound_scalars[0], bound_scalars[1], bound_scalars[2]);
@@ -349,11 +363,13 @@ PYBIND11_MODULE(_native, m) {
            "that a row_sparse gradient does not hold are left alone. The others say what states "
            "are made of.")
       .def("push", &push, py::arg("tables"), py::arg("clip_global_norm"), py::arg("skip_nonfinite"),
-           py::arg("report"), py::arg("skipped_before"),
+           py::arg("report"), py::arg("skipped_before"), py::arg("in_single_precision") = false,
+           py::arg("rounded") = std::vector<std::string>{},
            "Hand the update to MXNet's engine, once. Each table is a dict, in which each scalar of "
            "the rule is one number, or a list with one for each parameter. The first table counts "
            "if skipped_before steps of the report have been skipped, the next if one more, and so "
-           "on.")
+           "on. With in_single_precision, scalars are read as by an operator of MXNet's that takes "
+           "single precision, and those in `rounded` to the nearest.")
       .def_property_readonly("pushed", &engine::FusedUpdate::pushed,
                              "Whether the engine has it: it will be done, whatever comes.");
   add_bandwidth_baseline(m);

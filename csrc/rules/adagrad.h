@@ -28,4 +28,24 @@ struct Adagrad : Rule {
   }
 };
 
+// MXNet 1's `adagrad`: `epsilon` under the root, and weight decay that nothing divides.
+struct AdagradOfMxnet1 : Rule {
+  static constexpr const char* name = "adagrad_mxnet1";
+  static constexpr int states = 1;
+  static constexpr StateKind kinds[] = {StateKind::second_moment};
+
+  template <class T>
+  struct Scalars {
+    T lr, epsilon, weight_decay;
+  };
+  static constexpr const char* scalars[] = {"lr", "epsilon", "weight_decay"};
+
+  template <class T>
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T weight, T* state) {
+    T& history = state[0];
+    history = history + square(g);
+    return -(s.lr * (g / square_root(history + s.epsilon) + s.weight_decay * weight));
+  }
+};
+
 }  // namespace mxadamax

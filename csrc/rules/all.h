@@ -7,6 +7,7 @@
 #include "adagrad.h"
 #include "adam.h"
 #include "adamax.h"
+#include "adamw.h"
 #include "lamb.h"
 #include "lion.h"
 #include "nadam.h"
@@ -19,7 +20,14 @@ namespace mxadamax {
 template <class... Rules>
 struct RuleList {};
 
-using AllRules = RuleList<Adamax, Adam, Amsgrad, Nadam, Adabelief, Rmsprop, CenteredRmsprop,
-                          Adagrad, Adadelta, Sgd, SgdMomentum, Nag, Lion, Lamb, LambOfMxnet1>;
+using AllRules =
+    RuleList<Adamax, AdamaxOfMxnet1, Adam, Amsgrad, AdamOfMxnet<1, false>, AdamOfMxnet<1, true>,
+             AdamOfMxnet<2, false>, AdamOfMxnet<2, true>, AdamwOfMxnet2<false>, AdamwOfMxnet2<true>,
+             Nadam, NadamOfMxnet1, Adabelief, AdabeliefOfMxnet2<false>, AdabeliefOfMxnet2<true>,
+             Rmsprop, CenteredRmsprop, RmspropOfMxnet<1>, RmspropOfMxnet<2>,
+             CenteredRmspropOfMxnet<1>, CenteredRmspropOfMxnet<2>, Adagrad, AdagradOfMxnet1,
+             Adadelta, AdadeltaOfMxnet1, Sgd, SgdMomentum, SgdOfMxnet1, SingleSgdOfMxnet1,
+             SgdMomentumOfMxnet1, Nag, NagOfMxnet1<false>, NagOfMxnet1<true>, NagOfMxnet2, Lion,
+             Lamb, LambOfMxnet1>;
 
 }  // namespace mxadamax

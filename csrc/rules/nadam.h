@@ -7,12 +7,15 @@
 
 namespace mxadamax {
 
-struct Nadam : Rule {
-  static constexpr const char* name = "nadam";
+// MXNet 1 and 2 compute in other orders.
+template <bool of_mxnet1>
+struct NadamRule : Rule {
+  static constexpr const char* name = of_mxnet1 ? "nadam_mxnet1" : "nadam";
 
   // First moment m, second moment v.
   static constexpr int states = 2;
-  static constexpr StateKind kinds[] = {StateKind::with_sign, StateKind::second_moment};
+  static constexpr StateKind kinds[2] = {StateKind::with_sign, StateKind::second_moment};
+  static constexpr bool clip_after_wd = of_mxnet1;
 
   // `momentum` and `next_momentum` are the schedule's values for this step and the next; the
   // divisors are one minus the products of all of them up to this step, up to the next, and one
@@ -39,11 +42,15 @@ struct Nadam : Rule {
     T& m = state[0];
     T& v = state[1];
     m = s.beta1 * m + s.one_minus_beta1 * g;
-    v = s.beta2 * v + s.one_minus_beta2 * square(g);
+    v = s.beta2 * v + (of_mxnet1 ? s.one_minus_beta2 * g * g : s.one_minus_beta2 * square(g));
     const T ahead =
         s.next_momentum * (m / s.m_divisor) + s.one_minus_momentum * (g / s.grad_divisor);
-    return -(s.lr * (ahead / (square_root(v / s.v_divisor) + s.epsilon)));
+    const T divisor = square_root(v / s.v_divisor) + s.epsilon;
+    return of_mxnet1 ? -(s.lr * ahead / divisor) : -(s.lr * (ahead / divisor));
   }
 };
+
+using Nadam = NadamRule<false>;
+using NadamOfMxnet1 = NadamRule<true>;
 
 }  // namespace mxadamax

@@ -68,4 +68,70 @@ struct CenteredRmsprop : Rule {
   }
 };
 
+// MXNet's operator `rmsprop_update`. MXNet 1 adds `epsilon` under the root.
+template <int series>
+struct RmspropOfMxnet : Rule {
+  static constexpr const char* name = series == 1 ? "rmsprop_mxnet1" : "rmsprop_mxnet2";
+  static constexpr int states = 1;
+  static constexpr StateKind kinds[] = {StateKind::second_moment};
+  static constexpr bool clip_after_wd = series == 1;
+
+  template <class T>
+  struct Scalars {
+    T lr, rho, epsilon, clip_weights;
+  };
+  static constexpr const char* scalars[] = {"lr", "rho", "epsilon", "clip_weights"};
+
+  template <class T>
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T, T* state) {
+    T& v = state[0];
+    v = (1 - s.rho) * square(g) + s.rho * v;
+    if (series == 1) return -(s.lr * (g / square_root(v + s.epsilon)));
+    return -(s.lr * g / (square_root(v) + s.epsilon));
+  }
+
+  template <class T>
+  MXADAMAX_RULE static T finished(const Scalars<T>& s, T weight) {
+    return clipped(weight, s.clip_weights);
+  }
+};
+
+// MXNet's operator `rmspropalex_update`. MXNet 1 keeps the second moment first.
+template <int series>
+struct CenteredRmspropOfMxnet : Rule {
+  static constexpr const char* name =
+      series == 1 ? "rmsprop_centered_mxnet1" : "rmsprop_centered_mxnet2";
+  static constexpr int states = 3;
+  static constexpr int of_m = series == 1 ? 1 : 0;
+  static constexpr int of_v = 1 - of_m;
+  static constexpr StateKind kinds[3] = {
+      of_m == 0 ? StateKind::with_sign : StateKind::second_moment,
+      of_m == 0 ? StateKind::second_moment : StateKind::with_sign, StateKind::with_sign};
+  static constexpr bool clip_after_wd = series == 1;
+  static constexpr bool supports_low_precision_state = false;
+
+  template <class T>
+  struct Scalars {
+    T lr, rho, momentum, epsilon, clip_weights;
+  };
+  static constexpr const char* scalars[] = {"lr", "rho", "momentum", "epsilon", "clip_weights"};
+
+  template <class T>
+  MXADAMAX_RULE static T delta(const Scalars<T>& s, T g, T, T* state) {
+    T& m = state[of_m];
+    T& v = state[of_v];
+    T& change = state[2];
+    const T unseen = 1 - s.rho;
+    v = (series == 1 ? unseen * g * g : unseen * square(g)) + s.rho * v;
+    m = unseen * g + s.rho * m;
+    change = s.momentum * change - s.lr * g / square_root(v - square(m) + s.epsilon);
+    return change;
+  }
+
+  template <class T>
+  MXADAMAX_RULE static T finished(const Scalars<T>& s, T weight) {
+    return clipped(weight, s.clip_weights);
+  }
+};
+
 }  // namespace mxadamax

@@ -16,6 +16,14 @@
 //                 weight; it leaves the new states where the old ones were,
 //   finished(...) where it has one: the weight as it is kept, from the weight with its delta.
 //
+// A rule whose formula gives the new weight in other operations than an addition has
+//   gives_weight  true, and
+//   new_weight(...) in the place of `delta`.
+//
+// Where MXNet's built-in optimizer of a series computes something else in the last bits, the rule
+// of its default path ends in `_mxnet1` or `_mxnet2`. It is written as MXNet's source is, with
+// scalars as MXNet's operator has them: `1 - beta` is taken in the type that is computed in.
+//
 // A rule whose step depends on norms of the whole tensor has
 //   sums             how many sums over the elements it needs,
 //   add_terms(...)   what an element, with its delta, adds to each of them,
@@ -45,6 +53,8 @@ struct Rule {
   static constexpr bool clip_after_wd = false;
   // How many sums over a tensor it needs.
   static constexpr int sums = 0;
+  // Whether it has `new_weight` in the place of `delta`.
+  static constexpr bool gives_weight = false;
 
   template <class Scalars, class T>
   MXADAMAX_RULE static T finished(const Scalars&, T weight) {
@@ -93,9 +103,13 @@ MXADAMAX_RULE T updated_weight(const GradientTransform<T>& transform, const Scal
                                T delta_scale, T grad, T weight, T* state) {
   const T g = prepared_gradient<R>(transform, grad, weight);
   const T decayed = decayed_weight(transform, weight);
-  T delta = R::delta(s, g, decayed, state);
-  if constexpr (R::sums > 0) delta *= delta_scale;
-  return R::finished(s, decayed + delta);
+  if constexpr (R::gives_weight) {
+    return R::finished(s, R::new_weight(s, g, decayed, state));
+  } else {
+    T delta = R::delta(s, g, decayed, state);
+    if constexpr (R::sums > 0) delta *= delta_scale;
+    return R::finished(s, decayed + delta);
+  }
 }
 
 // Adds to the sums of a tensor what one element does. Its states become new, for nobody.

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """AdaBelief."""
 
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, Tuple
+from typing import Any, ClassVar, List, Sequence, Tuple
 
 from mxnet.ndarray import NDArray, sqrt, square
+from mxnet.ndarray.sparse import RowSparseNDArray
 
 from .adam import MomentOptimizer
+from .arithmetic import Arithmetic, BySeries
 from .base import register
 
 
-@register("adabelief_ext")
+@register("adabelief_ext", "adabelief")
 class AdaBelief(MomentOptimizer):
     r"""AdaBelief: steps are large where gradients are as expected.
 
@@ -64,8 +67,10 @@ class AdaBelief(MomentOptimizer):
     1e-12
     """
 
-    rule = "adabelief"
-    clip_after_wd = True
+    portable = Arithmetic("adabelief", clip_after_wd=True)
+    builtin: ClassVar[BySeries] = {
+        2: Arithmetic("adabelief_mxnet2", by_operator=True, listed=("lr", "wd"), clip_after_wd=True)
+    }
 
     def __init__(
         self,
@@ -88,10 +93,27 @@ class AdaBelief(MomentOptimizer):
         )
         self.check_hyperparameters()
 
+    def arithmetics_of(
+        self, weights: Sequence[NDArray], grads: Sequence[NDArray]
+    ) -> List[Arithmetic]:
+        dense = self.arithmetic
+        if dense.rule != "adabelief_mxnet2" or RowSparseNDArray not in map(type, grads):
+            return []
+        rows = replace(dense, rule="adabelief_rows_mxnet2", listed=())
+        return [rows if type(grad) is RowSparseNDArray else dense for grad in grads]
+
     def reference_step(
         self, weight: NDArray, grad: NDArray, state: Tuple[NDArray, NDArray], s: SimpleNamespace
     ) -> None:
         m, v = state
+        if s.rule == "adabelief_mxnet2":
+            m[:] = s.beta1 * (m - grad) + grad
+            distance = square(m - grad)
+            v[:] = s.beta2 * (v - distance) + distance + s.epsilon
+            weight -= s.lr * (m / (sqrt(v) + s.epsilon))
+            return
+        if s.rule == "adabelief_rows_mxnet2":
+            s.one_minus_beta1, s.one_minus_beta2 = 1 - s.beta1, 1 - s.beta2
         m[:] = s.beta1 * m + s.one_minus_beta1 * grad
         v[:] = s.beta2 * v + s.one_minus_beta2 * square(grad - m) + s.epsilon
         weight -= s.lr * (m / (sqrt(v) + s.epsilon))

@@ -6,11 +6,12 @@ from typing import Any, ClassVar, Mapping, Sequence, Tuple
 
 from mxnet.ndarray import NDArray, sqrt, square
 
+from .arithmetic import Arithmetic, BySeries
 from .base import FusedOptimizer, Scalars, register
 from .options import DECAY_RATE, NOT_NEGATIVE, Range
 
 
-@register("adadelta_ext")
+@register("adadelta_ext", "adadelta")
 class AdaDelta(FusedOptimizer):
     r"""AdaDelta: the size of earlier changes takes the place of a learning rate.
 
@@ -60,7 +61,8 @@ class AdaDelta(FusedOptimizer):
     1.0
     """
 
-    rule = "adadelta"
+    portable = Arithmetic("adadelta")
+    builtin: ClassVar[BySeries] = {1: Arithmetic("adadelta_mxnet1", decay_in_rule="coupled")}
     ranges: ClassVar[Mapping[str, Range]] = {"rho": DECAY_RATE, "epsilon": NOT_NEGATIVE}
 
     def __init__(
@@ -88,6 +90,12 @@ class AdaDelta(FusedOptimizer):
         self, weight: NDArray, grad: NDArray, state: Tuple[NDArray, NDArray], s: SimpleNamespace
     ) -> None:
         v, changes = state
+        if s.rule == "adadelta_mxnet1":
+            v[:] = s.rho * v + s.one_minus_rho * grad * grad
+            change = sqrt(changes + s.epsilon) / sqrt(v + s.epsilon) * grad
+            changes[:] = s.rho * changes + s.one_minus_rho * change * change
+            weight -= change + s.weight_decay * weight
+            return
         v[:] = s.rho * v + s.one_minus_rho * square(grad)
         change = sqrt(changes + s.epsilon) / sqrt(v + s.epsilon) * grad
         changes[:] = s.rho * changes + s.one_minus_rho * square(change)

@@ -6,11 +6,12 @@ from typing import Any, ClassVar, Mapping, Sequence
 
 from mxnet.ndarray import NDArray, sqrt, square
 
+from .arithmetic import Arithmetic, BySeries
 from .base import FusedOptimizer, Scalars, register
 from .options import NOT_NEGATIVE, Range
 
 
-@register("adagrad_ext")
+@register("adagrad_ext", "adagrad")
 class AdaGrad(FusedOptimizer):
     r"""AdaGrad: steps shrink with the sum of all squared gradients.
 
@@ -63,7 +64,8 @@ class AdaGrad(FusedOptimizer):
     2.784
     """
 
-    rule = "adagrad"
+    portable = Arithmetic("adagrad")
+    builtin: ClassVar[BySeries] = {1: Arithmetic("adagrad_mxnet1", decay_in_rule="coupled")}
     ranges: ClassVar[Mapping[str, Range]] = {"epsilon": NOT_NEGATIVE}
 
     def __init__(
@@ -84,4 +86,7 @@ class AdaGrad(FusedOptimizer):
         self, weight: NDArray, grad: NDArray, state: NDArray, s: SimpleNamespace
     ) -> None:
         state += square(grad)
+        if s.rule == "adagrad_mxnet1":
+            weight -= s.lr * (grad / sqrt(state + s.epsilon) + s.weight_decay * weight)
+            return
         weight -= s.lr * (grad / (sqrt(state) + s.epsilon))

@@ -2,13 +2,17 @@
 """Adam and AMSGrad."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar, Dict, List, Mapping, Sequence, Tuple
 
 from mxnet.ndarray import NDArray, maximum, sqrt, square
+from mxnet.ndarray.sparse import RowSparseNDArray
 
+from .arithmetic import Arithmetic, BySeries
 from .base import FusedOptimizer, Scalars, register
 from .options import DECAY_RATE, NOT_NEGATIVE, Range, check_flag
+from .scalars import gradient_bound
 
 
 class MomentOptimizer(FusedOptimizer):
@@ -53,7 +57,7 @@ class MomentOptimizer(FusedOptimizer):
         return [lr * correction[t] for lr, t in zip(lrs, updates)]
 
 
-@register("adam_ext")
+@register("adam_ext", "adam")
 class Adam(MomentOptimizer):
     r"""Adam, and with ``amsgrad=True`` AMSGrad.
 
@@ -123,6 +127,12 @@ class Adam(MomentOptimizer):
     >>> optimizer = mxadamax.Adam(wd=0.01, decoupled_wd=True)
     """
 
+    portable = Arithmetic("adam")
+    builtin: ClassVar[BySeries] = {
+        1: Arithmetic("adam_mxnet1", by_operator=True, clip_after_wd=True),
+        2: Arithmetic("adam_mxnet2", by_operator=True),
+    }
+
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -145,13 +155,41 @@ class Adam(MomentOptimizer):
         )
         check_flag(self.registered_name, "amsgrad", amsgrad)
         self.amsgrad = amsgrad
-        self.rule = "amsgrad" if amsgrad else "adam"
         self.check_hyperparameters()
+
+    @classmethod
+    def has_built_in(cls, options: Mapping[str, Any]) -> bool:
+        return not options.get("amsgrad", False)
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        return Arithmetic("amsgrad") if self.amsgrad else super().arithmetic
+
+    def arithmetics_of(
+        self, weights: Sequence[NDArray], grads: Sequence[NDArray]
+    ) -> List[Arithmetic]:
+        dense = self.arithmetic
+        if RowSparseNDArray not in map(type, grads) or not dense.rule.startswith("adam_mxnet"):
+            return []
+        # Of row_sparse gradients, MXNet squares first where all rows are updated, and MXNet 1 also
+        # where they are clipped.
+        clips = dense.rule == "adam_mxnet1" and gradient_bound(self) is not None
+        if self.lazy_update and not clips:
+            return []
+        rows = replace(dense, rule=dense.rule.replace("adam", "adam_rows"))
+        return [rows if type(grad) is RowSparseNDArray else dense for grad in grads]
 
     def reference_step(
         self, weight: NDArray, grad: NDArray, state: Tuple[NDArray, ...], s: SimpleNamespace
     ) -> None:
         m, v = state[:2]
+        if s.rule not in ("adam", "amsgrad"):
+            m[:] = s.beta1 * m + (1 - s.beta1) * grad
+            unseen = 1 - s.beta2
+            squared_first = s.rule.startswith("adam_rows")
+            v[:] = s.beta2 * v + (unseen * square(grad) if squared_first else unseen * grad * grad)
+            weight -= s.lr * m / (sqrt(v) + s.epsilon)
+            return
         m[:] = s.beta1 * m + s.one_minus_beta1 * grad
         v[:] = s.beta2 * v + s.one_minus_beta2 * square(grad)
         scale = v

@@ -7,11 +7,12 @@ from typing import Any, ClassVar, Mapping, Sequence, Tuple
 from mxnet.ndarray import NDArray, maximum
 from mxnet.ndarray import abs as absolute
 
+from .arithmetic import Arithmetic, BySeries
 from .base import FusedOptimizer, Scalars, register
 from .options import DECAY_RATE, NOT_NEGATIVE, Range
 
 
-@register("adamax_ext")
+@register("adamax_ext", "adamax", {"epsilon": 0.0})
 class Adamax(FusedOptimizer):
     r"""AdaMax, the variant of Adam based on the infinity norm.
 
@@ -68,7 +69,8 @@ class Adamax(FusedOptimizer):
     array([0.5, 1.5], dtype=float32)
     """
 
-    rule = "adamax"
+    portable = Arithmetic("adamax")
+    builtin: ClassVar[BySeries] = {1: Arithmetic("adamax_mxnet1", clip_after_wd=True)}
     ranges: ClassVar[Mapping[str, Range]] = {
         "beta1": DECAY_RATE,
         "beta2": DECAY_RATE,
@@ -106,4 +108,9 @@ class Adamax(FusedOptimizer):
         m, u = state
         m[:] = s.beta1 * m + s.one_minus_beta1 * grad
         u[:] = maximum(s.beta2 * u, absolute(grad))
+        if s.rule == "adamax_mxnet1":
+            step, divisor = s.lr * m, u + s.epsilon
+            # Where both are zero, no step is taken.
+            weight -= step / (divisor + (step == 0) * (divisor == 0))
+            return
         weight -= s.lr * (m / (u + s.epsilon))

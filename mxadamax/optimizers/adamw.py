@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """AdamW."""
 
-from typing import Any, List, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, ClassVar, List, Sequence, Tuple
+
+from mxnet.ndarray import NDArray, sqrt
+from mxnet.ndarray.sparse import RowSparseNDArray
 
 from .adam import Adam
+from .arithmetic import Arithmetic, BySeries
 from .base import register
 
 
-@register("adamw_ext")
+@register("adamw_ext", "adamw")
 class AdamW(Adam):
     r"""Adam with decoupled weight decay, as MXNet has it.
 
@@ -66,6 +72,15 @@ class AdamW(Adam):
     0.01
     """
 
+    builtin: ClassVar[BySeries] = {
+        2: Arithmetic(
+            "adamw_mxnet2",
+            by_operator=True,
+            listed=("lr", "weight_decay"),
+            decay_in_rule="decoupled",
+        )
+    }
+
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -95,3 +110,28 @@ class AdamW(Adam):
 
     def _decay_rates(self, lrs: Sequence[float], updates: Sequence[int]) -> List[float]:
         return self._corrected(lrs, updates)
+
+    def arithmetics_of(
+        self, weights: Sequence[NDArray], grads: Sequence[NDArray]
+    ) -> List[Arithmetic]:
+        dense = self.arithmetic
+        if dense.rule != "adamw_mxnet2" or RowSparseNDArray not in map(type, grads):
+            return []
+        rows = replace(dense, rule="adamw_rows_mxnet2", listed=())
+        return [rows if type(grad) is RowSparseNDArray else dense for grad in grads]
+
+    def reference_step(
+        self, weight: NDArray, grad: NDArray, state: Tuple[NDArray, ...], s: SimpleNamespace
+    ) -> None:
+        if s.rule not in ("adamw_mxnet2", "adamw_rows_mxnet2"):
+            super().reference_step(weight, grad, state, s)
+            return
+        m, v = state
+        square = grad * grad
+        if s.rule == "adamw_rows_mxnet2":
+            m[:] = s.beta1 * m + (1 - s.beta1) * grad
+            v[:] = s.beta2 * v + (1 - s.beta2) * square
+        else:
+            m[:] = s.beta1 * (m - grad) + grad
+            v[:] = s.beta2 * (v - square) + square
+        weight -= s.lr * (m / (sqrt(v) + s.epsilon) + s.weight_decay * weight)

@@ -4,7 +4,19 @@
 import inspect
 import os
 from types import SimpleNamespace
-from typing import Any, Callable, ClassVar, Dict, Mapping, Optional, Sequence, Tuple, Type, TypeVar
+from typing import (
+    Any,
+    Callable,
+    ClassVar,
+    Dict,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    Type,
+    TypeVar,
+)
 
 import numpy
 from mxnet.ndarray import NDArray
@@ -15,6 +27,7 @@ from .._mxnet.compatibility import aggregate_num_here
 from .._mxnet.engine import inside_kvstore_update, native
 from ..pickling import FORMAT, check_format, name_of, new
 from .arguments import as_lists, check_call
+from .arithmetic import BUILTIN, PORTABLE, SERIES, Arithmetic, BySeries, takes_arguments_of
 from .counting import CountingOptimizer
 from .native_step import native_update
 from .options import (
@@ -37,7 +50,9 @@ __all__ = ["FusedOptimizer", "Scalars", "State", "register"]
 _Class = TypeVar("_Class", bound=Type["FusedOptimizer"])
 
 
-def register(name: str) -> Callable[[_Class], _Class]:
+def register(
+    name: str, built_in: Optional[str] = None, absent: Optional[Mapping[str, Any]] = None
+) -> Callable[[_Class], _Class]:
     """Enter an optimizer in MXNet's registry.
 
     MXNet's own `register` would take the name from the class, and a class named like a built-in
@@ -47,10 +62,17 @@ def register(name: str) -> Callable[[_Class], _Class]:
     ----------
     name : str
         What users write: ``Trainer(params, name)``.
+    built_in : str, optional
+        The optimizer of MXNet's that it stands for. Its constructor then takes the arguments of
+        that, by the installed MXNet's names, positions and defaults.
+    absent : dict, optional
+        Values of arguments with which it does as a built-in that does not have them.
     """
 
     def decorate(cls: _Class) -> _Class:
         cls.registered_name = name
+        cls.built_in = built_in
+        takes_arguments_of(cls, built_in, absent or {})
         Optimizer.opt_registry[name] = cls
         return cls
 
@@ -153,12 +175,15 @@ class FusedOptimizer(CountingOptimizer):
     ValueError: sgd_ext: wd must be in [0, inf), got -0.01
     """
 
-    rule: str
     ranges: ClassVar[Mapping[str, Range]] = {}
-    # Whether clip_gradient bounds the sum of gradient and weight decay, instead of the gradient.
-    clip_after_wd: ClassVar[bool] = False
-    # Whether decoupled weight decay is part of the rule, as its scalar `weight_decay`.
-    decays_in_rule: ClassVar[bool] = False
+    # The name of the built-in that it stands for.
+    built_in: ClassVar[Optional[str]] = None
+    # What it computes with numerics="portable".
+    portable: ClassVar[Arithmetic]
+    # What the built-in computes by default, by MXNet's series, where that is something else.
+    builtin: ClassVar[BySeries] = {}
+    # Set by the constructor that `register` makes.
+    numerics: str = PORTABLE
 
     def __init__(
         self,
@@ -220,6 +245,29 @@ class FusedOptimizer(CountingOptimizer):
             native()
         check_integer(owner, "begin_num_update", self.begin_num_update, 0)
 
+    @classmethod
+    def has_built_in(cls, options: Mapping[str, Any]) -> bool:
+        """Whether the built-in, where there is one, can do what these options ask for."""
+        return True
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """What is computed, which `numerics` and the installed MXNet decide."""
+        if self.numerics == BUILTIN:
+            return self.builtin.get(SERIES, self.portable)
+        return self.portable
+
+    @property
+    def rule(self) -> str:
+        """The rule that updates dense parameters."""
+        return self.arithmetic.rule
+
+    def arithmetics_of(
+        self, weights: Sequence[NDArray], grads: Sequence[NDArray]
+    ) -> List[Arithmetic]:
+        """The arithmetic of each parameter; nothing where all have that of the optimizer."""
+        return []
+
     def __reduce_ex__(self, protocol: Any) -> Tuple[Any, ...]:
         return new, (name_of(type(self)),), self.__getstate__()
 
@@ -236,7 +284,8 @@ class FusedOptimizer(CountingOptimizer):
         return state
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
-        super().__setstate__(check_format(state))
+        super().__setstate__({"numerics": PORTABLE, **check_format(state)})
+        self.__dict__.pop("rule", None)
         self._state_cache = _native.StateCache()
         self.ema_swapped_in = False
         self.aggregate_num = aggregate_num_here(self.aggregate_num)
@@ -338,7 +387,8 @@ class FusedOptimizer(CountingOptimizer):
         state : None, NDArray or tuple of NDArray
             What `create_state` made.
         s : namespace
-            The scalars of this parameter, as floats.
+            The scalars of this parameter, as floats, or as arrays where an operator of MXNet's
+            takes single precision; and `rule`.
         """
         raise NotImplementedError
 
@@ -397,16 +447,24 @@ class FusedOptimizer(CountingOptimizer):
             raise
 
     def _weight_decay(
-        self, lrs: Sequence[float], wds: Sequence[float], updates: Sequence[int]
+        self,
+        lrs: Sequence[float],
+        wds: Sequence[float],
+        updates: Sequence[int],
+        arithmetic: Arithmetic,
     ) -> Scalars:
         """The scalars of weight decay: as part of the gradient, or decoupled from it."""
-        if not self.decoupled_wd:
-            coupled: Scalars = {"wd": list(wds), "decay_factor": 1.0}
-            return {**coupled, "weight_decay": 0.0} if self.decays_in_rule else coupled
-        if self.decays_in_rule:
+        if arithmetic.decay_in_rule == ("decoupled" if self.decoupled_wd else "coupled"):
             return {"wd": NO_L2, "decay_factor": 1.0, "weight_decay": list(wds)}
+        if arithmetic.decays_first and not self.decoupled_wd:
+            single = numpy.float32
+            factors = [float(single(1) - single(lr) * single(wd)) for lr, wd in zip(lrs, wds)]
+            return {"wd": 0.0, "decay_factor": factors, "weight_decay": 0.0}
+        if not self.decoupled_wd:
+            return {"wd": list(wds), "decay_factor": 1.0, "weight_decay": 0.0}
         rates = self._decay_rates(lrs, updates)
-        return {"wd": NO_L2, "decay_factor": [1.0 - rate * wd for rate, wd in zip(rates, wds)]}
+        factors = [1.0 - rate * wd for rate, wd in zip(rates, wds)]
+        return {"wd": NO_L2, "decay_factor": factors, "weight_decay": 0.0}
 
     def _decay_rates(self, lrs: Sequence[float], updates: Sequence[int]) -> Sequence[float]:
         """What decoupled weight decay is multiplied by."""

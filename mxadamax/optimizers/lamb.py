@@ -10,11 +10,12 @@ from mxnet.ndarray import NDArray, array, sqrt
 
 from .. import _native
 from .._mxnet.compatibility import IS_MXNET_1
+from .arithmetic import Arithmetic
 from .base import FusedOptimizer, Scalars, register
-from .options import DECAY_RATE, FLOAT32, NOT_NEGATIVE, Range, check_flag
+from .options import DECAY_RATE, NOT_NEGATIVE, Range, check_flag
 
 
-@register("lamb_ext")
+@register("lamb_ext", "lamb")
 class LAMB(FusedOptimizer):
     r"""LAMB: Adam whose step on each parameter is as long, relative to the parameter, as `lr` says.
 
@@ -92,8 +93,15 @@ class LAMB(FusedOptimizer):
     """
 
     # What MXNet 1 computes is not the same in the last bits.
-    rule = "lamb_mxnet1" if IS_MXNET_1 else "lamb"
-    decays_in_rule = True
+    portable = Arithmetic(
+        "lamb_mxnet1" if IS_MXNET_1 else "lamb",
+        by_operator=True,
+        listed=(
+            *("lr", "weight_decay"),
+            *("one_minus_beta1", "one_minus_beta2", "correction1", "correction2"),
+        ),
+        decay_in_rule="decoupled",
+    )
     ranges: ClassVar[Mapping[str, Range]] = {
         "beta1": DECAY_RATE,
         "beta2": DECAY_RATE,
@@ -131,34 +139,25 @@ class LAMB(FusedOptimizer):
         self.check_hyperparameters()
 
     def scalars(self, lrs: Sequence[float], updates: Sequence[int]) -> Scalars:
-        beta1, beta2 = _read(self.beta1), _read(self.beta2)
-        rescale_grad = -self.rescale_grad if self.maximize else self.rescale_grad
+        beta1, beta2 = map(_native.as_mxnet_reads_float32, (self.beta1, self.beta2))
         return {
-            "rescale_grad": _read(rescale_grad),
-            "lr": [_rounded(lr) for lr in lrs],
-            "beta1": beta1,
-            "one_minus_beta1": _rounded(1.0 - beta1),
-            "beta2": beta2,
-            "one_minus_beta2": _rounded(1.0 - beta2),
-            "epsilon": _read(self.epsilon),
+            "lr": list(lrs),
+            "beta1": self.beta1,
+            "one_minus_beta1": 1.0 - beta1,
+            "beta2": self.beta2,
+            "one_minus_beta2": 1.0 - beta2,
+            "epsilon": self.epsilon,
             "correction1": self._corrections(beta1, updates),
             "correction2": self._corrections(beta2, updates),
-            "lower_bound": _read(self.lower_bound or 0.0),
-            "upper_bound": _read(self.upper_bound or math.inf),
+            "lower_bound": self.lower_bound or 0.0,
+            "upper_bound": self.upper_bound or math.inf,
         }
-
-    def _weight_decay(
-        self, lrs: Sequence[float], wds: Sequence[float], updates: Sequence[int]
-    ) -> Scalars:
-        return super()._weight_decay(lrs, [_rounded(wd) for wd in wds], updates)
 
     def _corrections(self, beta: float, updates: Sequence[int]) -> List[float]:
         """What moments that began at zero are divided by."""
         if not self.bias_correction:
             return [1.0] * len(updates)
-        correction = {
-            t: _rounded(1.0 - _native.power_float32(beta, float(t))) for t in set(updates)
-        }
+        correction = {t: 1.0 - _native.power_float32(beta, float(t)) for t in set(updates)}
         return [correction[t] for t in updates]
 
     def reference_step(
@@ -168,38 +167,20 @@ class LAMB(FusedOptimizer):
         m[:] = s.beta1 * m + s.one_minus_beta1 * grad
         v[:] = s.beta2 * v + s.one_minus_beta2 * grad * grad
         corrected_m, corrected_v = m / s.correction1, v / s.correction2
-        if self.rule == "lamb_mxnet1":
+        if s.rule == "lamb_mxnet1":
             corrected_m, corrected_v = (x.astype("float64") for x in (corrected_m, corrected_v))
-        quotient = corrected_m / (sqrt(corrected_v) + s.epsilon)
+        quotient = corrected_m / (sqrt(corrected_v) + s.epsilon.astype(corrected_v.dtype))
         decay = (s.weight_decay * weight).astype(quotient.dtype)
         delta = (quotient + decay).astype(weight.dtype)
 
-        number = weight.dtype
-        lower_bound = number(_native.as_mxnet_reads(s.lower_bound))
-        norm = numpy.minimum(numpy.maximum(_norm(weight), lower_bound), number(s.upper_bound))
+        lr, lower, upper = (x.asnumpy() for x in (s.lr, s.lower_bound, s.upper_bound))
+        norm = numpy.minimum(numpy.maximum(_norm(weight), lower), upper)
         delta_norm = _norm(delta)
-        ratio = norm / delta_norm if norm != 0 and delta_norm != 0 else number(1)
-        # As an array: an operator may read another number than the one that is given.
-        lr = number(_native.as_mxnet_reads(s.lr))
-        scale = array(numpy.full(weight.shape, lr * ratio), weight.context, number)
-        weight -= scale * delta
-
-
-def _read(value: float) -> float:
-    """What MXNet's operator reads where it takes single precision; a large number stays finite."""
-    return _bounded(_native.as_mxnet_reads_float32(value), value)
-
-
-def _rounded(value: float) -> float:
-    """The nearest number of single precision; a large one stays finite."""
-    with numpy.errstate(over="ignore"):
-        return _bounded(float(numpy.float32(value)), value)
-
-
-def _bounded(number: float, given: float) -> float:
-    return (
-        number if math.isfinite(number) or math.isinf(given) else math.copysign(FLOAT32[1], given)
-    )
+        with numpy.errstate(divide="ignore", invalid="ignore"):
+            ratio = numpy.where(
+                (norm != 0) & (delta_norm != 0), norm / delta_norm, norm.dtype.type(1)
+            )
+        weight -= array(lr * ratio, weight.context, weight.dtype) * delta
 
 
 def _norm(x: NDArray) -> Any:

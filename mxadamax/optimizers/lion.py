@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Mapping, Sequence
 
 from mxnet.ndarray import NDArray, sign, where
 
+from .arithmetic import Arithmetic
 from .base import FusedOptimizer, Scalars, register
 from .options import DECAY_RATE, Range
 
@@ -63,8 +64,7 @@ class Lion(FusedOptimizer):
     array([0.5, 1.5, 1. ], dtype=float32)
     """
 
-    rule = "lion"
-    decays_in_rule = True
+    portable = Arithmetic("lion", decay_in_rule="decoupled")
     ranges: ClassVar[Mapping[str, Range]] = {"beta1": DECAY_RATE, "beta2": DECAY_RATE}
 
     def __init__(

@@ -3,16 +3,17 @@
 
 import math
 from types import SimpleNamespace
-from typing import Any, ClassVar, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from mxnet.ndarray import NDArray, sqrt, square
 
 from .adam import MomentOptimizer
+from .arithmetic import BUILTIN, Arithmetic, BySeries
 from .base import Scalars, register
 from .options import NOT_NEGATIVE, Range, check_flag
 
 
-@register("nadam_ext")
+@register("nadam_ext", "nadam")
 class Nadam(MomentOptimizer):
     r"""Adam with Nesterov momentum.
 
@@ -72,7 +73,8 @@ class Nadam(MomentOptimizer):
     0.01
     """
 
-    rule = "nadam"
+    portable = Arithmetic("nadam")
+    builtin: ClassVar[BySeries] = {1: Arithmetic("nadam_mxnet1", clip_after_wd=True)}
     _counted = (*MomentOptimizer._counted, "m_schedule")
     ranges: ClassVar[Mapping[str, Range]] = {
         **MomentOptimizer.ranges,
@@ -87,7 +89,7 @@ class Nadam(MomentOptimizer):
         epsilon: float = 1e-8,
         schedule_decay: float = 0.004,
         use_fused_step: bool = True,
-        schedule_per_parameter: bool = False,
+        schedule_per_parameter: Optional[bool] = None,
         **kwargs: Any,
     ):
         if "correct_bias" in kwargs:
@@ -102,6 +104,8 @@ class Nadam(MomentOptimizer):
             **kwargs,
         )
         self.schedule_decay = schedule_decay
+        if schedule_per_parameter is None:
+            schedule_per_parameter = self.numerics == BUILTIN and not self.skip_nonfinite
         check_flag(self.registered_name, "schedule_per_parameter", schedule_per_parameter)
         self.schedule_per_parameter = schedule_per_parameter
         if schedule_per_parameter and self.skip_nonfinite:
@@ -168,6 +172,12 @@ class Nadam(MomentOptimizer):
     ) -> None:
         m, v = state
         m[:] = s.beta1 * m + s.one_minus_beta1 * grad
+        if s.rule == "nadam_mxnet1":
+            v[:] = s.beta2 * v + s.one_minus_beta2 * grad * grad
+            ahead = s.one_minus_momentum * (grad / s.grad_divisor)
+            ahead = ahead + s.next_momentum * (m / s.m_divisor)
+            weight -= s.lr * ahead / (sqrt(v / s.v_divisor) + s.epsilon)
+            return
         v[:] = s.beta2 * v + s.one_minus_beta2 * square(grad)
         ahead = s.next_momentum * (m / s.m_divisor) + s.one_minus_momentum * (grad / s.grad_divisor)
         weight -= s.lr * (ahead / (sqrt(v / s.v_divisor) + s.epsilon))

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nesterov's accelerated gradient."""
 
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, Optional
+from typing import Any, ClassVar, List, Optional, Sequence
 
 from mxnet.ndarray import NDArray
+from mxnet.ndarray.sparse import RowSparseNDArray
 
+from .arithmetic import Arithmetic, BySeries
 from .base import register
 from .sgd import MomentumOptimizer
+from .state_layout import is_half
 
 
-@register("nag_ext")
+@register("nag_ext", "nag")
 class NAG(MomentumOptimizer):
     r"""Nesterov's accelerated gradient: the gradient counts as if taken further along.
 
@@ -63,7 +67,16 @@ class NAG(MomentumOptimizer):
     5.125
     """
 
-    rule_with_momentum = "nag"
+    rows_are_lazy = True
+    portable = Arithmetic("nag")
+    builtin: ClassVar[BySeries] = {
+        1: Arithmetic("nag_mxnet1", by_operator=True, decay_in_rule="coupled"),
+        2: Arithmetic("nag_mxnet2", by_operator=True),
+    }
+    builtin_without: ClassVar[BySeries] = {
+        1: MomentumOptimizer.builtin_of_one_array,
+        2: Arithmetic("sgd", by_operator=True),
+    }
 
     def __init__(
         self,
@@ -81,11 +94,34 @@ class NAG(MomentumOptimizer):
             **kwargs,
         )
 
+    def arithmetics_of(
+        self, weights: Sequence[NDArray], grads: Sequence[NDArray]
+    ) -> List[Arithmetic]:
+        dense = self.arithmetic
+        if dense.rule == "nag_mxnet1" and RowSparseNDArray in map(type, weights):
+            rows = replace(dense, rule="nag_rows_mxnet1")
+            return [rows if type(weight) is RowSparseNDArray else dense for weight in weights]
+        if dense.rule == "nag_mxnet2" and self.multi_precision:
+            master = replace(dense, rule="nag")
+            return [master if is_half(weight.dtype) else dense for weight in weights]
+        return super().arithmetics_of(weights, grads)
+
     def reference_step(
         self, weight: NDArray, grad: NDArray, state: Optional[NDArray], s: SimpleNamespace
     ) -> None:
         if state is None:
-            weight -= s.lr * grad
+            super().reference_step(weight, grad, state, s)
+        elif s.rule in ("nag_mxnet1", "nag_rows_mxnet1"):
+            kept = s.momentum * state
+            change = kept - s.lr * (grad + s.weight_decay * weight)
+            weight[:] = weight - kept + (s.momentum + 1) * change
+            if s.rule == "nag_mxnet1":
+                # Of the new weight, as in MXNet.
+                change = kept - s.lr * (grad + s.weight_decay * weight)
+            state[:] = change
+        elif s.rule == "nag_mxnet2":
+            state[:] = s.momentum * state - s.lr * grad
+            weight[:] = weight + s.momentum * state - s.lr * grad
         else:
             state[:] = s.momentum * state - s.lr * grad
             weight += s.momentum * state - s.lr * grad

@@ -3,7 +3,7 @@
 
 import numbers
 import zlib
-from typing import TYPE_CHECKING, Any, List, Sequence
+from typing import TYPE_CHECKING, Any, Dict, List, Sequence
 
 from mxnet.base import MXNetError
 from mxnet.ndarray import NDArray
@@ -11,6 +11,8 @@ from mxnet.ndarray.sparse import CSRNDArray
 
 from .. import _native
 from .._mxnet.engine import native
+from .arithmetic import Arithmetic
+from .reference_step import rows_of
 from .scalars import Scalars, ema_weight, update_scalars
 from .state_layout import State
 from .step_tracker import Index
@@ -54,28 +56,16 @@ def _push(
 ) -> None:
     """Count the update, and hand it to the engine; where that fails, nothing is counted."""
     rollback = optimizer._progress()
-    batch = None
+    batches: List[Any] = []
     try:
-        batch = native().FusedUpdate(
-            optimizer.rule,
-            weights,
-            grads,
-            states,
-            optimizer._state_cache,
-            optimizer.lazy_update,
-            optimizer.multi_precision,
-            optimizer.ema_decay is not None,
-            optimizer.state_dtype,
-        )
         if optimizer._whole_model_option:
-            _push_whole_model(optimizer, batch, indices, weights[0])
+            batches.append(_checked(optimizer, optimizer.arithmetic, weights, grads, states))
+            _push_whole_model(optimizer, batches[0], indices, weights[0])
         else:
-            lrs, wds = optimizer._count_update(indices)
-            table = _table(optimizer, indices, lrs, wds, optimizer._updates(indices))
-            batch.push([table], None, False, None, 0)
+            _push_parts(optimizer, batches, indices, weights, grads, states)
     except BaseException as error:
         # Interrupted when nothing was left to do: the engine will update the arrays.
-        if batch is not None and batch.pushed:
+        if batches and batches[-1].pushed:
             raise
         rollback()
         if type(error) is RuntimeError:
@@ -90,6 +80,68 @@ def _push(
         ) from None
 
 
+def _push_parts(
+    optimizer: "FusedOptimizer",
+    batches: List[Any],
+    indices: Sequence[Index],
+    weights: Sequence[NDArray],
+    grads: Sequence[NDArray],
+    states: Sequence[State],
+) -> None:
+    """Hand over a step, in one part for each arithmetic of its parameters."""
+    arithmetics = optimizer.arithmetics_of(weights, grads)
+    parts: Dict[Arithmetic, List[int]] = {}
+    for position, arithmetic in enumerate(arithmetics):
+        parts.setdefault(arithmetic, []).append(position)
+    if len(parts) <= 1:
+        arithmetic = arithmetics[0] if arithmetics else optimizer.arithmetic
+        batches.append(_checked(optimizer, arithmetic, weights, grads, states))
+        lrs, wds = optimizer._count_update(indices)
+        table = _table(optimizer, arithmetic, indices, lrs, wds, optimizer._updates(indices))
+        _hand_over(arithmetic, batches[0], [table], None, False, None, 0)
+        return
+    # All are checked together first: whether arrays share memory, say.
+    _checked(optimizer, optimizer.arithmetic, weights, grads, states)
+    lrs, wds = optimizer._count_update(indices)
+    given = (indices, weights, grads, states, lrs, wds, optimizer._updates(indices))
+    prepared = []
+    for arithmetic, positions in parts.items():
+        of_part = [[column[p] for p in positions] for column in given]
+        batch = _checked(optimizer, arithmetic, *of_part[1:4])
+        table = _table(optimizer, arithmetic, of_part[0], *of_part[4:])
+        rows_of(optimizer, of_part[0], table)
+        prepared.append((arithmetic, batch, table))
+    for arithmetic, batch, table in prepared:
+        batches.append(batch)
+        _hand_over(arithmetic, batch, [table], None, False, None, 0)
+
+
+def _checked(
+    optimizer: "FusedOptimizer",
+    arithmetic: Arithmetic,
+    weights: Sequence[NDArray],
+    grads: Sequence[NDArray],
+    states: Sequence[State],
+) -> Any:
+    """The update in an arithmetic, with all arrays checked."""
+    is_lazy = arithmetic.lazy_update
+    return native().FusedUpdate(
+        arithmetic.rule,
+        weights,
+        grads,
+        states,
+        optimizer._state_cache,
+        optimizer.lazy_update if is_lazy is None else is_lazy,
+        optimizer.multi_precision,
+        optimizer.ema_decay is not None,
+        optimizer.state_dtype,
+    )
+
+
+def _hand_over(arithmetic: Arithmetic, batch: Any, tables: List[Scalars], *how: Any) -> None:
+    batch.push(tables, *how, arithmetic.by_operator, list(arithmetic.listed))
+
+
 def _push_whole_model(
     optimizer: "FusedOptimizer", batch: Any, indices: Sequence[Index], weight: NDArray
 ) -> None:
@@ -100,13 +152,21 @@ def _push_whole_model(
     lrs, wds = optimizer._count_update(indices)
     counts = optimizer._updates(indices)
     tables = [
-        _table(optimizer, indices, lrs, wds, [t - k for t, k in zip(counts, skipped)])
+        _table(
+            optimizer,
+            optimizer.arithmetic,
+            indices,
+            lrs,
+            wds,
+            [t - k for t, k in zip(counts, skipped)],
+        )
         for skipped in possible
     ]
     # Before it is pushed: a step too many is one more possibility, one too few would be missed.
     tracker.push(weight)
     try:
-        batch.push(tables, optimizer.clip_global_norm, skips, tracker.status, tracker.skips_seen)
+        how = (optimizer.clip_global_norm, skips, tracker.status, tracker.skips_seen)
+        _hand_over(optimizer.arithmetic, batch, tables, *how)
     except RuntimeError:
         # It has run already, and failed.
         raise
@@ -118,13 +178,14 @@ def _push_whole_model(
 
 def _table(
     optimizer: "FusedOptimizer",
+    arithmetic: Arithmetic,
     indices: Sequence[Index],
     lrs: Sequence[float],
     wds: Sequence[float],
     updates: Sequence[int],
 ) -> Scalars:
     """All scalars of a native update."""
-    table = update_scalars(optimizer, lrs, wds, updates)
+    table = update_scalars(optimizer, lrs, wds, updates, arithmetic)
     if optimizer.ema_decay is not None:
         table["ema_weight"] = [ema_weight(optimizer.ema_decay, t) for t in updates]
     if optimizer.state_dtype is not None:

@@ -3,13 +3,15 @@
 
 import math
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, List, Optional, Sequence
+from typing import TYPE_CHECKING, List, Optional, Sequence, Union
 
 import numpy
-from mxnet.ndarray import NDArray, array, cast, clip
+from mxnet.ndarray import NDArray, array, cast, clip, where
 
 from .. import _native
-from .scalars import NO_L2, Scalars, ema_weight, update_scalars
+from .arithmetic import Arithmetic
+from .options import FLOAT32
+from .scalars import NO_L2, Scalars, ema_weight, gradient_bound, update_scalars
 from .state_layout import ParameterState, State, is_half
 from .step_tracker import Index
 
@@ -40,7 +42,12 @@ def reference_update(
         lrs, wds = optimizer._count_update(indices)
         skipped = optimizer._last_step_tracker.skipped if optimizer.skip_nonfinite else None
         updates = optimizer._updates(indices, skipped)
-        rows = _rows(optimizer, indices, update_scalars(optimizer, lrs, wds, updates))
+        arithmetics = optimizer.arithmetics_of(weights, grads)
+        if optimizer._whole_model_option or not arithmetics:
+            arithmetics = [optimizer.arithmetic] * len(indices)
+        tables = {a: update_scalars(optimizer, lrs, wds, updates, a) for a in {*arithmetics}}
+        rows_by = {a: rows_of(optimizer, indices, table) for a, table in tables.items()}
+        rows = [rows_by[a][i] for i, a in enumerate(arithmetics)]
         if optimizer._whole_model_option:
             factor = _clip_coefficient(optimizer, indices, weights, grads)
     except BaseException:
@@ -48,19 +55,19 @@ def reference_update(
         raise
     if factor is None:
         return
-    for weight, grad, state, t, s in zip(weights, grads, states, updates, rows):
+    for weight, grad, state, t, a, s in zip(weights, grads, states, updates, arithmetics, rows):
         s.rescale_grad *= factor
         parts = optimizer.state_layout(weight).unpack(state)
         if is_half(weight.dtype):
-            target = _update_in_float32(optimizer, weight, grad, parts, s)
+            target = _update_in_float32(optimizer, a, weight, grad, parts, s)
         else:
             target = weight
-            _update_one(optimizer, weight, grad, parts.own_nested, s)
+            _update_one(optimizer, a, weight, grad, parts.own_nested, s)
         if parts.average is not None:
             _update_average(parts.average, target, ema_weight(optimizer.ema_decay, t))
 
 
-def _rows(
+def rows_of(
     optimizer: "FusedOptimizer", indices: Sequence[Index], table: Scalars
 ) -> List[SimpleNamespace]:
     """The scalars of each parameter; ValueError where one is not finite."""
@@ -98,25 +105,62 @@ def _clip_coefficient(
 
 
 def _update_one(
-    optimizer: "FusedOptimizer", weight: NDArray, grad: NDArray, state: State, s: SimpleNamespace
+    optimizer: "FusedOptimizer",
+    arithmetic: Arithmetic,
+    weight: NDArray,
+    grad: NDArray,
+    state: State,
+    s: SimpleNamespace,
 ) -> None:
     """Update one parameter with its scalars: what is the same for all rules, then the rule."""
     if grad.stype != "default":
         grad = grad.tostype("default")
+    has_bound = gradient_bound(optimizer) is not None
+    has_penalty, is_decayed = s.wd != NO_L2, s.decay_factor != 1.0
+    if arithmetic.by_operator:
+        s = _as_operator_reads(s, arithmetic.listed, weight)
+    s.rule = arithmetic.rule
     grad = grad * s.rescale_grad
-    if optimizer.clip_gradient is not None and not optimizer.clip_after_wd:
-        grad = clip(grad, -s.clip_gradient, s.clip_gradient)
-    if s.wd != NO_L2:
+    if has_bound and not arithmetic.clip_after_wd:
+        grad = _clipped(grad, s.clip_gradient)
+    if has_penalty:
         grad = grad + s.wd * weight
-    if optimizer.clip_gradient is not None and optimizer.clip_after_wd:
-        grad = clip(grad, -s.clip_gradient, s.clip_gradient)
-    if s.decay_factor != 1.0:
+    if has_bound and arithmetic.clip_after_wd:
+        grad = _clipped(grad, s.clip_gradient)
+    if is_decayed:
         weight *= s.decay_factor
     optimizer.reference_step(weight, grad, state, s)
 
 
+def _clipped(grad: NDArray, bound: Union[float, NDArray]) -> NDArray:
+    if not isinstance(bound, NDArray):
+        return clip(grad, -bound, bound)
+    grad = where(grad > bound, bound, grad)
+    return where(grad < -bound, -bound, grad)
+
+
+def _as_operator_reads(
+    s: SimpleNamespace, listed: Sequence[str], weight: NDArray
+) -> SimpleNamespace:
+    """Scalars in single precision, as arrays like the weight.
+
+    An operator of MXNet's that is given a number may read another one.
+    """
+
+    def read(name: str, value: float) -> NDArray:
+        with numpy.errstate(over="ignore"):
+            rounded = float(numpy.float32(value))
+        read = rounded if name in listed else _native.as_mxnet_reads_float32(value)
+        # A large number stays finite.
+        value = value if math.isinf(value) else max(-FLOAT32[1], min(read, FLOAT32[1]))
+        return array(numpy.full(weight.shape, value), weight.context, weight.dtype)
+
+    return SimpleNamespace(**{name: read(name, value) for name, value in vars(s).items()})
+
+
 def _update_in_float32(
     optimizer: "FusedOptimizer",
+    arithmetic: Arithmetic,
     weight: NDArray,
     grad: NDArray,
     parts: ParameterState,
@@ -129,11 +173,11 @@ def _update_in_float32(
     grad = grad.astype(numpy.float32)
     master = parts.master
     if master is not None:
-        _update_one(optimizer, master, grad, parts.own_nested, s)
+        _update_one(optimizer, arithmetic, master, grad, parts.own_nested, s)
     else:
         copies = parts._replace(own=tuple(array.astype(numpy.float32) for array in parts.own))
         master = weight.astype(numpy.float32)
-        _update_one(optimizer, master, grad, copies.own_nested, s)
+        _update_one(optimizer, arithmetic, master, grad, copies.own_nested, s)
         for own, copy in zip(parts.own, copies.own):
             cast(copy, dtype=own.dtype, out=own)
     cast(master, dtype=weight.dtype, out=weight)

@@ -2,11 +2,13 @@
 """RMSProp."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar, Mapping, Optional, Sequence
 
 from mxnet.ndarray import NDArray, clip, sqrt, square
 
+from .arithmetic import Arithmetic, BySeries
 from .base import FusedOptimizer, Scalars, State, register
 from .options import (
     DECAY_RATE,
@@ -18,7 +20,7 @@ from .options import (
 )
 
 
-@register("rmsprop_ext")
+@register("rmsprop_ext", "rmsprop")
 class RMSProp(FusedOptimizer):
     r"""RMSProp, plain or centered.
 
@@ -101,6 +103,12 @@ class RMSProp(FusedOptimizer):
         ),
     }
 
+    portable = Arithmetic("rmsprop")
+    builtin: ClassVar[BySeries] = {
+        1: Arithmetic("rmsprop_mxnet1", by_operator=True, clip_after_wd=True),
+        2: Arithmetic("rmsprop_mxnet2", by_operator=True),
+    }
+
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -119,25 +127,31 @@ class RMSProp(FusedOptimizer):
         self.clip_weights = clip_weights
         check_flag(self.registered_name, "centered", centered)
         self.centered = centered
-        self.rule = "rmsprop_centered" if centered else "rmsprop"
         self.check_hyperparameters()
 
+    @property
+    def arithmetic(self) -> Arithmetic:
+        plain = super().arithmetic
+        if not self.centered:
+            return plain
+        return replace(plain, rule=plain.rule.replace("rmsprop", "rmsprop_centered"))
+
     def scalars(self, lrs: Sequence[float], updates: Sequence[int]) -> Scalars:
-        scalars: Scalars = {
+        return {
             "lr": list(lrs),
             "rho": self.rho,
             "one_minus_rho": 1.0 - self.rho,
             "epsilon": self.epsilon,
+            "momentum": self.momentum,
             "clip_weights": bound_or_infinity(self.clip_weights),
         }
-        if self.centered:
-            scalars["momentum"] = self.momentum
-        return scalars
 
     def reference_step(
         self, weight: NDArray, grad: NDArray, state: State, s: SimpleNamespace
     ) -> None:
-        if self.centered:
+        if "_mxnet" in s.rule:
+            self._step_of_operator(weight, grad, state, s)
+        elif self.centered:
             m, v, change = state
             m[:] = s.rho * m + s.one_minus_rho * grad
             v[:] = s.rho * v + s.one_minus_rho * square(grad)
@@ -149,3 +163,22 @@ class RMSProp(FusedOptimizer):
             weight -= s.lr * (grad / (sqrt(v) + s.epsilon))
         if self.clip_weights is not None:
             clip(weight, -s.clip_weights, s.clip_weights, out=weight)
+
+    def _step_of_operator(
+        self, weight: NDArray, grad: NDArray, state: State, s: SimpleNamespace
+    ) -> None:
+        in_mxnet1 = s.rule.endswith("_mxnet1")
+        unseen = 1 - s.rho
+        if self.centered:
+            m, v, change = (state[1], state[0], state[2]) if in_mxnet1 else state
+            v[:] = (unseen * grad * grad if in_mxnet1 else unseen * square(grad)) + s.rho * v
+            m[:] = unseen * grad + s.rho * m
+            change[:] = s.momentum * change - s.lr * grad / sqrt(v - square(m) + s.epsilon)
+            weight += change
+            return
+        v = state
+        v[:] = unseen * square(grad) + s.rho * v
+        if in_mxnet1:
+            weight -= s.lr * (grad / sqrt(v + s.epsilon))
+        else:
+            weight -= s.lr * grad / (sqrt(v) + s.epsilon)

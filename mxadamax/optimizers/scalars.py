@@ -4,9 +4,11 @@
 import math
 from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Union
 
+from .. import _native
 from .options import bound_or_infinity
 
 if TYPE_CHECKING:
+    from .arithmetic import Arithmetic
     from .base import FusedOptimizer
 
 Scalars = Dict[str, Union[float, List[float]]]
@@ -20,15 +22,33 @@ def update_scalars(
     lrs: Sequence[float],
     wds: Sequence[float],
     updates: Sequence[int],
+    arithmetic: Optional["Arithmetic"] = None,
 ) -> Scalars:
-    """All scalars that kernels and `reference_step` need."""
-    rescale_grad = optimizer.rescale_grad
-    return {
-        "rescale_grad": -rescale_grad if optimizer.maximize else rescale_grad,
-        "clip_gradient": bound_or_infinity(optimizer.clip_gradient),
-        **optimizer._weight_decay(lrs, wds, updates),
+    """All scalars that a rule and `reference_step` need.
+
+    What `scalars` gives beyond that is for another rule of the same optimizer.
+    """
+    arithmetic = arithmetic or optimizer.arithmetic
+    rescale_grad = -optimizer.rescale_grad if optimizer.maximize else optimizer.rescale_grad
+    bound = gradient_bound(optimizer)
+    found: Scalars = {
+        "rescale_grad": rescale_grad,
+        "clip_gradient": bound_or_infinity(bound),
+        "grad_scale": 1.0,
+        **optimizer._weight_decay(lrs, wds, updates, arithmetic),
         **optimizer.scalars(lrs, updates),
     }
+    if arithmetic.scale_in_rule and bound is None:
+        found["rescale_grad"], found["grad_scale"] = 1.0, rescale_grad
+    names = _native.rules[arithmetic.rule].scalars
+    return {name: found[name] for name in names if name in found}
+
+
+def gradient_bound(optimizer: "FusedOptimizer") -> Optional[float]:
+    """`clip_gradient`; None for none, which is what MXNet's operators take 0 for."""
+    if optimizer.arithmetic.by_operator and optimizer.clip_gradient == 0:
+        return None
+    return optimizer.clip_gradient
 
 
 def ema_weight(decay: Optional[float], t: int) -> float:

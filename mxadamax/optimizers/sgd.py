@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stochastic gradient descent, with momentum or Nesterov's acceleration."""
 
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, ClassVar, Mapping, Optional, Sequence
+from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence
 
 from mxnet.ndarray import NDArray
+from mxnet.ndarray.sparse import RowSparseNDArray
 
+from .arithmetic import BUILTIN, SERIES, Arithmetic, BySeries
 from .base import FusedOptimizer, Scalars, register
 from .options import DECAY_RATE, Range
 
@@ -16,32 +19,88 @@ class MomentumOptimizer(FusedOptimizer):
     Parameters are those of the subclasses.
     """
 
-    rule_with_momentum: ClassVar[str]
+    # With numerics="portable" and "builtin", by MXNet's series; with a momentum.
+    portable: ClassVar[Arithmetic]
+    builtin: ClassVar[BySeries]
+    # Without a momentum.
+    portable_without = Arithmetic("sgd")
+    builtin_without: ClassVar[BySeries]
+    # MXNet 1's, without a momentum, of one array at a time.
+    builtin_of_one_array = Arithmetic(
+        "single_sgd_mxnet1", by_operator=True, decay_in_rule="coupled", scale_in_rule=True
+    )
+    # Whether the built-in, which has no such option, leaves rows alone without a momentum.
+    rows_are_lazy: ClassVar[bool] = False
     ranges: ClassVar[Mapping[str, Range]] = {"momentum": DECAY_RATE}
 
     def __init__(self, momentum: float, **kwargs: Any):
         super().__init__(**kwargs)
         self.momentum = momentum
         DECAY_RATE.check(self.registered_name, "momentum", self.momentum)
-        self.rule = "sgd" if self.momentum == 0 else self.rule_with_momentum
+        self._has_state = self.momentum != 0
         self.check_hyperparameters()
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        # What version 0.1 has in its place.
+        rule = state.get("rule")
+        super().__setstate__(state)
+        if rule is not None:
+            self._has_state = rule != "sgd"
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        if self._has_state:
+            return super().arithmetic
+        if self.numerics == BUILTIN:
+            return self.builtin_without[SERIES]
+        return self.portable_without
 
     def check_hyperparameters(self) -> None:
         super().check_hyperparameters()
-        if self.rule == "sgd" and self.momentum != 0:
+        if not self._has_state and self.momentum != 0:
             raise ValueError(
                 f"{self.registered_name}: momentum must stay 0, as it was at the start "
                 f"(there are no states for it), got {self.momentum!r}"
             )
 
     def scalars(self, lrs: Sequence[float], updates: Sequence[int]) -> Scalars:
-        scalars: Scalars = {"lr": list(lrs)}
-        if self.rule != "sgd":
-            scalars["momentum"] = self.momentum
-        return scalars
+        return {"lr": list(lrs), "momentum": self.momentum}
+
+    def arithmetics_of(
+        self, weights: Sequence[NDArray], grads: Sequence[NDArray]
+    ) -> List[Arithmetic]:
+        dense = self.arithmetic
+        if self._has_state or not dense.by_operator or RowSparseNDArray not in map(type, grads):
+            return []
+        in_mxnet1 = dense.rule == "sgd_mxnet1"
+        rows = self.builtin_of_one_array if in_mxnet1 else dense
+        if self.rows_are_lazy:
+            rows = replace(rows, lazy_update=True)
+        elif not self.lazy_update:
+            rows = replace(
+                rows, decay_in_rule="", decays_first=True, listed=(*rows.listed, "decay_factor")
+            )
+        return [rows if type(grad) is RowSparseNDArray else dense for grad in grads]
+
+    def reference_step(
+        self, weight: NDArray, grad: NDArray, state: Optional[NDArray], s: SimpleNamespace
+    ) -> None:
+        if s.rule == "single_sgd_mxnet1":
+            weight[:] = (1 - s.lr * s.weight_decay) * weight - s.lr * s.grad_scale * grad
+        elif s.rule in ("sgd_mxnet1", "sgd_momentum_mxnet1"):
+            kept = 0 if state is None else s.momentum * state
+            change = kept - s.lr * s.weight_decay * weight - s.lr * s.grad_scale * grad
+            if state is not None:
+                state[:] = change
+            weight += change
+        elif state is None:
+            weight -= s.lr * grad
+        else:
+            state[:] = s.momentum * state - s.lr * grad
+            weight += state
 
 
-@register("sgd_ext")
+@register("sgd_ext", "sgd")
 class SGD(MomentumOptimizer):
     r"""Stochastic gradient descent, with or without momentum.
 
@@ -96,7 +155,21 @@ class SGD(MomentumOptimizer):
     4.25
     """
 
-    rule_with_momentum = "sgd_momentum"
+    portable = Arithmetic("sgd_momentum")
+    builtin: ClassVar[BySeries] = {
+        1: Arithmetic(
+            "sgd_momentum_mxnet1",
+            by_operator=True,
+            listed=("lr", "weight_decay"),
+            decay_in_rule="coupled",
+            scale_in_rule=True,
+        ),
+        2: Arithmetic("sgd_momentum", by_operator=True),
+    }
+    builtin_without: ClassVar[BySeries] = {
+        1: replace(builtin[1], rule="sgd_mxnet1"),
+        2: Arithmetic("sgd", by_operator=True),
+    }
 
     def __init__(
         self,
@@ -117,12 +190,3 @@ class SGD(MomentumOptimizer):
             aggregate_num=aggregate_num,
             **kwargs,
         )
-
-    def reference_step(
-        self, weight: NDArray, grad: NDArray, state: Optional[NDArray], s: SimpleNamespace
-    ) -> None:
-        if state is None:
-            weight -= s.lr * grad
-        else:
-            state[:] = s.momentum * state - s.lr * grad
-            weight += state
