@@ -1,34 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``mxadamax bench``: the optimizers against MXNet's, PyTorch's, and the memory itself.
+"""``mxadamax bench``: time the optimizers, MXNet's, PyTorch's, and the bandwidth baseline.
 
-All contenders of a case run in turn, one call each per round, so that whatever else the machine
-does meets all of them alike. Which memory a contender happens to get can make a difference of a
-half and more, so each case is built several times, each time in another order. Compare medians of
-one run, never of two.
+The contenders of a case run in turn, one call each per round, so other load on the machine affects
+all of them alike. The memory that a contender happens to get can change its time by half and more,
+so each case is built several times, each time in another order. Compare medians within one run,
+never between runs.
 
 Contenders
 ----------
 adamax_ext, adamax, adam
     Gluon's Trainer with this package's AdaMax and with the built-ins.
-nothing
-    Gluon's Trainer with an optimizer that does nothing: what Trainer itself costs.
-floor
-    A compiled loop that reads and writes what adamax_ext must, in one call and on the very same
-    arrays, and computes next to nothing: what the memory allows.
+no_op
+    Gluon's Trainer with an optimizer that does nothing: the cost of Trainer itself.
+bandwidth_baseline
+    A compiled loop that makes the reads and writes of adamax_ext, in one call and on the same
+    arrays, and computes almost nothing: the limit that memory sets.
 torch adamax, torch adam
-    PyTorch's AdaMax (foreach) and Adam (fused), where PyTorch is installed.
+    PyTorch's AdaMax (foreach) and Adam (fused), if PyTorch is installed.
 
-The cases named family-... do the same for the other optimizers, each with a floor of its own: for
-as many arrays as it reads and writes. The built-in beside AMSGrad, which MXNet does not have, is
-``adam``. PyTorch's are the fused ones where it has them, else the foreach ones. In half-25m,
-weights and gradients are float16, with float32 master weights. In embedding-1000-rows, a row-sparse
-gradient holds 1000 rows of a million; each contender takes a step untimed before the timed one, so
-that a step of a tenth of a millisecond is not measured by how long ago the last one was. With
-50-steps, fifty are timed together, each of other rows, with one wait after the last. In
-options-25m and options-adam-25m each contender is the optimizer with one more option; those named
-``gluon clip``, of this package and the built-in, call gluon.utils.clip_global_norm before the step.
+The family-... cases time the other optimizers in the same way, each against a bandwidth baseline
+with as many arrays as it reads and writes. AMSGrad, which MXNet does not have, is timed beside
+``adam``. PyTorch's are the fused ones if it has them, else the foreach ones.
 
-The cases named sizes-... are single arrays of a thousand to 25 million numbers.
+half-25m has float16 weights and gradients, with float32 master weights. In embedding-1000-rows, a
+row-sparse gradient holds 1000 rows of a million; an untimed step comes before each timed one, so
+that steps of a tenth of a millisecond do not depend on the time since the last one. 50-steps times
+fifty steps together, each with other rows, and waits once after the last. In options-25m and
+options-adam-25m, each contender is the optimizer with one more option; those named ``gluon clip``,
+of this package and built-in, call gluon.utils.clip_global_norm before the step.
+
+The sizes-... cases are single arrays of a thousand to 25 million numbers.
 """
 
 from __future__ import annotations

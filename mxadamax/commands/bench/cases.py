@@ -120,7 +120,7 @@ def elements_of(shapes: Sequence[Shape]) -> int:
 # ---------------------------------------------------------------- contenders
 
 
-class Nothing(StepOptimizer):
+class NoOp(StepOptimizer):
     """An optimizer that does nothing, for all parameters at once."""
 
     def __init__(self, learning_rate: float = 0.0):
@@ -141,7 +141,7 @@ UPDATED_BY: dict[str, Optimizer] = {
     "adamax_ext": "adamax_ext",
     "adamax": "adamax",
     "adam": "adam",
-    "nothing": Nothing,
+    "no_op": NoOp,
 }
 
 
@@ -192,7 +192,7 @@ def trainer_update(
     return Contender(call, prepare), trainer
 
 
-def floor_of(
+def baseline_of(
     grads: Sequence[mx.nd.NDArray],
     written: Sequence[Sequence[mx.nd.NDArray]],
     copies: Sequence[mx.nd.NDArray] = (),
@@ -202,14 +202,14 @@ def floor_of(
     With 16-bit gradients it also writes a 16-bit copy of each weight.
     """
     mx.nd.waitall()
-    floor: Callable[[], None] = native().BandwidthBaseline(grads, written, copies, omp_threads())
-    return floor
+    baseline: Callable[[], None] = native().BandwidthBaseline(grads, written, copies, omp_threads())
+    return baseline
 
 
-def update_and_floor(shapes: Sequence[Shape], name: str, **options: Any) -> dict[str, Contender]:
+def update_and_baseline(shapes: Sequence[Shape], name: str, **options: Any) -> dict[str, Contender]:
     """An optimizer of this package, and what the memory allows on the very arrays it updates.
 
-    On other arrays the floor could come out a third higher or lower, by where in the machine's
+    On other arrays the baseline could come out a third higher or lower, by where in the machine's
     memory the system happened to put them.
     """
     contender, trainer = trainer_update(shapes, name, **options)
@@ -219,9 +219,12 @@ def update_and_floor(shapes: Sequence[Shape], name: str, **options: Any) -> dict
     grads, weights = ([getattr(p, which)() for p in params] for which in ("grad", "data"))
     if options.get("multi_precision"):
         masters = [list(arrays_of(states[k])) for k in range(len(params))]
-        return {name: contender, "floor": Contender(floor_of(grads, masters, weights))}
+        return {
+            name: contender,
+            "bandwidth_baseline": Contender(baseline_of(grads, masters, weights)),
+        }
     written = [[weight, *arrays_of(states[k])] for k, weight in enumerate(weights)]
-    return {name: contender, "floor": Contender(floor_of(grads, written))}
+    return {name: contender, "bandwidth_baseline": Contender(baseline_of(grads, written))}
 
 
 def torch_params(shapes: Sequence[Shape]) -> list[Any]:
@@ -257,11 +260,11 @@ def update_case(shapes: Sequence[Shape], rounds: int) -> Case:
 
     def with_trainer(optimizer: Optimizer) -> Contender:
         # Trainer looks into no array, so where the optimizer does not either, small ones do.
-        shapes_of = [(1,)] * len(shapes) if optimizer is Nothing else shapes
+        shapes_of = [(1,)] * len(shapes) if optimizer is NoOp else shapes
         return trainer_update(shapes_of, optimizer)[0]
 
     builders = with_trainers(with_trainer)
-    builders[0] = lambda: update_and_floor(shapes, "adamax_ext")
+    builders[0] = lambda: update_and_baseline(shapes, "adamax_ext")
     if torch is not None:
         builders.append(lambda: torch_updates(shapes))
     return Case(builders, rounds, lambda: elements_of(shapes))
@@ -282,9 +285,9 @@ def family_case(shapes: Sequence[Shape], info: OptimizerInfo, rounds: int, **mor
         return {"torch": Contender(optimizer.step)}
 
     builders: list[Builder] = [
-        lambda: update_and_floor(shapes, info.name, **given),
+        lambda: update_and_baseline(shapes, info.name, **given),
         built_in,
-        lambda: {"nothing": trainer_update([(1,)] * len(shapes), Nothing)[0]},
+        lambda: {"no_op": trainer_update([(1,)] * len(shapes), NoOp)[0]},
     ]
     if torch is not None and info.torch is not None:
         builders.append(of_torch)
@@ -357,7 +360,7 @@ def options_case(shapes: Sequence[Shape], name: str, rounds: int) -> Case:
 
     built_in = name[: -len("_ext")]
     builders: list[Builder] = [
-        lambda: update_and_floor(shapes, name),
+        lambda: update_and_baseline(shapes, name),
         lambda: with_gluon_clip(name),
         lambda: with_gluon_clip(built_in),
     ]

@@ -26,8 +26,8 @@ STYLES = {
     "adam": Style("MXNet's adam (fused)", "#E69F00", "D"),
     "torch adamax": Style("PyTorch's Adamax", "#56B4E9", "^"),
     "adamax_ext": Style("adamax_ext", "#0072B2", "o"),
-    "nothing": Style("Trainer alone", "#CC79A7", "v", ":"),
-    "floor": Style("bandwidth baseline", "#555555", "", "--"),
+    "no_op": Style("Trainer alone", "#CC79A7", "v", ":"),
+    "bandwidth_baseline": Style("bandwidth baseline", "#555555", "", "--"),
 }
 
 MODELS = {

@@ -52,7 +52,7 @@ def case_table(name: str, samples: Samples) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("contender")
     ours = CASES[name].ours
-    for header in ("median ms", "min ms", f"/ {ours}", "/ floor"):
+    for header in ("median ms", "min ms", f"/ {ours}", "/ baseline"):
         table.add_column(header, justify="right")
     medians = medians_of(samples)
     for contender in sorted(medians, key=medians.__getitem__):
@@ -61,7 +61,7 @@ def case_table(name: str, samples: Samples) -> Table:
             f"{medians[contender]:.3f}",
             f"{min(samples[contender]):.3f}",
             ratio(medians, contender, ours),
-            ratio(medians, contender, "floor"),
+            ratio(medians, contender, "bandwidth_baseline"),
             style="bold" if contender == ours else None,
         )
     return table
@@ -74,9 +74,9 @@ def summary_table(samples: dict[str, Samples]) -> Table:
     for header in (
         "MXNet / ours",
         "torch / ours",
-        "ours / floor",
-        "ours / (floor + nothing)",
-        "ours / nothing",
+        "ours / baseline",
+        "ours / (baseline + no_op)",
+        "ours / no_op",
     ):
         table.add_column(header, justify="right")
     for name, times in samples.items():
@@ -85,9 +85,9 @@ def summary_table(samples: dict[str, Samples]) -> Table:
             name,
             ratio(medians, case.built_in, case.ours),
             ratio(medians, case.torch, case.ours),
-            ratio(medians, case.ours, "floor"),
-            ratio(medians, case.ours, "floor", "nothing"),
-            ratio(medians, case.ours, "nothing"),
+            ratio(medians, case.ours, "bandwidth_baseline"),
+            ratio(medians, case.ours, "bandwidth_baseline", "no_op"),
+            ratio(medians, case.ours, "no_op"),
         )
     return table
 
