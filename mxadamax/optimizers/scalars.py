@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of an update, by name: for all parameters, or one for each."""
+"""Compute the scalars of an update, by name: one for all parameters, or one for each."""
 
 import math
 from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Union
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 Scalars = Dict[str, Union[float, List[float]]]
 
 NO_L2 = -1.0
-"""In the place of `wd`: the gradient is left without any weight decay."""
+"""A value of `wd`: no L2 term is added to the gradient."""
 
 
 def update_scalars(
@@ -21,7 +21,7 @@ def update_scalars(
     wds: Sequence[float],
     updates: Sequence[int],
 ) -> Scalars:
-    """All scalars that kernels and `reference_step` need."""
+    """Compute the scalars for kernels and `reference_step`."""
     rescale_grad = optimizer.rescale_grad
     return {
         "rescale_grad": -rescale_grad if optimizer.maximize else rescale_grad,
@@ -32,8 +32,8 @@ def update_scalars(
 
 
 def ema_weight(decay: Optional[float], t: int) -> float:
-    """The share of the weight in its average after its update `t`."""
+    """Return the EMA weight of a weight after its update `t`."""
     if not decay or t == 1:
         return 1.0
-    # 1 - decay**t without losing its digits where decay is near 1.
+    # 1 - decay**t, without cancellation if decay is near 1.
     return (1.0 - decay) / -math.expm1(t * math.log(decay))

@@ -73,12 +73,12 @@ REFUSED_OF_THE_FAMILY = [
     (
         "amsgrad_ext",
         {"amsgrad": False},
-        "amsgrad must be True, got False; adam_ext is the one without",
+        "amsgrad must be True, got False; use adam_ext instead",
     ),
     (
         "adamw_ext",
         {"decoupled_wd": False},
-        "decoupled_wd must be True, got False; adam_ext is the one without",
+        "decoupled_wd must be True, got False; use adam_ext instead",
     ),
     ("adamw_ext", {"wd": -0.1}, r"wd must be in \[0, inf\), got -0.1"),
     ("nadam_ext", {"schedule_decay": -1}, r"schedule_decay must be in \[0, inf\), got -1"),

@@ -51,7 +51,7 @@ from .reporting import as_json, case_table, machine, summary_table
 
 
 def positive(text: str) -> int:
-    """An argument that counts something."""
+    """Parse a positive integer."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
@@ -59,7 +59,7 @@ def positive(text: str) -> int:
 
 
 def known_cases(text: str) -> list[str]:
-    """An argument that names cases."""
+    """Parse the name or prefix of cases."""
     names = cases_named(text)
     if not names:
         raise argparse.ArgumentTypeError(f"there is no case {text!r}, only {', '.join(CASES)}")
@@ -67,7 +67,7 @@ def known_cases(text: str) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the arguments of the command."""
     parser.description = __doc__
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
@@ -76,44 +76,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=known_cases,
         metavar="NAME",
         default=[list(CASES)],
-        help="the cases to run, or what their names begin with, such as sizes or family; of "
-        + ", ".join(CASES),
+        help="cases to run, or prefixes such as sizes or family; the cases are " + ", ".join(CASES),
     )
     parser.add_argument(
-        "--repeat", type=positive, metavar="N", help="rounds of each case; fewer for large ones"
+        "--repeat",
+        type=positive,
+        metavar="N",
+        help="rounds per case; by default fewer for large cases",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here")
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw what was measured, as PNG, SVG or PDF"
+        "--json", type=Path, metavar="FILE", help="write all measurements to this file"
+    )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="plot the results as PNG, SVG or PDF"
     )
     parser.add_argument(
         "--from",
         type=Path,
         dest="source",
         metavar="FILE",
-        help="measure nothing; draw what --json has written",
+        help="plot a file of --json instead of measuring",
     )
     parser.add_argument(
         "--threads",
         type=positive,
         metavar="N",
-        help="OpenMP threads; MXNet decides by default, and leaves half of the processors alone",
+        help="OpenMP threads; by default MXNet decides, and uses half of the processors",
     )
 
 
 def chosen(given: argparse.Namespace) -> list[str]:
-    """The cases asked for, once each."""
+    """Return the selected cases, once each."""
     return list(dict.fromkeys(name for group in given.only for name in group))
 
 
 def restart_with(threads: int, argv: Sequence[str]) -> None:
-    """Start over with as many OpenMP threads: MXNet reads their number only when it is imported."""
+    """Restart with a number of OpenMP threads, which MXNet reads only during its import."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     os.execve(sys.executable, [sys.executable, "-m", "mxadamax", *argv], environment)
 
 
 def check_matplotlib() -> None:
-    """Import it, which can fail in as many ways as there are to damage an installation."""
+    """Raise ValueError if matplotlib is missing or broken."""
     try:
         importlib.import_module(f"{__name__}.plots")
     except Exception as error:
@@ -126,7 +130,7 @@ def check_matplotlib() -> None:
 
 
 def check(given: argparse.Namespace) -> None:
-    """Refuse now what would fail after an hour."""
+    """Raise errors now that would otherwise come after an hour."""
     if given.source and not given.plot:
         raise ValueError("--from needs --plot: it says what to draw")
     if given.plot:
@@ -144,7 +148,7 @@ def check(given: argparse.Namespace) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Run the cases asked for, and print, write and draw what came out."""
+    """Run the selected cases, and print, write and plot the results."""
     check(given)
     if given.source:
         draw(json.loads(given.source.read_text()), given.plot)
@@ -172,7 +176,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def draw(result: dict[str, object], file: Path) -> None:
-    """Draw, with what only drawing needs."""
+    """Plot results. Imports matplotlib only now."""
     from .plots import draw
 
     draw(result, file)
