@@ -688,7 +688,9 @@ def test_what_is_no_batch():
         native().FusedUpdate("adamin", [], [], [], memo, False, False, False, None)
     with pytest.raises(TypeError, match="expected a sequence"):
         native().FusedUpdate("sgd", 5, [], [], memo, False, False, False, None)
-    with pytest.raises(ValueError, match="got 0 weights, 1 gradients and 0 states, expected the same"):
+    with pytest.raises(
+        ValueError, match="got 0 weights, 1 gradients and 0 states, expected the same"
+    ):
         native().FusedUpdate("sgd", [], [mx.nd.ones((2,))], [], memo, False, False, False, None)
     empty = native().FusedUpdate("sgd", [], [], [], memo, False, False, False, None)
     empty.push([{name: 1.0 for name in SCALARS_OF_SGD}], None, False, None, 0)
