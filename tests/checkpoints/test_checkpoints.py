@@ -965,8 +965,8 @@ def test_where_another_formula_is_warned_of(name, options, difference, tmp_path)
         assert not found
         return
     assert [str(w.message) for w in found] == [
-        f"MXNet {mx.__version__}'s {name} {difference}, unlike {name}_ext: the training goes on a "
-        "little differently"
+        f"MXNet {mx.__version__}'s {name} {difference}, unlike {name}_ext: the training continues "
+        "slightly differently"
     ]
     assert found[0].filename == __file__
 
