@@ -67,7 +67,7 @@ def updates(run: Measured) -> str:
                 label,
                 run.ms(case, "adamax_ext"),
                 run.peer(case, "adamax", "adamax_ext"),
-                *(run.ms(case, contender) for contender in ("adam", "nothing", "floor")),
+                *(run.ms(case, contender) for contender in ("adam", "no_op", "bandwidth_baseline")),
             ]
             for case, label in UPDATES.items()
         ],
@@ -83,7 +83,7 @@ def trainings(run: Measured) -> str:
                 label,
                 run.ms(case, "adamax_ext"),
                 run.peer(case, "adamax", "adamax_ext"),
-                run.ms(case, "nothing"),
+                run.ms(case, "no_op"),
             ]
             for case, label in TRAININGS.items()
         ],
@@ -102,7 +102,7 @@ def family(run: Measured) -> str:
         if not run.has(case):
             continue
         note = "" if ours == f"{theirs}_ext" else f", `{theirs}`"
-        others = [run.ms(case, contender) for contender in ("nothing", "floor", "torch")]
+        others = [run.ms(case, contender) for contender in ("no_op", "bandwidth_baseline", "torch")]
         label = LABELS.get(name, f"`{ours}`")
         rows.append([label, run.ms(case, ours), run.peer(case, theirs, ours, note), *others])
     header = ["ResNet-50's shapes, ms", "ours", "MXNet's", "`Trainer` alone", "bandwidth baseline"]
@@ -110,7 +110,7 @@ def family(run: Measured) -> str:
 
 
 OPTIONS = {
-    "floor": "bandwidth baseline, float32",
+    "bandwidth_baseline": "bandwidth baseline, float32",
     "adamax_ext": "no option",
     "adamax_ext, clip_global_norm": "`clip_global_norm`",
     "adamax_ext, gluon clip": "`gluon.utils.clip_global_norm`, then the step",

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 # Before mxnet, which Python 3.12 cannot import by itself.
 import mxadamax  # noqa: F401  registers the optimizers
-from mxadamax._mxnet.compatibility import gluon_arrays, seed_all
 
 # isort: split
 import argparse
@@ -36,7 +35,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 from tqdm import tqdm
-from train_mnist import SameOrder, load_digits
+from train_mnist import SameOrder, arrays, load_digits
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -275,10 +274,11 @@ def train(
         Show no progress.
     """
     images, labels = data
-    seed_all(seed)
+    mx.random.seed(seed)
+    np.random.seed(seed)
     net = make_net(experiment.hidden_layers, units)
     net.initialize(mx.init.Xavier())
-    net(gluon_arrays.zeros((1, *images.shape[1:])))
+    net(arrays.zeros((1, *images.shape[1:])))
     net.hybridize()
     loss_of = gluon.loss.SoftmaxCrossEntropyLoss()
     options = {"learning_rate": method.learning_rate}
@@ -300,9 +300,7 @@ def train(
         losses = []
         for batch in batches:
             with autograd.record():
-                loss = loss_of(
-                    net(gluon_arrays.array(images[batch])), gluon_arrays.array(labels[batch])
-                )
+                loss = loss_of(net(arrays.array(images[batch])), arrays.array(labels[batch]))
             loss.backward()
             trainer.step(BATCH_SIZE)
             losses.append(loss)

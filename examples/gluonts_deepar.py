@@ -15,7 +15,6 @@ from __future__ import annotations
 
 # Before mxnet, which Python 3.12 cannot import by itself.
 import mxadamax
-from mxadamax._mxnet.compatibility import seed_all
 
 # isort: split
 import argparse
@@ -59,7 +58,8 @@ def train(
         How long to train, and how many batches of 32 make an epoch.
     """
     random.seed(0)
-    seed_all(0)
+    np.random.seed(0)
+    mx.random.seed(0)
     history = TrainingHistory()
     estimator = DeepAREstimator(
         freq="H",

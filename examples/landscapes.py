@@ -14,7 +14,6 @@ from __future__ import annotations
 
 # Before mxnet, which Python 3.12 cannot import by itself.
 import mxadamax  # noqa: F401  registers the optimizers
-from mxadamax._mxnet.compatibility import gluon_arrays
 
 # isort: split
 import argparse
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import matplotlib
+import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 from tqdm import tqdm
@@ -30,6 +30,9 @@ from tqdm import tqdm
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.animation import FuncAnimation, PillowWriter
+
+arrays = mx.np if mx.util.is_np_array() else mx.nd
+"""The module of the arrays that Gluon takes: `mx.np` on MXNet 2, `mx.nd` on MXNet 1."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def walk(
     """
     point = gluon.Parameter("point", shape=(2,), dtype="float64")
     point.initialize()
-    point.set_data(gluon_arrays.array(start, dtype="float64"))
+    point.set_data(arrays.array(start, dtype="float64"))
     options = {"learning_rate": walker.learning_rate, **walker.options}
     trainer = gluon.Trainer([point], walker.optimizer, options)
     points = [point.data().asnumpy()]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 # Before mxnet, which Python 3.12 cannot import by itself.
 import mxadamax  # noqa: F401  registers adamax_ext
-from mxadamax._mxnet.compatibility import gluon_arrays, seed_all
 
 # isort: split
 import argparse
@@ -33,6 +32,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 TEST_IMAGES = 1000
+
+arrays = mx.np if mx.util.is_np_array() else mx.nd
+"""The module of the arrays that Gluon takes: `mx.np` on MXNet 2, `mx.nd` on MXNet 1."""
 
 
 @dataclass
@@ -143,10 +145,11 @@ def train(
         Print nothing.
     """
     train_data, test_data = load_digits(seed)
-    seed_all(seed)
+    mx.random.seed(seed)
+    np.random.seed(seed)
     net = make_net(model)
     net.initialize(mx.init.Xavier())
-    net(gluon_arrays.zeros((1, 1, 28, 28)))
+    net(arrays.zeros((1, 1, 28, 28)))
     net.hybridize()
     loss_of = gluon.loss.SoftmaxCrossEntropyLoss()
     options = {"learning_rate": learning_rate, "wd": wd}

@@ -2,7 +2,7 @@
 """Optimizers for Apache MXNet with native kernels: one engine operation per step.
 
 Importing this package registers its optimizers with MXNet: ``gluon.Trainer(params, 'adamax_ext')``.
-Where MXNet is not installed, only `mxadamax.cuda` works.
+Without MXNet, only `mxadamax.cuda` works.
 """
 
 import typing as _typing
@@ -16,7 +16,7 @@ from .commands.import_diagnostics import explain_where_the_import_fails as _expl
 from .native_module import refuse as _refuse
 
 _explain_where_it_fails()
-# Before MXNet, whose import is where a parameter server runs.
+# Before MXNet: a parameter server runs inside the import of MXNet.
 _end_where_mxnet_would_go_on()
 
 __all__ = ["averaged_weights", "load_states", "save_states"]

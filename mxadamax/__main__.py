@@ -10,12 +10,12 @@ from . import __version__
 from ._mxnet.importing import MISSING
 
 COMMANDS = {
-    "info": "what is installed and used here, and what to do about problems",
+    "info": "print what is installed, and how to fix each problem",
     "verify": "compare every optimizer with the installed MXNet, bit for bit",
-    "bench": "time the optimizers beside MXNet's, PyTorch's, and the memory",
-    "convert": "turn saved states of a built-in into ours, or back",
+    "bench": "time the optimizers beside MXNet's and PyTorch's",
+    "convert": "convert saved states of a built-in to ours, or back",
 }
-"""The modules of `mxadamax.commands`, and what each does."""
+"""The modules of `mxadamax.commands`, with a summary of each."""
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -24,24 +24,24 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        By default those of the process.
+        The arguments; by default those of the process.
 
     Returns
     -------
     int
-        The exit status: 0, or 1 where the command says why it could not, or what is wrong.
+        The exit status: 0, or 1 if the command failed or found a problem.
     """
-    # What `import_diagnostics` has set is for what fails before this.
+    # The hook of `import_diagnostics` is for failures before this.
     sys.excepthook = sys.__excepthook__
     argv = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(prog="mxadamax", description="Tools beside the optimizers.")
+    parser = argparse.ArgumentParser(prog="mxadamax", description="Tools for the optimizers.")
     parser.add_argument("--version", action="version", version=f"mxadamax {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     modules = {}
     try:
         for name, summary in COMMANDS.items():
             command = commands.add_parser(name, help=summary)
-            # The others' imports can take seconds.
+            # Importing the other commands can take seconds.
             if argv[:1] == [name]:
                 modules[name] = importlib.import_module(f"{__package__}.commands.{name}")
                 modules[name].add_arguments(command)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation with the average of the weights over the steps."""
+"""Evaluate with the moving average of the weights."""
 
 import contextlib
 from typing import TYPE_CHECKING, Iterator, List, Tuple
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def averaged_weights(trainer: "Trainer") -> Iterator[None]:
-    """Put the averages that `ema_decay` keeps in the place of the weights, for a while.
+    """Swap in the averages of `ema_decay` for the weights, within a ``with`` block.
 
     ::
 
         with mxadamax.averaged_weights(trainer):
             evaluate(net)
 
-    On leaving, also by an exception, the weights are what they were, to the last bit. Parameters
-    that have not been updated yet keep their weights throughout. What layers keep beside
-    parameters, such as the running means of batch normalization, is not averaged.
+    On exit, also by an exception, the weights are restored bit for bit. Parameters that no step has
+    updated keep their weights. The block does not average other data of layers, such as the running
+    means of batch normalization.
 
     Parameters
     ----------
@@ -35,8 +35,8 @@ def averaged_weights(trainer: "Trainer") -> Iterator[None]:
     Raises
     ------
     ValueError
-        Where the optimizer keeps no averages, they are on a parameter server, or the weights have
-        been exchanged already. Steps inside are refused as well.
+        If the optimizer keeps no averages, if they are on a parameter server, or if they are
+        swapped in already. A step inside the block raises ValueError too.
 
     Examples
     --------
@@ -53,7 +53,7 @@ def averaged_weights(trainer: "Trainer") -> Iterator[None]:
         )
     if optimizer.ema_swapped_in:
         raise ValueError("averaged_weights: the weights are averages already")
-    # Before the first step, and without states that have been loaded, there are no averages.
+    # There are no averages before the first step or the loading of states.
     updaters = updaters_of(trainer) if trainer._kv_initialized else []
     saved: List[Tuple[NDArray, NDArray]] = []
     optimizer.ema_swapped_in = True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: states written whole or not at all, checked before loading, and converted."""
+"""Save states atomically, check them before loading, and convert them."""
 
 import contextlib
 import copy
@@ -38,34 +38,34 @@ if TYPE_CHECKING:
 Path = Union[str, "os.PathLike[str]"]
 
 _OF_THE_PROGRAM = (*names_of(Resume.FROM_PROGRAM, Resume.FROM_CALLER), "allow_np_array")
-"""How the program at hand calls its optimizer; never taken from a file."""
+"""Options that say how the program calls its optimizer; never taken from a file."""
 
 
 def save_states(trainer: "Trainer", file: Path) -> None:
-    """Write what `Trainer.save_states` writes, whole or not at all.
+    """Write the states of a trainer like `Trainer.save_states`, but atomically.
 
-    The content goes to a temporary file in the same folder, is forced to the disk, and takes the
-    place of `file` in one step. Whenever the process or the machine ends, `file` is the old one or
-    the new one. A process that is killed can leave ``.NAME.*.tmp`` behind, which can be deleted.
+    This writes to a temporary file in the same folder, forces it to disk, and renames it to `file`.
+    If the process or the machine dies, `file` is either the old or the new one. A killed process
+    can leave ``.NAME.*.tmp`` behind; delete it.
 
     Parameters
     ----------
     trainer : gluon.Trainer
         With any optimizer of MXNet. Its states must not be on a parameter server.
     file : path
-        Where to write. `load_states` and `Trainer.load_states` both read it.
+        The file to write. `load_states` and `Trainer.load_states` both read it.
 
     Raises
     ------
     ValueError
-        Where the shape of a parameter is not known yet, or states are on a parameter server.
+        If the shape of a parameter is not known yet, or states are on a parameter server.
     OSError
-        Where writing fails. `file` is what it was then.
+        If writing fails. `file` is unchanged.
 
     Notes
     -----
-    A parameter that no step has updated yet has no state. In the file it has the one it would begin
-    with, so that a file always has the states of all parameters.
+    A parameter that no step has updated has no state. The file contains its initial state, so a
+    file always has the states of all parameters.
 
     Examples
     --------
@@ -84,26 +84,27 @@ def save_states(trainer: "Trainer", file: Path) -> None:
 
 
 def load_states(trainer: "Trainer", file: Path) -> None:
-    """Load states of this package's optimizer or of its built-in, after checking all of them.
+    """Check and load states of this package's optimizer or of its built-in counterpart.
 
-    Everything that a training went through comes from the file: states, counts, learning rate or
-    scheduler, and all numbers such as `beta1` and `wd`. What is computed is up to the program:
-    options that are on in the trainer and off in the file, or the other way round, are refused by
-    name. The trainer keeps its optimizer, with its `aggregate_num` and `use_fused_step`. Load
-    weights first, then states.
+    The file provides the progress of the training: states, counts, learning rate or scheduler, and
+    all numbers such as `beta1` and `wd`. The program decides the formula: an option that is on in
+    the trainer and off in the file, or the other way round, raises an error that names it. The
+    trainer keeps its optimizer, with its `aggregate_num` and `use_fused_step`. Load weights first,
+    then states.
 
-    From a built-in, options that it does not have stay as they are in the trainer; `ema_decay` too
-    where a file of this package has no averages. Averages then begin as the weights are now.
+    From a built-in's file, the trainer keeps its options that the built-in does not have. It also
+    keeps `ema_decay` if a file of this package has no averages. Averages then begin as the current
+    weights.
 
-    Load only files that you trust: they are pickles, and unpickling runs whatever code a file
+    Load only files that you trust: they are pickles, and unpickling runs any code that a file
     names.
 
     Parameters
     ----------
     trainer : gluon.Trainer
-        With an optimizer of this package. It may have other devices than the one that wrote the
-        file, and another number of them: all get the states of the first, and the counts of the
-        training.
+        With an optimizer of this package. Its devices, and their number, may differ from those of
+        the trainer that wrote the file: all get the states of the first device, and the counts of
+        the training.
     file : path
         Written by :func:`save_states` or `Trainer.save_states`, here or with the corresponding
         built-in.
@@ -111,14 +112,14 @@ def load_states(trainer: "Trainer", file: Path) -> None:
     Raises
     ------
     ValueError
-        Where `file` is something else or does not fit the trainer: it says what the file holds and
-        what was expected. The trainer is unchanged.
+        If `file` is not a file of states, or does not fit the trainer. The message says what the
+        file holds and what was expected. The trainer is unchanged.
     OSError
-        Where `file` cannot be read.
+        If `file` cannot be read.
 
     Examples
     --------
-    A training goes on that MXNet's own AdaMax began:
+    Resume a training that MXNet's own AdaMax began:
 
     >>> built_in = gluon.Trainer(net.collect_params(), "adamax", {"learning_rate": 0.01})
     >>> train_a_step(built_in)
@@ -171,7 +172,7 @@ def load_states(trainer: "Trainer", file: Path) -> None:
             }
             for position, updater in enumerate(updaters)
         ]
-    # Nothing has been changed until here, and nothing below fails.
+    # Nothing has changed so far, and nothing below can fail.
     parameters = optimizer.param_dict
     optimizer.__setstate__(candidate.__getstate__())
     optimizer.param_dict = parameters
@@ -181,30 +182,30 @@ def load_states(trainer: "Trainer", file: Path) -> None:
 
 
 def convert(old: Path, new: Path, to: str, drop_averages: bool = False) -> str:
-    """Turn a file of a built-in's states into one for the optimizer of this package, or back.
+    """Convert a file of a built-in's states for this package's optimizer, or back.
 
     Parameters
     ----------
     old : path
-        What `save_states` has written. It is unpickled: use only files that you trust.
+        A file that `save_states` has written. It is unpickled: use only files that you trust.
     new : path
-        Where to write; as :func:`save_states` does, whole or not at all.
+        The file to write, atomically like :func:`save_states`.
     to : str
-        The optimizer that is to go on, by its name in MXNet's registry.
+        Name, in MXNet's registry, of the optimizer to convert for.
     drop_averages : bool, default False
-        On the way back, leave out the averages that `ema_decay` has kept.
+        Omit the averages of `ema_decay` when converting for a built-in.
 
     Returns
     -------
     str
-        What has been done, in one line.
+        A one-line summary.
 
     Raises
     ------
     ValueError
-        Where `old` is something else, or `to` cannot go on with it.
+        If `old` is not a file of states, or `to` cannot use it.
     OSError
-        Where a file cannot be read or written.
+        If a file cannot be read or written.
 
     Examples
     --------
@@ -229,7 +230,7 @@ def convert(old: Path, new: Path, to: str, drop_averages: bool = False) -> str:
             partner = f"{built_in}_ext" if built_in else partner_of(source)
             possible = f"only {partner}" if partner in Optimizer.opt_registry else "nothing here"
             raise ValueError(
-                f"holds states of {describe_optimizer(source)}, which {possible} can go on with, "
+                f"holds states of {describe_optimizer(source)}, which {possible} can continue, "
                 f"not {to!r}"
             )
     with np_array(is_np_array() and numpy_shapes), np_shape(numpy_shapes):
@@ -242,7 +243,7 @@ def convert(old: Path, new: Path, to: str, drop_averages: bool = False) -> str:
 
 @contextlib.contextmanager
 def _named(file: Path) -> Iterator[None]:
-    """Refusals name the file, also where an optimizer in it lacks what it should have."""
+    """Prefix errors with the file, also if its optimizer lacks an attribute."""
     try:
         yield
     except ValueError as error:
@@ -252,9 +253,9 @@ def _named(file: Path) -> Iterator[None]:
 
 
 def _write(file: Path, states: States, optimizer: Optimizer) -> None:
-    """Write a file of states so that it is never there in part."""
+    """Write a file of states atomically."""
     content = pickle.dumps((states, optimizer))
-    # The file that a link points to is replaced, not the link.
+    # Replace the file that a link points to, not the link.
     folder, name = os.path.split(os.path.realpath(file))
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -267,7 +268,7 @@ def _write(file: Path, states: States, optimizer: Optimizer) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    # Without it, the new name of the file could be lost with the machine's power.
+    # Without this, a power failure could lose the file's new name.
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -276,7 +277,7 @@ def _write(file: Path, states: States, optimizer: Optimizer) -> None:
 
 
 def _read(file: Path) -> Tuple[States, Optimizer, bool]:
-    """States, optimizer, and whether arrays were written with NumPy's semantics of shapes."""
+    """Read states, optimizer, and whether arrays were written with NumPy's shape semantics."""
     with open(file, "rb") as stream:
         content = stream.read()
     expected = "expected what save_states writes, a pickle of (states, optimizer)"
@@ -295,11 +296,10 @@ def _read(file: Path) -> Tuple[States, Optimizer, bool]:
             return states, optimizer, numpy_shapes
     if isinstance(found, dict):
         raise ValueError(
-            f"{os.fspath(file)}: holds states alone, as a Module writes and Updater.get_states() "
-            "does; how often each has been updated, and with which numbers, is said by the "
-            "optimizer only. Make a Trainer with the optimizer, options and begin_num_update (the "
-            "updates so far) of that training; its load_states(file) takes the states, and "
-            "mxadamax.save_states then writes both"
+            f"{os.fspath(file)}: holds only states, as written by Module or Updater.get_states(), "
+            "without update counts and hyperparameters. Make a Trainer with the optimizer, options "
+            "and begin_num_update (the updates so far) of that training; load the states with its "
+            "load_states(file), then write both with mxadamax.save_states"
         )
     kind = type(found).__name__
     if isinstance(found, tuple):
@@ -308,9 +308,9 @@ def _read(file: Path) -> Tuple[States, Optimizer, bool]:
 
 
 def _check_memo(content: bytes) -> None:
-    """Refuse a pickle that numbers its objects beyond its own length, as damage may do.
+    """Refuse a pickle with a memo index beyond its own length, a sign of damage.
 
-    Python takes memory for as many, gigabytes of it, before it notices anything.
+    Python would first allocate a memo of that size, which can be gigabytes.
     """
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > len(content):
@@ -321,7 +321,7 @@ def _unpickle(content: bytes) -> Tuple[Any, bool]:
     try:
         return pickle.loads(content), is_np_shape()
     except MXNetError:
-        # Arrays are read only with the semantics of shapes that they were written with.
+        # MXNet reads arrays only with the shape semantics that they were written with.
         other = not is_np_shape()
         with contextlib.suppress(MXNetError), np_array(is_np_array() and other), np_shape(other):
             return pickle.loads(content), other
@@ -329,7 +329,7 @@ def _unpickle(content: bytes) -> Tuple[Any, bool]:
 
 
 def _weights(trainer: "Trainer") -> Dict[int, List[NDArray]]:
-    """The weights of each parameter, on all devices; of frozen ones those there are."""
+    """Return the weights of each parameter on all devices, also of initialized frozen ones."""
     weights = {}
     for index, parameter in enumerate(trainer._params):
         if parameter._data is not None:
@@ -343,7 +343,7 @@ def _weights(trainer: "Trainer") -> Dict[int, List[NDArray]]:
 
 
 def _initialized_updaters(trainer: "Trainer") -> List[Any]:
-    """Who holds the states, also before the first step."""
+    """Return the updaters that hold the states, initialized also before the first step."""
     from mxnet.gluon.parameter import DeferredInitializationError
 
     try:
@@ -355,13 +355,13 @@ def _initialized_updaters(trainer: "Trainer") -> List[Any]:
         unknown = [p.name for p in trainer._params if p._data is None]
         raise ValueError(
             f"the shape of {', '.join(map(repr, unknown))} is not known yet (deferred "
-            "initialization), and the trainer cannot begin without it; run the model once"
+            "initialization), and the trainer needs it; run the model once"
         ) from None
     return updaters_of(trainer)
 
 
 def _check_options(source: FusedOptimizer, optimizer: FusedOptimizer, names: Iterable[str]) -> None:
-    """Refuse states of an optimizer that computes something else."""
+    """Refuse states of an optimizer with another formula or other arrays."""
     for name in names:
         option = BY_NAME[name]
         wanted = getattr(optimizer, name, None)
@@ -385,10 +385,10 @@ def _check_options(source: FusedOptimizer, optimizer: FusedOptimizer, names: Ite
 def _keys_in_file(
     trainer: "Trainer", keys: Keys, states: States, source: FusedOptimizer
 ) -> List[Any]:
-    """By which keys a file has the trainer's parameters; ValueError where two answers fit.
+    """Return the keys of the trainer's parameters in a file; ValueError if ambiguous.
 
-    Files of this package say it. Those of built-ins do not, nor by which of two numberings their
-    updaters counted, which a trainer with other updaters would take for its own.
+    Files of this package contain them. Files of built-ins do not, and do not say which of two
+    numberings their updaters used.
     """
     said = getattr(source, "_parameter_keys", None)
     if said is not None:
@@ -404,10 +404,10 @@ def _keys_in_file(
     first, last = ([found.index(key) for key in states] for found in (fitting[0], fitting[-1]))
     if first != last:
         raise ValueError(
-            f"holds states by the numbers {list(states)}, which can be those of "
+            f"holds states with the indices {list(states)}, which can be those of "
             f"{_names(trainer, first)} or, from updates on a key-value store, of "
-            f"{_names(trainer, last)}; let those that they are of have a grad_req other than "
-            "'null' while loading"
+            f"{_names(trainer, last)}; while loading, set grad_req of the right ones to another "
+            "value than 'null'"
         )
     return fitting[0]
 
@@ -417,7 +417,7 @@ def _names(trainer: "Trainer", positions: List[int]) -> str:
 
 
 def _by_position(trainer: "Trainer", states: States, keys: List[Any]) -> States:
-    """States by the positions of their parameters in the trainer."""
+    """Return the states, keyed by the position of their parameter in the trainer."""
     positions = {key: position for position, key in enumerate(keys)}
     count = len(trainer._params)
     for key in states:
@@ -435,9 +435,9 @@ def _successor(
     weights: Mapping[int, List[NDArray]],
     keys: Mapping[Any, int],
 ) -> FusedOptimizer:
-    """What the trainer's optimizer is to become: the file's, on the trainer's devices.
+    """Return the optimizer to put in the trainer: the file's, on the trainer's devices.
 
-    `keys` are those of the trainer, by those in the file.
+    `keys` maps the file's keys to the trainer's.
     """
     entries = {**optimizer.__getstate__(), **source.__getstate__()}
     entries["_built_in_calls"] = getattr(source, "_built_in_calls", {})
@@ -458,7 +458,7 @@ def _successor(
 
 
 def _check_progress(optimizer: FusedOptimizer) -> None:
-    """ValueError where how far training has got is nothing that it could go on from."""
+    """Raise ValueError if the scheduler or the update counts are invalid."""
     scheduler = optimizer.lr_scheduler
     if scheduler is not None and not callable(scheduler):
         raise ValueError(f"lr_scheduler must be a function or None, got {scheduler!r}")
@@ -473,7 +473,7 @@ def _check_states(
     successor: FusedOptimizer,
     weights: Mapping[int, List[NDArray]],
 ) -> States:
-    """The states, with averages where those begin now; ValueError where they do not fit."""
+    """Return the states, with new averages if those begin now; ValueError if they do not fit."""
     parameters = trainer._params
     begins = source.ema_decay is None and successor.ema_decay is not None
     checked: States = {}
@@ -481,11 +481,11 @@ def _check_states(
     for index, parameter in enumerate(parameters):
         name = _names(trainer, [index])
         if index not in states:
-            # Without any state, the training has not begun.
+            # A file without any state is from before the first step.
             if states and parameter.grad_req != "null":
                 raise ValueError(
-                    f"holds the states of {len(states)} parameters and none of {name}; if that one "
-                    "is to begin anew, set its grad_req to 'null' while loading"
+                    f"holds the states of {len(states)} parameters and none of {name}; to start "
+                    "that one afresh, set its grad_req to 'null' while loading"
                 )
             continue
         state = states[index]
@@ -507,7 +507,7 @@ def _check_states(
         for array in arrays_of(state):
             if id(array) in seen:
                 raise ValueError(
-                    f"{name}: holds an array twice, expected one of its own for each state"
+                    f"{name}: holds an array twice, expected a separate one for each state"
                 )
             seen.add(id(array))
         if begins:

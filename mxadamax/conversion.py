@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""States of MXNet's built-ins as those of this package's optimizers, and back."""
+"""Convert states of MXNet's built-ins to those of this package's optimizers, and back."""
 
 import inspect
 import warnings
@@ -16,7 +16,7 @@ from .optimizers.state_layout import map_arrays, without_average
 from .optimizers.update_counts import move_counts
 
 States = Dict[Any, State]
-"""What updaters keep, by parameter."""
+"""The states in an updater, by parameter."""
 
 _IN_ANY_BUILT_IN: Mapping[str, Any] = {
     name: BY_NAME[name].off
@@ -27,11 +27,11 @@ _IN_BUILT_IN: Mapping[str, Mapping[str, Any]] = {
     "adamax": {"epsilon": 0.0},
     "nadam": {"schedule_per_parameter": True},
 }
-"""What options of ours must be to do as a built-in that does not have them: MXNet 1's AdaMax has no
-epsilon, and both count Nadam's schedule by parameters."""
+"""Our options that a built-in lacks, with the values that match it: MXNet 1's AdaMax has no
+epsilon, and both MXNets count Nadam's schedule per parameter."""
 
 _ZERO_IS_NONE = ("adam", "adamw", "adabelief", "rmsprop", "sgd", "nag")
-"""Built-ins with fused operators, which take 0 (or less) as `clip_gradient` for no clipping."""
+"""Built-ins with fused operators, which treat `clip_gradient` of 0 or less as no clipping."""
 
 _OTHER_FORMULA_IN_1: Mapping[str, str] = {
     "rmsprop": "adds epsilon under the root",
@@ -40,18 +40,18 @@ _OTHER_FORMULA_IN_1: Mapping[str, str] = {
 }
 
 _CALLS = names_of(Resume.FROM_CALLER)
-"""How MXNet calls an optimizer: nothing that one takes over from another."""
+"""Options that say how MXNet calls an optimizer; conversion does not carry them over."""
 
 
 def built_in_name(optimizer: Optimizer) -> Optional[str]:
-    """The name of one of MXNet's own optimizers, None for others."""
+    """Return the name of one of MXNet's own optimizers, None for others."""
     name = type(optimizer).__name__.lower()
     known = Optimizer.opt_registry.get(name) is type(optimizer)
     return name if known and type(optimizer).__module__.startswith("mxnet.") else None
 
 
 def partner_of(optimizer: Optimizer) -> Optional[str]:
-    """The name of the built-in that an optimizer of this package stands beside."""
+    """Return the name of the built-in counterpart of an optimizer of this package."""
     name = getattr(optimizer, "registered_name", "")
     return name[: -len("_ext")] if name.endswith("_ext") else None
 
@@ -67,7 +67,7 @@ def describe_optimizer(optimizer: Optimizer) -> str:
 def from_built_in(
     states: States, source: Optimizer, name: str, like: FusedOptimizer
 ) -> Tuple[States, FusedOptimizer]:
-    """States and optimizer of a built-in as ours, with what it lacks from `like`."""
+    """Convert states and optimizer of a built-in to ours; `like` provides the missing options."""
     _check_formula(name, source)
     taken = _carried(source, like)
     for implied in (_IN_ANY_BUILT_IN, _IN_BUILT_IN.get(name, {})):
@@ -82,17 +82,17 @@ def from_built_in(
     options = {name: taken.get(name, getattr(like, name)) for name in _options(type(like))}
     target: FusedOptimizer = make(**{k: v for k, v in options.items() if v != getattr(default, k)})
     for attribute, value in taken.items():
-        # Some are arrays: MXNet 2's AdamW makes one of rescale_grad.
+        # Some are arrays: MXNet 2's AdamW turns rescale_grad into one.
         setattr(target, attribute, value)
     move_counts(target.__dict__, target._all_index_update_counts)
-    # So that the way back leads to where it began.
+    # For the conversion back.
     target._built_in_calls = {k: vars(source)[k] for k in _CALLS if k in vars(source)}
     found = {i: map_arrays(_dense, _swapped(state, name)) for i, state in states.items()}
     return found, target
 
 
 def to_built_in(states: States, source: FusedOptimizer, name: str) -> Tuple[States, Optimizer]:
-    """States and optimizer of ours as a built-in's."""
+    """Convert states and optimizer of ours to a built-in's."""
     if name not in Optimizer.opt_registry:
         raise ValueError(f"MXNet {mxnet_version} has no optimizer {name!r}")
     _check_formula(name, source)
@@ -124,19 +124,19 @@ def to_built_in(states: States, source: FusedOptimizer, name: str) -> Tuple[Stat
 
 
 def without_averages(states: States, source: FusedOptimizer) -> States:
-    """States without their averages; also takes the option from their optimizer."""
+    """Remove the averages from states, and the option from their optimizer."""
     source.ema_decay = None
     return {index: without_average(state) for index, state in states.items()}
 
 
 def _carried(source: Optimizer, target: Optimizer) -> Dict[str, Any]:
-    """The attributes that one takes over from the other: what both have."""
+    """Return the attributes that the target takes from the source: those that both have."""
     apart = (*_CALLS, "param_dict", "_index_update_count")
     return {k: v for k, v in source.__getstate__().items() if k in vars(target) and k not in apart}
 
 
 def _options(cls: Type[FusedOptimizer]) -> Dict[str, Any]:
-    """The options of an optimizer that are attributes of the same name, with their defaults."""
+    """Return the options of an optimizer, with their defaults."""
     found: Dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         if issubclass(base, FusedOptimizer):
@@ -151,13 +151,13 @@ def _takes_zero_for_none(name: str, built_in: Optimizer) -> bool:
 
 
 def _check_formula(name: str, optimizer: Optimizer) -> None:
-    """Refuse or warn where MXNet 1's built-in computes something else."""
+    """Refuse or warn if MXNet 1's built-in uses another formula."""
     if not IS_MXNET_1:
         return
     if name in _OTHER_FORMULA_IN_1:
         raise ValueError(
             f"MXNet {mxnet_version}'s {name} {_OTHER_FORMULA_IN_1[name]}, unlike {name}_ext: "
-            "neither can go on where the other stopped"
+            "neither can continue the other's training"
         )
     clips_both = optimizer.wd != 0 and optimizer.clip_gradient is not None
     if clips_both and name in ("adamax", "adam", "nadam"):
@@ -167,20 +167,20 @@ def _check_formula(name: str, optimizer: Optimizer) -> None:
     else:
         return
     warnings.warn(
-        f"MXNet {mxnet_version}'s {name} {difference}, unlike {name}_ext: the training goes on a "
-        "little differently",
+        f"MXNet {mxnet_version}'s {name} {difference}, unlike {name}_ext: the training continues "
+        "slightly differently",
         stacklevel=4,
     )
 
 
 def _dense(array: Any) -> Any:
-    """An array of a state with all rows."""
+    """Return an array of a state as a dense one."""
     sparse = isinstance(array, NDArray) and array.stype != "default"
     return array.tostype("default") if sparse else array
 
 
 def _swapped(state: State, name: str) -> State:
-    """MXNet 1's SGD and NAG keep the master weight last, all others first."""
+    """Swap master and state for MXNet 1's SGD and NAG, which keep the master last."""
     if IS_MXNET_1 and name in ("sgd", "nag") and isinstance(state, (tuple, list)):
         return state[1], state[0]
     return state

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The types of arrays that the kernels know: csrc/common/dtype.h in Python. Needs NumPy alone."""
+"""Define the dtypes of the kernels: csrc/common/dtype.h in Python. Needs only NumPy."""
 
 from typing import Any, Mapping, NamedTuple, Tuple
 
 import numpy
 
 BFLOAT16 = numpy.dtype([("bfloat16", numpy.uint16)])
-"""What MXNet calls by this name."""
+"""MXNet's dtype of this name."""
 
 
 class DType(NamedTuple):
-    """One type of numbers.
+    """A dtype.
 
     Parameters
     ----------
     numpy : numpy.dtype
-        What NumPy makes arrays of it with.
+        Its NumPy dtype.
     dlpack_code : int
-        How DLPack calls its kind: 0 for integers, 1 without sign, 2 for floating point, 4 for
+        Its DLPack type code: 0 for integers, 1 for unsigned ones, 2 for floating point, 4 for
         bfloat16.
     """
 
@@ -26,7 +26,7 @@ class DType(NamedTuple):
 
     @property
     def item_size(self) -> int:
-        """The bytes of one number."""
+        """Return the bytes of one number."""
         return int(self.numpy.itemsize)
 
 
@@ -39,17 +39,17 @@ DTYPES: Mapping[str, DType] = {
     "uint8": DType(numpy.dtype("uint8"), 1),
     "int64": DType(numpy.dtype("int64"), 0),
 }
-"""All by their names; the last is that of row indices."""
+"""All dtypes by name; int64 is that of row indices."""
 
 DLPACK_TYPES: Mapping[Tuple[int, int], str] = {
     (dtype.dlpack_code, 8 * dtype.item_size): name for name, dtype in DTYPES.items()
 }
-"""Their names, by how DLPack calls them: code and bits."""
+"""The names of the dtypes, by DLPack code and bits."""
 
 WEIGHT_TYPES = ("float32", "float64", "float16", "bfloat16")
-"""What a weight can be of."""
+"""The dtypes of weights."""
 
 STATE_TYPES: Mapping[str, Any] = {
     name: DTYPES[name].numpy for name in ("float16", "bfloat16", "int8")
 }
-"""What `state_dtype` can be."""
+"""The values of `state_dtype`."""

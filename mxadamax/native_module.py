@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the compiled module is, and why it cannot be loaded. It needs neither MXNet nor NumPy."""
+"""Load the compiled module, or explain why that fails. Needs neither MXNet nor NumPy."""
 
 import importlib.util
 import re
@@ -20,16 +20,16 @@ _LIBRARIES = (
     ),
     ("", "install mxadamax anew, in the sources: pip install --force-reinstall --no-deps ."),
 )
-"""What the system's loader says, and what to do then; the first that fits."""
+"""Patterns of the loader's messages, each with advice; the first match counts."""
 
 
 def load() -> ModuleType:
-    """Return the compiled module, also where the package around it cannot be imported.
+    """Return the compiled module, even if the package around it cannot be imported.
 
     Raises
     ------
     ImportError
-        Where it cannot be loaded; with what `refuse` says.
+        If it cannot be loaded, with the message of `refuse`.
     """
     loaded = sys.modules.get("mxadamax._native")
     if loaded is not None:
@@ -46,7 +46,7 @@ def load() -> ModuleType:
 
 
 def refuse(error: ImportError) -> NoReturn:
-    """Say in an ImportError what was found in place of a module that loads, and what to do."""
+    """Raise an ImportError that says why the module does not load and what to do."""
     spec = PathFinder.find_spec("_native", [str(PACKAGE)])
     if spec is None:
         others = ", ".join(sorted(path.name for path in PACKAGE.glob("_native.*.so")))
@@ -59,7 +59,7 @@ def refuse(error: ImportError) -> NoReturn:
             f"mxadamax: {PACKAGE} holds the sources without the compiled module: {_where_to_go()}"
         ) from None
     if error.path != spec.origin:
-        # It was loaded, and refuses to begin.
+        # The module was loaded, and its initialization raised this.
         raise error
     advice = next(advice for pattern, advice in _LIBRARIES if re.search(pattern, str(error)))
     raise ImportError(

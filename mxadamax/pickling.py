@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settle by which names optimizers are pickled: files of every version load with this one."""
+"""Pickle optimizers by stable names, so this version loads the files of every version."""
 
 import importlib
 import sys
 from typing import Any, Dict, Type, Union
 
 FORMAT = 1
-"""The format of what a pickled optimizer says of itself; 0 for files of version 0.1."""
+"""The format of a pickled optimizer; 0 for files of version 0.1."""
 
 _IN = {"AMSGrad": "adam"}
-"""In which module of `mxadamax.optimizers` a class is, where that has not its name."""
+"""The module in `mxadamax.optimizers` of each class that is not in the module of its name."""
 
 _MOVED = {
     **{
@@ -22,46 +22,46 @@ _MOVED = {
     "optimizer": "optimizers.base",
     "parameter_server": "pickling",
 }
-"""The modules whose names files of version 0.1 hold, and where they are now."""
+"""The modules that files of version 0.1 name, and their present names."""
 
 
 def alias_moved_modules() -> None:
-    """Let modules be found by the names that they had in version 0.1."""
+    """Make modules importable by their names in version 0.1."""
     for before, now in _MOVED.items():
         sys.modules[f"mxadamax.{before}"] = sys.modules[f"mxadamax.{now}"]
 
 
 def name_of(cls: Type[Any]) -> Union[str, Type[Any]]:
-    """Return what stands for a class in a file: for one of this package its name in it."""
+    """Return the representation of a class in a file: its name, if it is in this package."""
     return cls.__name__ if cls.__module__.startswith("mxadamax.optimizers.") else cls
 
 
 def new(cls: Union[str, Type[Any]]) -> Any:
-    """Begin an optimizer that is unpickled.
+    """Create an empty optimizer for unpickling.
 
-    By name, it comes before the class in what a worker sends. So where a server does not find the
-    class, it has imported this package by then, and ends.
+    A pickle names this function before the class. So a parameter server that cannot find the class
+    has imported this package by then, and ends.
 
     Parameters
     ----------
     cls : str or type
-        What `name_of` returned.
+        The result of `name_of`.
     """
     found: Any = cls
     if isinstance(cls, str):
-        # A server can get here inside the import of this package, which has no classes yet.
+        # A server can get here during the import of this package, before it has classes.
         module = importlib.import_module(f"mxadamax.optimizers.{_IN.get(cls, cls.lower())}")
         found = getattr(module, cls)
     return found.__new__(found)
 
 
 def check_format(state: Dict[str, Any]) -> Dict[str, Any]:
-    """Return what a pickled optimizer says of itself as this version writes it.
+    """Return the attributes of a pickled optimizer, converted to the present format.
 
     Raises
     ------
     ValueError
-        For a file of a newer version.
+        If a newer version wrote the file.
     """
     state = dict(state)
     found = state.pop("_format", 0)

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Conversion between float and the 16-bit types that arrays may be stored in.
 //
-// Compiled once per instruction set, inside kernels.cc, hence internal linkage. numbers16.h says
-// what is converted to what, low_precision.h what is rounded at random instead. The loops have no
-// branches, so that the compiler vectorises them; F16C is what the compiler does not find by
-// itself.
+// Compiled once per instruction set, inside kernels.cc, hence internal linkage. half.h defines
+// the conversions, low_precision.h stochastic rounding. The loops have no branches, so the compiler
+// vectorizes them; F16C instructions are written by hand, because it does not find them.
 #pragma once
 
 #include <cstdint>

@@ -117,7 +117,7 @@ class States {
   alignas(64) std::uint32_t random_[block];
 };
 
-DType computed_type(const Tensor& tensor) {
+DType op_math_type_of(const Tensor& tensor) {
   return tensor.compute == OpMath::float64 ? DType::float64 : DType::float32;
 }
 
@@ -160,7 +160,7 @@ void update_blocks(const RuleKernels& rule, const Tensor& tensor, double delta_s
         }
         if (tensor.average != nullptr) {
           rule.shared->average[compute](
-              weight, ema_weight, advanced(tensor.average, computed_type(tensor), first), count);
+              weight, ema_weight, advanced(tensor.average, op_math_type_of(tensor), first), count);
         }
       });
 }
@@ -383,7 +383,7 @@ Tensor part_of(const Tensor& whole, std::int64_t first, std::int64_t size, const
   part.grad = grad;
   part.weight = advanced(whole.weight, whole.weight_type, first);
   part.copy = advanced(whole.copy, whole.copy_type, first);
-  part.average = advanced(whole.average, computed_type(whole), first);
+  part.average = advanced(whole.average, op_math_type_of(whole), first);
   for (void*& state : part.states) state = advanced(state, whole.state_type, first);
   return part;
 }

@@ -10,7 +10,7 @@
 namespace mxadamax::cuda {
 namespace {
 
-// Calls body(), and puts into `error` what it throws. Returns whether it has not.
+// Calls body(), stores the message of an exception in `error`, and returns whether there was none.
 template <class Body>
 bool succeeds(DeviceError* error, Body&& body) noexcept {
   const auto tell = [&](const char* message) {
@@ -51,7 +51,7 @@ bool update(void* batch, const DeviceStep* step, DeviceReport* report, DeviceErr
     const StepControl control = found.report();
     *report = {control.norm, control.skip != 0};
   });
-  // Nothing may still write to arrays of which the caller believes that they are left alone.
+  // The caller relies on unchanged arrays: wait until nothing writes to them.
   if (!done) cudaStreamSynchronize(stream);
   return done;
 }
@@ -60,7 +60,7 @@ void free(void* batch) { delete static_cast<LaunchPlan*>(batch); }
 
 }  // namespace
 
-const DeviceBackend& c_functions() {
+const DeviceBackend& device_backend() {
   static constexpr DeviceBackend functions{make, update, free};
   return functions;
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels as a table of C functions.
+// Export the kernels as a table of C functions.
 #pragma once
 
 #include "common/device_backend.h"
 
 namespace mxadamax::cuda {
 
-const DeviceBackend& c_functions();
+const DeviceBackend& device_backend();
 
 }  // namespace mxadamax::cuda

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-# The kernels for GPUs: a module of their own, _cuda, which the rest neither needs nor notices; and the
-# same kernels compiled for the host, _cuda_on_host, for tests on machines without a GPU.
+# Build the CUDA kernels: _cuda, a separate module that the rest does not need; and _cuda_on_host, the
+# same kernels compiled for the host, for tests on machines without a GPU.
 
-# What arrays hold; the kernels are compiled once for each.
+# Combinations of dtypes; the kernels are compiled once for each.
 set(CUDA_VARIANTS float32 float64 float16 bfloat16 float16_master bfloat16_master)
 
 # A module from csrc/cuda. The kernels are `folder`/*.`extension`, compiled with the options that follow.
@@ -32,8 +32,8 @@ if(MXADAMAX_CUDA_ON_HOST)
   foreach(source reductions sparse_rows tensor_sums update update_low_precision)
     file(CONFIGURE OUTPUT on_host/${source}.cc CONTENT "#include \"cuda/${source}.cu\"\n")
   endforeach()
-  # The pragmas are nvcc's. No test has arrays of more elements than 32 bits count: an index that is
-  # cut to those is found here.
+  # The pragmas are nvcc's. No test has arrays of 2^32 elements: -Werror=conversion finds an index
+  # that is cut to 32 bits.
   add_cuda_module(_cuda_on_host ${CMAKE_CURRENT_BINARY_DIR}/on_host cc
     -O2 -ffp-contract=off -Wno-unknown-pragmas -Werror=conversion -Wno-sign-conversion)
   foreach(target _cuda_on_host _cuda_on_host_common)
@@ -61,7 +61,7 @@ endif()
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
-# Said below, as nvcc says it.
+# Set below, in nvcc's own options.
 set(CMAKE_CUDA_ARCHITECTURES OFF)
 enable_language(CUDA)
 find_package(CUDAToolkit)
@@ -79,9 +79,9 @@ if(missing)
   message(FATAL_ERROR "mxadamax: kernels for GPUs need ${missing}")
 endif()
 
-# GPUs run machine code made for their own generation, or for an older one of it; from PTX the driver
-# makes what is missing, once. All machine code comes from one PTX, of the oldest: nothing here is
-# particular to a later one, and to make another PTX for each would take its time.
+# A GPU runs machine code of its own or an older minor version of its generation; for others the driver
+# compiles PTX, once. All machine code comes from one PTX, for the oldest architecture: the kernels use
+# nothing newer, and a PTX for each would take time.
 set(known 75 80 86)
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 13.0)
   list(PREPEND known 70)
@@ -93,7 +93,7 @@ list(GET known 0 oldest)
 if(MXADAMAX_CUDA_ARCHITECTURES STREQUAL "all")
   set(list ${known})
 elseif(MXADAMAX_CUDA_ARCHITECTURES STREQUAL "default")
-  # What most data centers have, quickly built; PTX for all others.
+  # The GPUs of most data centers, for a short build; PTX for all others.
   set(list 80)
   if(90 IN_LIST known)
     list(APPEND list 90)

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// What of CUDA the kernels and their callers use, on the processor: blocks and threads are loops,
-// and all is done when a call returns. For tests of what the kernels compute and which memory they
-// touch on machines without a GPU; what is particular to a GPU (streams, timing, its own
-// arithmetic) it cannot show.
+// Emulates CUDA on the host, as far as the kernels and their callers use it: blocks and threads are
+// loops, and every call is synchronous. Tests on machines without a GPU use it to check results and
+// memory accesses; it cannot show streams, timing or a GPU's own arithmetic.
 //
-// No kernel here waits for another thread of its block. One that did would need more than loops.
+// Loops suffice because no kernel here waits for another thread of its block.
 #pragma once
 
 #include <cstddef>
@@ -88,7 +87,7 @@ inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* found, const 
   return cudaSuccess;
 }
 
-// A small device, so that a few thousand elements go round it more than once.
+// A small device, so a few thousand elements need several rounds.
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   *value = 2;

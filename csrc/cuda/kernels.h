@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels look like to those who start them, and the tables in the device's memory.
+// Declare the kernels for their launchers, and the tables in device memory.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +11,9 @@
 
 namespace mxadamax::cuda {
 
-// What the arrays of a tensor are stored as. With a master, that is what the rule updates, with
-// states like it, and the weight is a rounded copy. With low-precision states, each tensor tells
-// what the others are.
+// The dtypes of the arrays of a tensor. With a master, the rule updates the master, states have its
+// dtype, and the weight is a rounded copy. With low-precision states, each tensor has its own
+// dtypes.
 enum class Variant {
   float32,
   float64,
@@ -25,16 +25,16 @@ enum class Variant {
 };
 constexpr int variants = 7;
 
-// One tensor, as the kernels find it.
+// One tensor, for the kernels.
 struct TensorEntry {
   const void* grad;
   void* weight;
   void* states[max_states];
-  // Where the new weight is written once more, rounded.
+  // Receives the new weight, rounded; null without a master.
   void* copy;
   // Null for none.
   void* average;
-  // Of states in 8 bits.
+  // Of 8-bit states.
   float* scales;
   SparseRows rows;
   std::int64_t size;
@@ -42,14 +42,14 @@ struct TensorEntry {
   DType grad_type, weight_type, state_type;
 };
 
-// What is decided about a step on the device, from all gradients together.
+// The decisions about a step on the device, from all gradients.
 struct StepControl {
   double norm;
-  // What the gradients are multiplied by to have the norm that is allowed.
+  // Scales the gradients to the allowed norm.
   double factor;
   std::int64_t skipped;
   std::int32_t skip;
-  // Set by whoever finds a gradient that is not finite; cleared once it has been heeded.
+  // Set by any thread that finds a non-finite gradient; cleared by finalize_norm.
   std::int32_t nonfinite;
 };
 
@@ -57,14 +57,14 @@ struct UpdateTable {
   const Tile* parts;
   std::int64_t part_count;
   const TensorEntry* tensors;
-  // As UpdateKernel::write_row has written them, a row for each tensor.
+  // The scalars: for each tensor a row, written by DeviceRuleKernels::write_row.
   const unsigned char* rows;
   std::int64_t row_size;
-  // Null where all gradients count as they are.
+  // Null if gradients are neither scaled nor checked.
   const StepControl* control;
-  // Not 0 where rows are wrong, and nothing may be written. Null where no gradient is of rows.
+  // Not 0 if row indices are invalid and nothing may be written. Null without row-sparse gradients.
   const std::int32_t* refused;
-  // A number for each tensor, for rules that sum.
+  // A factor for each tensor, for rules with sums.
   double* delta_scales;
 };
 
@@ -81,10 +81,10 @@ struct DeviceRuleKernels {
   const char* const* scalar_names;
   int scalars;
   std::int64_t row_size;
-  // From a double for each of the rule's scalars.
+  // Converts a double for each of the rule's scalars to a row.
   void (*write_row)(const double* scalars, void* row);
-  // For gradients that hold all rows of their weight, and for those that hold some: parts of the
-  // latter are of the gradient where rows that it does not hold are left alone.
+  // For dense and for row-sparse gradients. With lazy_update, parts of the latter cover the
+  // gradient, else the weight.
   UpdateKernel dense, some_rows;
 };
 
@@ -109,38 +109,38 @@ struct SumTable {
   const std::int64_t* chunks;
   std::int64_t chunk_count;
   const TensorEntry* tensors;
-  // A number for each lane of each segment, and for each chunk.
+  // A sum for each lane of each segment, and for each chunk.
   double* lane_sums;
   double* chunk_sums;
   StepControl* control;
   // As in UpdateTable.
   const std::int32_t* refused;
-  // The first tensor's.
+  // That of the first tensor.
   double rescale_grad;
   // NaN for none.
   double clip_global_norm;
   bool skip_nonfinite;
 };
 
-// Of the parts of a kernel, those of one tensor.
+// The parts of one tensor, among those of a kernel.
 struct PartRange {
   std::int64_t first;
   std::int32_t count;
   std::int32_t tensor;
 };
 
-// How many numbers each of a rule's sums is, for one part.
+// Partial sums per part, for each of a rule's sums.
 constexpr int sums_per_part = 8;
 
 struct TensorSumTable {
-  // Of the kernel that updates afterwards; its delta_scales are what is written.
+  // The table of the update kernel that runs next; delta_scales is written.
   UpdateTable update;
   const PartRange* ranges;
   std::int64_t tensor_count;
   double* part_sums;
 };
 
-// What a rule does before it updates tensors: nothing, where it has no sums.
+// The kernels that run before a rule's update; none if it has no sums.
 struct TensorSumKernels {
   using Start = void (*)(const TensorSumTable& table, bool some_rows, int processors,
                          cudaStream_t stream);
@@ -163,10 +163,10 @@ struct RowTable {
   std::int32_t* refused;
 };
 
-// Sets `refused` where a gradient holds rows that are wrong. There must be parts.
+// Sets `refused` if a gradient has invalid row indices. There must be parts.
 void start_row_check(const RowTable& table, int processors, cudaStream_t stream);
 
-// Fills the control block: three kernels, each of which needs what the one before has written.
+// Fills the control block, with three dependent kernels.
 void start_sums(const SumTable& table, int processors, cudaStream_t stream);
 
 }  // namespace mxadamax::cuda

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the work on many tensors is cut and laid out for a GPU: plain arithmetic, without CUDA.
+// Split the work on many tensors for a GPU: plain arithmetic, without CUDA.
 #pragma once
 
 #include <algorithm>
@@ -12,29 +12,29 @@
 namespace mxadamax::cuda {
 
 constexpr int threads_per_block = 256;
-// What a thread reads or writes at once, which is the most that a GPU does.
+// Bytes that a thread reads or writes at once: the most that a GPU can.
 constexpr int vector_bytes = 16;
 
-// Consecutive elements of one tensor: the work of one block of threads, until it takes the next.
+// Consecutive elements of one tensor: a unit of work of a block of threads.
 struct Tile {
   std::int64_t first;
   std::int32_t count;
   std::int32_t tensor;
 };
 
-// Short, so that the last parts leave no processor idle for long; long enough for every thread to
-// have a few vectors.
-constexpr std::int64_t part_length = 4096;
+// Short enough that the last tiles leave no processor idle for long; long enough that every thread
+// has a few vectors.
+constexpr std::int64_t tile_length = 4096;
 
-// Adds the parts of one tensor; of one without elements there are none.
-inline void add_parts(std::int32_t tensor, std::int64_t size, std::vector<Tile>& parts) {
-  for (std::int64_t first = 0; first < size; first += part_length) {
+// Appends the tiles of one tensor; none without elements.
+inline void append_tiles(std::int32_t tensor, std::int64_t size, std::vector<Tile>& parts) {
+  for (std::int64_t first = 0; first < size; first += tile_length) {
     parts.push_back(
-        {first, static_cast<std::int32_t>(std::min(part_length, size - first)), tensor});
+        {first, static_cast<std::int32_t>(std::min(tile_length, size - first)), tensor});
   }
 }
 
-// How many elements a thread takes at once: the smallest of them fill a vector.
+// Elements that a thread processes at once: enough of the smallest type to fill a vector.
 constexpr int elements_at_once(std::int64_t smallest) {
   return static_cast<int>(vector_bytes / smallest);
 }
@@ -44,8 +44,8 @@ struct Alignment {
   std::int64_t element_size;
 };
 
-// How many elements come before the first with which a vector begins in every array; -1 where there
-// is none, and elements have to go one by one.
+// Number of elements before the first one that is vector-aligned in every array; -1 if there is
+// none, and elements have to go one by one.
 inline int vector_head(const Alignment* arrays, int count, int at_once) {
   for (int head = 0; head < at_once; ++head) {
     const auto is_aligned = [&](const Alignment& array) {
@@ -58,8 +58,8 @@ inline int vector_head(const Alignment* arrays, int count, int at_once) {
   return -1;
 }
 
-// A part of a tensor: what comes before its vectors, how many these are, and where the rest begins.
-// Everything goes one by one where there is no head.
+// Split of a tile: elements before the vectors, number of vectors, and start of the rest. Without a
+// head, all elements go one by one.
 struct Split {
   std::int32_t head, vectors, tail;
 };
@@ -69,19 +69,19 @@ MXADAMAX_RULE Split split(std::int32_t count, int head, int at_once) {
   return {head, vectors, head + vectors * at_once};
 }
 
-// How many blocks to start: as many as there is work for, and no more than run at a time, which
-// take further work by themselves.
+// Number of blocks to launch: one per unit of work, but no more than can run at a time; those take
+// further work in turn.
 inline unsigned grid_size(std::int64_t work, int processors, int blocks_per_processor) {
   const std::int64_t at_a_time =
       std::max<std::int64_t>(1, std::int64_t{processors} * blocks_per_processor);
   return static_cast<unsigned>(std::min(work, at_a_time));
 }
 
-// More than a processor holds of small kernels; what is left over waits its turn.
+// More blocks of small kernels than a processor holds; the rest waits.
 constexpr int small_blocks_per_processor = 8;
 
-// Consecutive elements of one gradient whose sum is one number of a chunk. That is made of
-// segments, one unless numbers are converted; each leaves a sum for each lane, from `first_segment`
+// Consecutive elements of one gradient within a chunk, summed together. A tile has one segment, or
+// several if numbers are converted; each segment yields a sum for each lane, from `first_segment`
 // on.
 struct SumTile {
   std::int64_t first;
@@ -97,17 +97,17 @@ MXADAMAX_RULE std::int64_t segments_of(std::int64_t count, std::int64_t length) 
   return (count + length - 1) / length;
 }
 
-// The chunks that the processor's kernels sum, so that the sum is theirs to the last bit.
+// The chunks of the CPU kernels' sums, so the result has the same bits.
 struct Sums {
   std::vector<SumTile> parts;
-  // Where the parts of each chunk begin, and at last where they end.
+  // The first part of each chunk, followed by the number of all parts.
   std::vector<std::int64_t> chunks;
   std::int64_t segments = 0;
-  // How many threads share a part.
+  // Threads that share a part.
   int threads = sum_lanes;
 };
 
-// `converted` tells for each tensor whether its gradient is.
+// `converted` says for each tensor whether its gradient is converted to float32.
 inline Sums sums_of(const std::vector<std::int64_t>& sizes, const std::vector<bool>& converted) {
   Sums sums;
   const Chunks chunks(sizes);

@@ -35,7 +35,7 @@ const DeviceRuleKernels& rule_of(int rule, Variant variant) {
 
 bool has_master(const DeviceTensor& tensor) { return tensor.copy != nullptr; }
 
-// Of a weight of this type.
+// Returns the variant of a weight of this type.
 Variant variant_of(DType type, bool master) {
   if (type == DType::float16) return master ? Variant::float16_master : Variant::float16;
   if (type == DType::bfloat16) return master ? Variant::bfloat16_master : Variant::bfloat16;
@@ -60,7 +60,7 @@ DType state_type(const DeviceTensor& tensor) {
   return tensor.low_precision_state ? tensor.state_type : weight_type(tensor);
 }
 
-// Refuses low-precision states where there are none.
+// Refuses low-precision states that the rule or the dtype does not support.
 void check_low_precision(std::size_t position, const DeviceTensor& tensor,
                          const DeviceRuleKernels& rule) {
   if (!tensor.low_precision_state) return;
@@ -119,7 +119,7 @@ std::vector<Array> arrays_of(const DeviceTensor& tensor, int states) {
   return arrays;
 }
 
-// Where the parts of each tensor are among those of a kernel.
+// Returns the range of each tensor's parts among those of a kernel.
 std::vector<PartRange> ranges_of(const std::vector<Tile>& parts) {
   std::vector<PartRange> ranges;
   for (std::size_t k = 0; k < parts.size(); ++k) {
@@ -164,8 +164,7 @@ int rule_named(const std::string& name) {
   throw std::invalid_argument("there is no rule '" + name + "'");
 }
 
-// What depends on addresses and sizes alone goes to the device once, scalars where they have
-// changed.
+// Tables that depend only on addresses and sizes go to the device once; scalars, when they change.
 struct LaunchPlan::Tables {
   Tables(int rule, const std::vector<DeviceTensor>& tensors, int device)
       : rule(rule), tensors(tensors) {
@@ -185,13 +184,13 @@ struct LaunchPlan::Tables {
     return memory;
   }
 
-  // Tensors that one kernel updates.
+  // Tensors of one kernel.
   struct Group {
     const UpdateKernel* kernel;
     unsigned blocks;
     std::int64_t part_count;
     DeviceMemory parts;
-    // For a rule that sums up each tensor first.
+    // For rules with sums over each tensor.
     TensorSumKernels::Start start_sums;
     bool some_rows;
     std::int64_t tensor_count;
@@ -206,16 +205,16 @@ struct LaunchPlan::Tables {
   PinnedStaging staging;
   std::vector<Group> groups;
   DeviceMemory entries, device_rows, control;
-  // The rows that the device has.
+  // The present rows on the device.
   std::vector<unsigned char> rows;
   std::int64_t row_size = 0;
-  // Of the row indices that gradients hold.
+  // For the row indices of gradients.
   std::int64_t row_part_count = 0;
   DeviceMemory row_parts, refused;
-  // Of rules that sum up each tensor first: what the parts of the largest group add to the sums,
-  // and what deltas are multiplied by.
+  // For rules with sums over each tensor: the partial sums of the largest group, and the factors of
+  // deltas.
   DeviceMemory part_sums, delta_scales;
-  // Made when a step first asks for it.
+  // Created when a step first needs it.
   bool has_sums = false;
   SumTable sums{};
   DeviceMemory sum_parts, chunks, lane_sums, chunk_sums;
@@ -245,7 +244,7 @@ LaunchPlan::~LaunchPlan() {
   cudaSetDevice(device_);
   try {
     tables_->done.wait();
-    // NOLINTNEXTLINE(bugprone-empty-catch): whoever asks next is told what failed.
+    // NOLINTNEXTLINE(bugprone-empty-catch): the next CUDA call reports the failure.
   } catch (const std::exception&) {
   }
   tables_.reset();
@@ -272,7 +271,7 @@ void LaunchPlan::check_memory() const {
   }
   std::sort(ranges.begin(), ranges.end(),
             [](const Range& a, const Range& b) { return a.begin < b.begin; });
-  // The ranges that reach furthest among those before: of all, and of those that are written.
+  // The range that ends last so far, among all and among the written ones.
   const Range* any = nullptr;
   const Range* written = nullptr;
   for (const Range& range : ranges) {
@@ -314,9 +313,9 @@ void LaunchPlan::Tables::upload_layout(cudaStream_t stream) {
     entry.state_type = state_type(tensor);
     std::copy_n(tensor.states.begin(), states, entry.states);
     if (holds_some_rows(tensor)) {
-      add_parts(number, tensor.rows.lazy ? gradient_size(tensor) : tensor.size,
-                some_rows[static_cast<std::size_t>(v)]);
-      if (tensor.size > 0) add_parts(number, tensor.rows.count, row_numbers);
+      append_tiles(number, tensor.rows.lazy ? gradient_size(tensor) : tensor.size,
+                   some_rows[static_cast<std::size_t>(v)]);
+      if (tensor.size > 0) append_tiles(number, tensor.rows.count, row_numbers);
       continue;
     }
     std::vector<Alignment> alignments;
@@ -325,7 +324,7 @@ void LaunchPlan::Tables::upload_layout(cudaStream_t stream) {
     }
     entry.head = vector_head(alignments.data(), static_cast<int>(alignments.size()),
                              elements_at_once(dtype_size(entry.grad_type)));
-    add_parts(number, tensor.size, dense[static_cast<std::size_t>(v)]);
+    append_tiles(number, tensor.size, dense[static_cast<std::size_t>(v)]);
   }
 
   const TensorSumKernels& sum_kernels = tensor_sum_kernels(rule);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Many tensors that are updated together, step after step: their tables in the device's memory.
+// Update many tensors together, step after step, from tables in device memory.
 #pragma once
 
 #include <cstdint>
@@ -15,10 +15,10 @@
 
 namespace mxadamax::cuda {
 
-// The place of a rule in rules/all.h.
+// Returns the index of a rule in rules/all.h.
 int rule_named(const std::string& name);
 
-// What is wrong with one tensor of a batch.
+// An error about one tensor of a batch.
 struct TensorError : std::runtime_error {
   TensorError(std::size_t position, const std::string& message)
       : std::runtime_error("tensor " + std::to_string(position) + ": " + message) {}
@@ -33,25 +33,25 @@ struct LaunchOptions {
 
 class LaunchPlan {
  public:
-  // Refuses types that do not go together, and memory that is not the device's, is not aligned to
-  // its elements, or is shared by two arrays of which one is written.
+  // Refuses unsupported combinations of dtypes, and memory that is not on the device, not aligned
+  // to its elements, or shared with an array that is written.
   LaunchPlan(int rule, std::vector<DeviceTensor> tensors, int device);
-  // Waits until the device has done what is under way.
+  // Waits for pending work on the device.
   ~LaunchPlan();
 
   int device() const { return device_; }
   std::size_t size() const { return tensors_.size(); }
 
-  // Updates every tensor once, on a stream; returns at once, but for what the first call prepares.
-  // `scalars` holds a row for each tensor, a double for each of the rule's scalars. One launch for
-  // each variant among the tensors, and another where gradients hold some rows. Whatever the
-  // stream, a step begins when the step before is done.
+  // Updates every tensor once, on a stream, without waiting; the first call allocates. `scalars`
+  // has a row for each tensor, with a double for each of the rule's scalars. There is one launch
+  // for each variant among the tensors, and another for row-sparse gradients. A step begins when
+  // the previous one is done, on any stream.
   //
-  // With such gradients it waits, and refuses rows that are wrong, with nothing written.
+  // With row-sparse gradients it waits, and throws if row indices are invalid; nothing is written.
   void update(const std::vector<double>& scalars, const LaunchOptions& options,
               cudaStream_t stream);
 
-  // Waits for the last step. What the last one with options has found, and how many were skipped.
+  // Waits for the last step. Returns the norm of the last one with options, and the skip count.
   StepControl report() const;
 
  private:
@@ -63,7 +63,7 @@ class LaunchPlan {
   const int device_;
   const std::vector<DeviceTensor> tensors_;
   mutable std::mutex mutex_;
-  // All that has to be made and freed with the device as the current one.
+  // Created and freed with the device as the current one.
   std::unique_ptr<Tables> tables_;
 };
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How numbers get from the device's memory into what is computed with, and back.
+// Load numbers from device memory as the op-math type, and store them.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@
 
 namespace mxadamax::cuda {
 
-// Numbers stored as what is computed with.
+// Numbers stored in the op-math type.
 template <class T>
 struct Plain {
   using Bits = T;
@@ -47,7 +47,7 @@ struct Bfloat16 {
   MXADAMAX_RULE static Bits encode(float number) { return encode_bfloat16(number); }
 };
 
-// What one instruction moves.
+// The unit of one load or store instruction.
 template <class Bits>
 struct alignas(vector_bytes) Vector {
   static constexpr int count = vector_bytes / sizeof(Bits);
@@ -55,7 +55,7 @@ struct alignas(vector_bytes) Vector {
 };
 
 #if defined(MXADAMAX_CUDA_ON_HOST)
-// A GPU would end the process with the same complaint.
+// A GPU would fail with a misaligned address.
 inline void check_alignment(const void* address, std::size_t bytes) {
   if (reinterpret_cast<std::uintptr_t>(address) % bytes != 0) {
     throw std::runtime_error("a kernel accesses memory at an address that is not aligned");
@@ -84,7 +84,7 @@ MXADAMAX_RULE void write(void* address, const Value& value) {
 }
 #endif
 
-// Reads `count` numbers from element `first` on: one, or as many as fill vectors.
+// Loads `count` numbers from element `first` on: one, or whole vectors.
 template <class Number, int count, class T>
 MXADAMAX_RULE void load(const void* array, std::int64_t first, T* numbers) {
   using Bits = typename Number::Bits;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How single elements are read and written where the types of arrays are known at run time only,
-// and states may be in low precision.
+// Load and store single elements if dtypes are known only at run time and states may be in low
+// precision.
 #pragma once
 
 #include "common/low_precision.h"
@@ -9,7 +9,7 @@
 
 namespace mxadamax::cuda {
 
-// Calls use(number) with how numbers of a type are read and written.
+// Calls use(number) with the number type of a dtype.
 template <class Use>
 MXADAMAX_RULE void with_number(DType type, Use&& use) {
   if (type == DType::float16) {
@@ -31,7 +31,7 @@ MXADAMAX_RULE void store_number(DType type, void* array, std::int64_t i, float g
   with_number(type, [&](auto number) { store<decltype(number), 1>(array, i, &given); });
 }
 
-// The states of an element that are kept in 16 bits, squares as their roots.
+// Loads the 16-bit states of an element; second moments are stored as their roots.
 template <class R>
 MXADAMAX_RULE void load_states_in_16_bits(const TensorEntry& tensor, std::int64_t i, float* state) {
   constexpr unsigned squares = states_of_kind<R, StateKind::second_moment>;

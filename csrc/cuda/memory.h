@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory of the device and of the host, and the way from one to the other.
+// Own memory of device and host, and copy between them.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@
 
 namespace mxadamax::cuda {
 
-// Makes a device the current one for as long as it lives.
+// Makes a device current within a scope.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
@@ -25,7 +25,7 @@ class DeviceGuard {
   int before_ = 0;
 };
 
-// Memory of the current device. To be freed with the same device current, when nothing uses it.
+// Memory of the current device. Free it with the same device current, when nothing uses it.
 class DeviceMemory {
  public:
   DeviceMemory() = default;
@@ -56,7 +56,7 @@ class Event {
   ~Event() { cudaEventDestroy(event_); }
 
   void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "event"); }
-  // Makes the stream wait, not the caller. An event never recorded is over.
+  // Makes the stream wait, not the caller. An event that was never recorded counts as done.
   void stream_wait(cudaStream_t stream) const {
     check(cudaStreamWaitEvent(stream, event_, 0), "order of streams");
   }
@@ -66,8 +66,8 @@ class Event {
   cudaEvent_t event_{};
 };
 
-// Page-locked memory of the host, from which copies do not make the caller wait. Several buffers in
-// turn: the caller waits only where as many copies are still under way.
+// Pinned staging buffers, from which copies are asynchronous. Buffers are used in turn: the caller
+// waits only if all copies are still pending.
 class PinnedStaging {
  public:
   PinnedStaging() = default;
@@ -89,7 +89,7 @@ class PinnedStaging {
   }
 
  private:
-  // All at once, since this is nothing to do while the device is busy.
+  // Grows all at once: allocation would stall a busy device later.
   void grow(std::size_t bytes) {
     bytes_ = 0;
     for (Buffer& buffer : buffers_) {

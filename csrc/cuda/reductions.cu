@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// What depends on all gradients together: their norm, and whether all are finite.
+// Reduce all gradients: compute their norm, and check that all are finite.
 //
-// The sum of squares is taken as the processor's kernels take it (cpu/reductions.h, cpu/update.cc):
-// over the same chunks, in the same lanes, in the same order, so that it is the same to the last
-// bit. Three kernels without any waiting inside a block: lanes, chunks, all.
+// Squares are summed like in the CPU kernels (cpu/reductions.h, cpu/update.cc): over the same
+// chunks, in the same lanes and order, so the sum has the same bits. Three kernels, without
+// synchronization inside a block: lanes, chunks, total.
 #include "kernels.h"
 #include "load_store.h"
 
 namespace mxadamax::cuda {
 namespace {
 
-// How many numbers are asked for before the first is waited for.
+// Loads in flight before the first is used.
 constexpr int ahead = 16;
 
-// The sum of the squares of one lane: every sum_lanes-th number. Returns whether all are finite.
+// Sums the squares of one lane, every sum_lanes-th number. Returns whether all are finite.
 template <class Number>
 MXADAMAX_RULE bool sum_lane(const void* grad, std::int64_t first, std::int64_t end, double* sum) {
   using Bits = typename Number::Bits;
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(threads_per_block) sum_lanes_of(SumTable table
   }
 }
 
-// The sum of so many numbers: of the first half and the second, one by one, until there is one.
+// Sums numbers pairwise: adds the second half to the first until one is left.
 template <int count>
 MXADAMAX_RULE double sum_in_pairs(double* numbers) {
   if constexpr (count == 1) {
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(threads_per_block) sum_chunks(SumTable table) 
   }
 }
 
-// One thread: a sum in order has no use for more.
+// Runs in one thread: the sum is sequential.
 __global__ void finalize_norm(SumTable table) {
   double sum = 0;
   std::int64_t i = 0;
@@ -130,7 +130,7 @@ __global__ void finalize_norm(SumTable table) {
   const double norm = absolute(table.rescale_grad) * square_root(sum);
   const double bound = table.clip_global_norm;
   control.norm = norm;
-  // Without a bound, nothing is larger. A norm that is not a number goes through.
+  // Without a bound the factor is 1. A NaN norm makes the factor NaN.
   control.factor = bound != bound || norm <= bound ? 1 : bound / norm;
   control.skip = table.skip_nonfinite && control.nonfinite != 0 ? 1 : 0;
   control.skipped += control.skip;

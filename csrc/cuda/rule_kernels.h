@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What all kernels that update weights share: the scalars of a tensor, the way over its parts, and
-// the tables of the kernels themselves.
+// Shared by all update kernels: the scalars of a tensor, the iteration over its parts, and the
+// kernel tables.
 #pragma once
 
 #include <cstring>
@@ -13,19 +13,19 @@
 namespace mxadamax::cuda {
 namespace {
 
-// The scalars of one tensor, rounded once to what is computed with. The gradient's factor comes as
-// it is, since what bounds the norm of all gradients has still to be multiplied with it.
+// The scalars of one tensor, rounded once to the op-math type. `rescale_grad` stays a double,
+// because the clip coefficient of the global norm still multiplies it.
 template <class R, class T>
 struct Row {
   using Number = T;
   static constexpr bool has_sums = R::sums > 0;
   double rescale_grad;
-  // Of the random bits, for states that are rounded by them.
+  // The seed of stochastic rounding.
   std::uint64_t seed;
   GradientTransform<T> transform;
   typename R::template Scalars<T> scalars;
   T share_of_old, share_of_new;
-  // What deltas are multiplied by, where the rule sums; filled in by the kernels.
+  // The factor of deltas for rules with sums; set by the kernels.
   T delta_scale;
 };
 
@@ -58,7 +58,7 @@ MXADAMAX_RULE T new_average(const Row<R, T>& row, T average, T weight) {
   return row.share_of_old * average + row.share_of_new * weight;
 }
 
-// Whether anything is to be updated, and what all gradients are multiplied by then.
+// Returns whether to update, and the factor of all gradients.
 MXADAMAX_RULE bool goes_on(const UpdateTable& table, double* factor) {
   *factor = 1;
   if (table.refused != nullptr && *table.refused != 0) return false;
@@ -77,8 +77,8 @@ MXADAMAX_RULE Row row_of(const UpdateTable& table, std::int32_t tensor, double f
   return row;
 }
 
-// Calls visit(part, tensor, row, number) for each part of a block of threads, unless nothing is
-// updated.
+// Calls visit(part, tensor, row, number) for each part of a block of threads, unless the step is
+// skipped.
 template <class Row, class Visit>
 MXADAMAX_RULE void for_each_part(const UpdateTable& table, Visit&& visit) {
   double factor;
@@ -89,8 +89,8 @@ MXADAMAX_RULE void for_each_part(const UpdateTable& table, Visit&& visit) {
   }
 }
 
-// Calls visit(place, element) for each element of a thread that a gradient of some rows updates:
-// where in the gradient it is, -1 where that is zero.
+// Calls visit(place, element) for each element of a thread that a row-sparse gradient updates.
+// `place` is its index in the gradient, -1 if the gradient is zero there.
 template <class Visit>
 MXADAMAX_RULE void for_each_cell(const Tile& part, const SparseRows& rows, std::int32_t thread,
                                  Visit&& visit) {
@@ -123,8 +123,7 @@ void start(const UpdateTable& table, unsigned blocks, cudaStream_t stream) {
 template <void (*kernel)(UpdateTable)>
 constexpr UpdateKernel started{blocks_per_processor<kernel>, start<kernel>};
 
-// The table of all rules, of which each has KernelsOf<Rule>::dense and some_rows, and computes in
-// T.
+// Builds the table of all rules, with KernelsOf<Rule>::dense and some_rows, which compute in T.
 template <template <class> class KernelsOf, class T, class... Rules>
 DeviceKernelTable table(RuleList<Rules...>) {
   static constexpr DeviceRuleKernels rules[] = {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// CUDA's runtime, or what stands for it where the kernels are compiled for the host.
+// Include CUDA's runtime, or its emulation if the kernels are compiled for the host.
 #pragma once
 
 #if defined(MXADAMAX_CUDA_ON_HOST)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whether the rows that gradients hold are rows of their weights, asked before anything is written.
+// Check the row indices of gradients before anything is written.
 #include "kernels.h"
 
 namespace mxadamax::cuda {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a rule sums up over each tensor before it updates it (LAMB's norms), and what all deltas of
-// the tensor are multiplied by. Two kernels: each warp leaves its share of a part, then one warp
-// adds up those of a tensor. In double precision and in an order that depends on sizes alone.
+// Compute a rule's sums over each tensor (LAMB's norms) before the update, and the factor of the
+// tensor's deltas. Two kernels: each warp writes its share of a part, then one warp adds the shares
+// of a tensor. Sums are in double precision, in an order that depends only on sizes.
 //
-// Elements go one by one, as in update_low_precision.cu.
+// Threads process single elements, as in update_low_precision.cu.
 #include <type_traits>
 
 #include "low_precision_states.h"
@@ -16,7 +16,7 @@ namespace {
 constexpr std::int32_t warps_per_block = threads_per_block / warp_size;
 static_assert(warps_per_block == sums_per_part, "a sum for each warp");
 
-// How the states of a tensor are kept.
+// The storage of the states of a tensor.
 enum class Kept { plain, low_precision };
 
 template <class R, class T, Kept kept>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels that update weights. This file is compiled once for each variant: MXADAMAX_VARIANT
-// names it, and MXADAMAX_KERNELS the function that hands out its kernels.
+// Update weights. This file is compiled once for each variant: MXADAMAX_VARIANT names the variant,
+// and MXADAMAX_KERNELS the function that returns its kernels.
 #include "load_store.h"
 #include "rule_kernels.h"
 
@@ -25,7 +25,7 @@ constexpr bool has_master(Variant variant) {
   return variant == Variant::float16_master || variant == Variant::bfloat16_master;
 }
 
-// What an array holds.
+// The number type of a dtype.
 template <DType type>
 struct NumberOf;
 template <>
@@ -90,8 +90,8 @@ MXADAMAX_RULE void update_dense(const TensorEntry& tensor, const RowOf<R>& row,
   update_elements<R, count>(tensor, row, grad, first);
 }
 
-// The variant is a parameter for the kernel's name to tell it. With two blocks asked for, the
-// compiler is content with the registers it needs, instead of spilling for a third.
+// The variant is a parameter so that the kernel's name contains it. With launch bounds of two
+// blocks, the compiler uses the registers it needs, instead of spilling for a third block.
 template <class R, Variant>
 __global__ void __launch_bounds__(threads_per_block, 2) update(UpdateTable table) {
   for_each_part<RowOf<R>>(table, [](const Tile& part, const TensorEntry& tensor,
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(threads_per_block, 2) update(UpdateTable table
     for (std::int32_t i = thread; i < cut.vectors; i += threads) {
       update_dense<R, at_once>(tensor, row, part.first + cut.head + i * at_once);
     }
-    // What comes before the vectors, and what comes after.
+    // The elements before and after the vectors.
     const std::int32_t others = part.count - cut.vectors * at_once;
     for (std::int32_t i = thread; i < others; i += threads) {
       update_dense<R, 1>(tensor, row, part.first + (i < cut.head ? i : cut.tail + i - cut.head));
@@ -110,8 +110,8 @@ __global__ void __launch_bounds__(threads_per_block, 2) update(UpdateTable table
   });
 }
 
-// Updates weights of whose rows the gradients hold some. Elements go one by one: neighbours are
-// read and written together all the same, by threads side by side.
+// Updates weights with row-sparse gradients. Threads process single elements; accesses of
+// neighbouring threads coalesce.
 template <class R, Variant>
 __global__ void __launch_bounds__(threads_per_block, 2) update_rows(UpdateTable table) {
   for_each_part<RowOf<R>>(

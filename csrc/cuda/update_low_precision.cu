@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels that update weights with low-precision states. Elements go one by one: neighbours are
-// read and written together all the same, by threads side by side. What types the arrays have is
-// asked for each element, which takes no time beside the rest; so each rule has one kernel for all.
+// Update weights with low-precision states. Threads process single elements; accesses of
+// neighbouring threads coalesce. Dtypes are checked for each element, at negligible cost, so each
+// rule has one kernel for all of them.
 #include "low_precision_states.h"
 #include "rule_kernels.h"
 #include "warp.h"
@@ -20,7 +20,7 @@ MXADAMAX_RULE void write_weight(const TensorEntry& tensor, const Row<R, float>& 
   }
 }
 
-// Updates one element, whose states have 16 bits.
+// Updates one element with 16-bit states.
 template <class R>
 MXADAMAX_RULE void update_in_16_bits(const TensorEntry& tensor, const Row<R, float>& row,
                                      float grad, std::int64_t i) {
@@ -56,7 +56,7 @@ struct Share {
   float ratio[elements_of_lane], denominator[elements_of_lane];
 };
 
-// Updates the block that begins at `first`, whose states have 8 bits, by the threads of a warp.
+// Updates the block of 8-bit states at `first` with the threads of a warp.
 template <class R>
 MXADAMAX_RULE void update_in_8_bits(const TensorEntry& tensor, const Row<R, float>& row,
                                     std::int64_t first, std::int32_t count, std::int32_t lane) {
@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(threads_per_block, 2)
       });
 }
 
-// None for a rule that does not keep its states so.
+// Empty for a rule that does not support low-precision states.
 template <class R, bool = R::supports_low_precision_state>
 struct KernelsOf {
   static constexpr UpdateKernel dense{}, some_rows{};
@@ -167,7 +167,7 @@ struct KernelsOf<R, true> {
 template <class R>
 using KernelsOfRule = KernelsOf<R>;
 
-static_assert(part_length % rng_block == 0, "a part begins with a block");
+static_assert(tile_length % rng_block == 0, "a tile begins with a block");
 
 }  // namespace
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Threads that go in step, and what they tell each other.
+// Reduce over the threads of a warp.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,8 @@ namespace mxadamax::cuda {
 
 constexpr std::int32_t warp_size = 32;
 
-// The largest magnitudes of two kinds of numbers; infinite or NaN if one is. The bits of magnitudes
-// are ordered like the magnitudes.
+// The absmax of two kinds of numbers; infinite or NaN if one number is. The bits of magnitudes are
+// ordered like the magnitudes.
 struct AbsMax {
   std::uint32_t first = 0, second = 0;
 
@@ -25,9 +25,9 @@ struct AbsMax {
   }
 };
 
-// For each thread of a warp read(lane, share, largest), which fills a share of its own and adds to
-// what is largest; and after all of them write(lane, share, largest) with the largest of all. All
-// threads of a warp must call it. On the host the first one does it for all.
+// Calls read(lane, share, largest) for each thread of a warp, which fills the thread's share and
+// its absmax; then write(lane, share, largest) for each, with the absmax of the warp. All threads
+// of a warp must call this. On the host, the first thread does the work of all.
 template <class Share, class Read, class Write>
 MXADAMAX_RULE void warp_reduce(std::int32_t lane, Read&& read, Write&& write) {
 #if defined(MXADAMAX_CUDA_ON_HOST)
@@ -46,16 +46,16 @@ MXADAMAX_RULE void warp_reduce(std::int32_t lane, Read&& read, Write&& write) {
     largest.add_bits(__shfl_xor_sync(all, largest.first, distance),
                      __shfl_xor_sync(all, largest.second, distance));
   }
-  // Nothing is written before all have read.
+  // All threads read before any writes.
   __syncwarp();
 #endif
   write(lane, share, largest);
 #endif
 }
 
-// For each thread of a warp add(lane, sums), which adds to sums of its own; then, by one thread,
-// write(sums) with those of all, added in a fixed order. All threads of a warp must call it. On the
-// host the first one does it for all.
+// Calls add(lane, sums) for each thread of a warp, which adds to the thread's sums; then
+// write(sums) in one thread, with the sums of the warp, added in a fixed order. All threads of a
+// warp must call this. On the host, the first thread does the work of all.
 template <int count, class Add, class Write>
 MXADAMAX_RULE void warp_sum(std::int32_t lane, Add&& add, Write&& write) {
 #if defined(MXADAMAX_CUDA_ON_HOST)

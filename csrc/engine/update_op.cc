@@ -51,9 +51,9 @@ struct Gradient {
   SparseRows rows;
 };
 
-// Adds what a gradient updates of a tensor: all of it, or with some rows alone these, or unless
-// lazy the others as well, whose gradient is zero.
-void add_parts(cpu::Tensor whole, const Gradient& gradient, std::vector<cpu::Tensor>& parts) {
+// Appends the parts of a tensor that a gradient updates: all of it; or the rows that it holds and,
+// unless lazy, the other rows, with a gradient of zero.
+void split_rows(cpu::Tensor whole, const Gradient& gradient, std::vector<cpu::Tensor>& parts) {
   const SparseRows& rows = gradient.rows;
   const std::int64_t length = rows.length;
   if (length == 0) {
@@ -148,7 +148,7 @@ class UpdateOp final : public EngineOp {
         cpu::Tensor tensor = tensor_of(parameter);
         tensor.scalars = row;
         const Gradient gradient = gradient_of(parameter);
-        add_parts(tensor, gradient, tensors);
+        split_rows(tensor, gradient, tensors);
         if (has_option()) {
           tensor.grad = gradient.data;
           tensor.size = held_elements(gradient.rows, parameter.size);

@@ -171,7 +171,7 @@ int driver_version() {
 py::list parts(const std::vector<std::int64_t>& sizes) {
   std::vector<Tile> found;
   for (std::size_t i = 0; i < sizes.size(); ++i) {
-    add_parts(static_cast<std::int32_t>(i), sizes[i], found);
+    append_tiles(static_cast<std::int32_t>(i), sizes[i], found);
   }
   py::list list;
   for (const Tile& part : found) list.append(py::make_tuple(part.tensor, part.first, part.count));
@@ -233,7 +233,7 @@ PYBIND11_MODULE(MXADAMAX_MODULE, m) {
   }
   m.attr("integer_scalars") = py::tuple(integers);
   m.attr("bound_scalars") = py::make_tuple(bound_scalars[0], bound_scalars[1], bound_scalars[2]);
-  m.attr("part_length") = part_length;
+  m.attr("tile_length") = tile_length;
   m.attr("block_size") = block_size;
   m.attr("architectures") = MXADAMAX_CUDA_ARCHITECTURES;
   m.attr("compiler") = MXADAMAX_CUDA_COMPILER;
@@ -279,7 +279,7 @@ PYBIND11_MODULE(MXADAMAX_MODULE, m) {
   m.def("driver_version", &driver_version,
         "The newest CUDA that the driver knows, as 1000 * major + 10 * minor; 0 without one.");
 
-  m.attr("functions") = py::capsule(&c_functions(), device_backend_name);
+  m.attr("functions") = py::capsule(&device_backend(), device_backend_name);
 
   m.def("parts", &parts, py::arg("sizes"), "The parts of tensors: (tensor, first, count).");
   m.def("sum_parts", &sum_parts, py::arg("sizes"), py::arg("converted"),

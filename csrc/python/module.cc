@@ -166,9 +166,10 @@ engine::FusedUpdate make_update(const std::string& rule_name, const py::object& 
   const SequenceView weights(weight_list), grads(grad_list), states(state_list);
   const cpu::RuleKernels& rule = rule_named(rule_name, cpu::chosen_instruction_set());
   if (weights.size() != grads.size() || weights.size() != states.size()) {
-    throw std::invalid_argument(
-        "got " + std::to_string(weights.size()) + " weights, " + std::to_string(grads.size()) +
-        " gradients and " + std::to_string(states.size()) + " states, expected as many of each");
+    throw std::invalid_argument("got " + std::to_string(weights.size()) + " weights, " +
+                                std::to_string(grads.size()) + " gradients and " +
+                                std::to_string(states.size()) +
+                                " states, expected the same number of each");
   }
   engine::StateFormat format{multi_precision, average};
   if (!state_dtype.is_none())

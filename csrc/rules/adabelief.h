@@ -9,13 +9,13 @@ namespace mxadamax {
 struct Adabelief : Rule {
   static constexpr const char* name = "adabelief";
 
-  // First moment m, second moment v of the gradient's distance from m.
+  // First moment m; second moment v of the gradient's deviation from m.
   static constexpr int states = 2;
   static constexpr StateKind kinds[] = {StateKind::with_sign, StateKind::second_moment};
 
   static constexpr bool clip_after_wd = true;
 
-  // `lr` comes with the bias corrections in it: lr * sqrt(1 - beta2^t) / (1 - beta1^t).
+  // `lr` includes the bias corrections: lr * sqrt(1 - beta2^t) / (1 - beta1^t).
   template <class T>
   struct Scalars {
     T lr, beta1, one_minus_beta1, beta2, one_minus_beta2, epsilon;

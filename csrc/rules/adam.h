@@ -16,7 +16,7 @@ struct AdamRule : Rule {
   static constexpr StateKind kinds[3] = {StateKind::with_sign, StateKind::second_moment,
                                          StateKind::second_moment};
 
-  // `lr` comes with the bias corrections in it: lr * sqrt(1 - beta2^t) / (1 - beta1^t).
+  // `lr` includes the bias corrections: lr * sqrt(1 - beta2^t) / (1 - beta1^t).
   template <class T>
   struct Scalars {
     T lr, beta1, one_minus_beta1, beta2, one_minus_beta2, epsilon;

@@ -13,7 +13,7 @@ struct Adamax : Rule {
   static constexpr int states = 2;
   static constexpr StateKind kinds[] = {StateKind::with_sign, StateKind::non_negative};
 
-  // `lr` comes with the bias correction in it: lr / (1 - beta1^t).
+  // `lr` includes the bias correction: lr / (1 - beta1^t).
   template <class T>
   struct Scalars {
     T lr, beta1, one_minus_beta1, beta2, epsilon;

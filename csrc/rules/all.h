@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The list of rules. A new one is a header in this folder and a name here.
+// List all rules. To add one, add a header to this folder and its name here.
 #pragma once
 
 #include "adabelief.h"

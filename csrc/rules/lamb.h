@@ -7,7 +7,7 @@
 
 namespace mxadamax {
 
-// MXNet 1 takes the quotient of the moments in double precision, MXNet 2 in the type of the weight.
+// MXNet 1 divides the moments in double precision, MXNet 2 in the weight's type.
 template <bool double_quotient>
 struct LambRule : Rule {
   static constexpr const char* name = double_quotient ? "lamb_mxnet1" : "lamb";
@@ -16,7 +16,7 @@ struct LambRule : Rule {
   static constexpr int states = 2;
   static constexpr StateKind kinds[2] = {StateKind::with_sign, StateKind::second_moment};
 
-  // `correction1` and `correction2` are 1 - beta^t, or 1 for moments that are taken as they are.
+  // `correction1` and `correction2` are 1 - beta^t, or 1 without bias correction.
   template <class T>
   struct Scalars {
     T lr, beta1, one_minus_beta1, beta2, one_minus_beta2, epsilon, correction1, correction2,
@@ -49,12 +49,12 @@ struct LambRule : Rule {
     sum[0] += square(weight);
     sum[1] += square(delta);
   }
-  // By the learning rate, times the trust ratio.
+  // The learning rate times the trust ratio.
   template <class T>
   MXADAMAX_RULE static T delta_scale(const Scalars<T>& s, const T* sum) {
     const T found = square_root(sum[0]);
     const T delta_norm = square_root(sum[1]);
-    // NaN passes.
+    // NaN passes through.
     const T bounded_below = found < s.lower_bound ? s.lower_bound : found;
     const T weight_norm = s.upper_bound < bounded_below ? s.upper_bound : bounded_below;
     const bool has_ratio = weight_norm != 0 && delta_norm != 0;

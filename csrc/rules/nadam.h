@@ -17,9 +17,9 @@ struct NadamRule : Rule {
   static constexpr StateKind kinds[2] = {StateKind::with_sign, StateKind::second_moment};
   static constexpr bool clip_after_wd = of_mxnet1;
 
-  // `momentum` and `next_momentum` are the schedule's values for this step and the next; the
-  // divisors are one minus the products of all of them up to this step, up to the next, and one
-  // minus beta2^t.
+  // `momentum` and `next_momentum` are the schedule's values for this step and the next. The
+  // divisors are one minus the product of all momenta up to this step (grad_divisor) and up to the
+  // next (m_divisor), and one minus beta2^t (v_divisor).
   template <class T>
   struct Scalars {
     T lr, beta1, one_minus_beta1, beta2, one_minus_beta2, epsilon;

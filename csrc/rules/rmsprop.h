@@ -41,7 +41,7 @@ struct CenteredRmsprop : Rule {
   static constexpr int states = 3;
   static constexpr StateKind kinds[] = {StateKind::with_sign, StateKind::second_moment,
                                         StateKind::with_sign};
-  // v - m * m would be as noisy as its terms, and negative.
+  // v - m * m would be as noisy as its terms, and could be negative.
   static constexpr bool supports_low_precision_state = false;
 
   template <class T>

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every rule stands on: what is done to a gradient and a weight before a rule's own
-// mathematics begins, and the few functions that rules are written in.
+// The base of all rules: the transform of gradient and weight before a rule's own formula, and the
+// functions that rules use.
 //
-// Headers in this folder are compiled by the C++ compiler and by nvcc alike. They hold scalar code
-// without state, branches on data only where the compiler can turn them into selections, and keep
-// the order of operations of MXNet's own `step` methods: that order, with no contraction of
-// a * b + c, is what makes the results equal to the last bit.
+// The C++ compiler and nvcc both compile the headers in this folder. They contain scalar code
+// without state, with branches on data only if the compiler can turn them into selections. They
+// keep the order of operations of MXNet's own `step` methods: with this order, and without
+// contraction of a * b + c, results are equal bit for bit.
 //
 // A rule is a struct with
-//   name          what the rest of the package calls it,
-//   states        how many arrays of the weight's shape it keeps from step to step,
-//   kinds         what each of these is to it,
-//   Scalars<T>    the numbers that its formula needs, all of type T, and `scalars`, their names,
-//   delta(...)    what is added to the weight of one element, from the prepared gradient and the
-//                 weight; it leaves the new states where the old ones were,
-//   finished(...) where it has one: the weight as it is kept, from the weight with its delta.
+//   name          its name in the rest of the package,
+//   states        the number of arrays of the weight's shape that it keeps from step to step,
+//   kinds         the kind of each of these,
+//   Scalars<T>    the scalars of its formula, all of type T, and `scalars`, their names,
+//   delta(...)    returns the change of one element, from the transformed gradient and the weight,
+//                 and replaces the states by the new ones,
+//   finished(...) optional: maps the weight with its delta to the weight to store.
 //
 // A rule whose formula gives the new weight in other operations than an addition has
 //   gives_weight  true, and
@@ -24,15 +24,15 @@
 // of its default path ends in `_mxnet1` or `_mxnet2`. It is written as MXNet's source is, with
 // scalars as MXNet's operator has them: `1 - beta` is taken in the type that is computed in.
 //
-// A rule whose step depends on norms of the whole tensor has
-//   sums             how many sums over the elements it needs,
-//   add_terms(...)   what an element, with its delta, adds to each of them,
-//   delta_scale(...) what all deltas of the tensor are multiplied by, from the sums.
-// Its kernels go over a tensor twice: once to sum up, with nothing written, then to update.
+// A rule that needs norms of the whole tensor also has
+//   sums             the number of sums over the elements,
+//   add_terms(...)   adds the terms of one element, with its delta, to the sums,
+//   delta_scale(...) returns the factor of all deltas of the tensor, from the sums.
+// Its kernels read a tensor twice: first to sum, then to update.
 #pragma once
 
-// Always inlined: one header is compiled for several instruction sets into one library, and an
-// out-of-line copy made for the widest of them must never be what the linker keeps for all.
+// Always inlined: one library contains this header compiled for several instruction sets, and the
+// linker must not keep an out-of-line copy for the widest one.
 #if defined(__CUDACC__)
 #define MXADAMAX_RULE __host__ __device__ __forceinline__
 #else
@@ -41,17 +41,17 @@
 
 namespace mxadamax {
 
-// What a state is, which decides how it is stored in low precision: a number of either sign; or one
-// that is never negative and that steps are divided by, itself or its root.
+// The kind of a state, which selects its low-precision storage: a signed number; a non-negative
+// denominator; or a second moment, with its root as the denominator.
 enum class StateKind { with_sign, non_negative, second_moment };
 
-// What all rules inherit.
+// The defaults of all rules.
 struct Rule {
-  // Whether its states bear the noise of being stored in low precision.
+  // Whether its states tolerate the noise of low precision.
   static constexpr bool supports_low_precision_state = true;
-  // Whether `clip_gradient` bounds the sum of gradient and weight decay, instead of the gradient.
+  // Whether `clip_gradient` bounds the gradient plus weight decay, instead of the gradient.
   static constexpr bool clip_after_wd = false;
-  // How many sums over a tensor it needs.
+  // The number of sums over a tensor.
   static constexpr int sums = 0;
   // Whether it has `new_weight` in the place of `delta`.
   static constexpr bool gives_weight = false;
@@ -62,7 +62,7 @@ struct Rule {
   }
 };
 
-// The scalars that every update has, whatever its rule.
+// The scalars of every update, for any rule.
 template <class T>
 struct GradientTransform {
   T rescale_grad, clip_gradient, wd, decay_factor;
@@ -70,16 +70,16 @@ struct GradientTransform {
 constexpr const char* gradient_transform_scalars[] = {"rescale_grad", "clip_gradient", "wd",
                                                       "decay_factor"};
 
-// x within [-bound, bound]. NaN passes; an infinite bound lets all pass. In the very form of the
-// processor's minimum and maximum, which pass their second operand where one is NaN.
+// Clips x to [-bound, bound]. NaN passes through; an infinite bound clips nothing. Written like the
+// processor's minimum and maximum instructions, which return their second operand if one is NaN.
 template <class T>
 MXADAMAX_RULE T clipped(T x, T bound) {
   const T below = bound < x ? bound : x;
   return -bound > below ? -bound : below;
 }
 
-// The gradient that a rule sees: rescaled, clipped, with weight decay as an L2 penalty. A negative
-// `wd` is none at all, which is not the same as 0: 0 times an infinite weight is NaN.
+// Returns the gradient for the rule: rescaled, clipped, with weight decay as an L2 term. A negative
+// `wd` means no L2 term, unlike 0: 0 times an infinite weight is NaN.
 template <class R, class T>
 MXADAMAX_RULE T prepared_gradient(const GradientTransform<T>& s, T grad, T weight) {
   const T g = grad * s.rescale_grad;
@@ -90,14 +90,14 @@ MXADAMAX_RULE T prepared_gradient(const GradientTransform<T>& s, T grad, T weigh
   return penalty ? bounded + decay : bounded;
 }
 
-// The weight that a rule sees. `decay_factor` is 1, or what decoupled weight decay leaves of it.
+// Returns the weight for the rule. `decay_factor` is 1 without decoupled weight decay.
 template <class T>
 MXADAMAX_RULE T decayed_weight(const GradientTransform<T>& s, T weight) {
   return s.decay_factor * weight;
 }
 
-// The new weight of one element, whose states become new. `w - x` and `w + -x` are the same bits.
-// `delta_scale` counts for rules that sum.
+// Returns the new weight of one element and updates its states. `w - x` and `w + -x` are the same
+// bits. Only rules with sums use `delta_scale`.
 template <class R, class Scalars, class T>
 MXADAMAX_RULE T updated_weight(const GradientTransform<T>& transform, const Scalars& s,
                                T delta_scale, T grad, T weight, T* state) {
@@ -112,7 +112,7 @@ MXADAMAX_RULE T updated_weight(const GradientTransform<T>& transform, const Scal
   }
 }
 
-// Adds to the sums of a tensor what one element does. Its states become new, for nobody.
+// Adds the terms of one element to the sums of its tensor. Overwrites the given copy of its states.
 template <class R, class Scalars, class T>
 MXADAMAX_RULE void add_terms(const GradientTransform<T>& transform, const Scalars& s, T grad,
                              T weight, T* state, T* sum) {
@@ -121,13 +121,13 @@ MXADAMAX_RULE void add_terms(const GradientTransform<T>& transform, const Scalar
   R::add_terms(decayed, R::delta(s, g, decayed, state), sum);
 }
 
-// The larger of two; NaN if either is.
+// Returns the larger of two; NaN if either is NaN.
 template <class T>
 MXADAMAX_RULE T maximum(T a, T b) {
   return a != a ? a : (a > b ? a : b);
 }
 
-// -1, 0 or 1; NaN for NaN.
+// Returns -1, 0 or 1; NaN for NaN.
 template <class T>
 MXADAMAX_RULE T sign(T a) {
   const T unit = a < 0 ? T{-1} : T{1};

@@ -12,9 +12,9 @@ the last bit.
 
 from __future__ import annotations
 
-# Before mxnet. Servers run this script too, and never come further than the import of mxnet: where
-# mxadamax is missing, it is here that a server says so and ends.
-from mxadamax._mxnet.compatibility import gluon_arrays, seed_all
+# Before mxnet. Servers run this script too, and stop at the import of mxnet. If mxadamax is not
+# installed, a server fails here and says so.
+import mxadamax  # noqa: F401  registers the optimizers
 
 # isort: split
 import argparse
@@ -29,9 +29,9 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 
-# Of this name there is another one a folder above, with the data and the net.
+# The script of the same name one folder up has the data and the net.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from train_mnist import SameOrder, accuracy, load_digits, make_net
+from train_mnist import SameOrder, accuracy, arrays, load_digits, make_net
 
 
 class PartOfBatches(gluon.data.Sampler):
@@ -77,11 +77,12 @@ def train(arguments: argparse.Namespace) -> None:
     devices = [mx.cpu(number) for number in range(len(mine))]
 
     train_data, test_data = load_digits(arguments.seed)
-    seed_all(arguments.seed)
+    mx.random.seed(arguments.seed)
+    np.random.seed(arguments.seed)
     net = make_net("mlp")
     net.initialize(mx.init.Xavier(), devices)
     for device in devices:
-        net(gluon_arrays.zeros((1, 1, 28, 28), ctx=device))
+        net(arrays.zeros((1, 1, 28, 28), ctx=device))
     net.hybridize()
     loss_of = gluon.loss.SoftmaxCrossEntropyLoss()
     options = {"learning_rate": arguments.learning_rate, "wd": arguments.wd}

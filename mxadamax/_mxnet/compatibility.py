@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that this package knows about the differences between MXNet 1 and 2."""
+"""Hide the differences between MXNet 1 and 2."""
 
 import importlib
 import inspect
@@ -13,23 +13,23 @@ from mxnet.optimizer import Optimizer, Updater
 
 IS_MXNET_1 = "use_fused_step" not in inspect.signature(Optimizer.__init__).parameters
 
-# Of `mxnet` itself nothing is asked here: on a parameter server that is only half imported.
+# Not by attributes of `mxnet`, which a parameter server has only half imported by now.
 gluon_arrays: Any = importlib.import_module("mxnet.ndarray" if IS_MXNET_1 else "mxnet.numpy")
-"""The module of the arrays that Gluon's networks take and give."""
+"""The module of the arrays that Gluon's networks accept and return."""
 
 WHOLE_MODEL: Union[int, float] = 2**31 - 1 if IS_MXNET_1 else numpy.inf
-"""The `aggregate_num` with which MXNet hands over all parameters at once.
+"""The `aggregate_num` with which MXNet passes all parameters in one call.
 
-MXNet 2 recognizes infinity by identity, and only with it hands parameters of all dtypes over in one
-call. MXNet 1 slices by this number, and always makes a call for each dtype.
+MXNet 2 recognizes infinity by identity, and only then passes parameters of all dtypes in one call.
+MXNet 1 slices by this number, and always makes one call per dtype.
 """
 
 C_FUNCTIONS = {"MXNDArrayGetShape64": "MXNDArrayGetShapeEx64"} if IS_MXNET_1 else {}
-"""Functions of MXNet's C API that are called differently here, by their names in MXNet 2."""
+"""Functions of MXNet's C API with another name here, by their names in MXNet 2."""
 
 
 def aggregate_num_here(aggregate_num: Any) -> Any:
-    """`aggregate_num` as this MXNet has it, also from a file that the other one wrote.
+    """Convert `aggregate_num` to this MXNet's value, also from a file of the other MXNet.
 
     Pickling and arithmetic lose the identity of infinity.
     """
@@ -39,9 +39,9 @@ def aggregate_num_here(aggregate_num: Any) -> Any:
 
 
 def dtypes_of_step() -> Set[Any]:
-    """The dtypes of all weights of the step that the caller runs in, if it is an updater's.
+    """Return the dtypes of all weights of the updater's step that the caller runs in, if any.
 
-    MXNet 1's updater calls the optimizer once for each of them.
+    MXNet 1's updater calls the optimizer once per dtype.
     """
     frame: Optional[FrameType] = sys._getframe()
     while frame is not None:
@@ -53,17 +53,17 @@ def dtypes_of_step() -> Set[Any]:
 
 
 def seed_all(seed: int) -> None:
-    """Seed all random numbers that weights and data come from: MXNet's and NumPy's."""
+    """Seed the random numbers of MXNet and NumPy."""
     for random in (mxnet.random, gluon_arrays.random, numpy.random):
         if hasattr(random, "seed"):
             random.seed(seed)
 
 
 class StepOptimizer(Optimizer):  # type: ignore[misc]  # MXNet has no types.
-    """MXNet's base class as MXNet 2 has it: `update` calls `step` or `fused_step`.
+    """MXNet 2's base class on either MXNet: `update` calls `step` or `fused_step`.
 
-    They get what `update` gets: lists of parameters, or a single one. In MXNet 1, there is no other
-    method than `update`; in MXNet 2, it takes lists only.
+    Both get the arguments of `update`: lists of parameters, or a single one. MXNet 1 has only
+    `update`; in MXNet 2, `update` accepts only lists.
     """
 
     if IS_MXNET_1:
@@ -76,16 +76,16 @@ class StepOptimizer(Optimizer):  # type: ignore[misc]  # MXNet has no types.
             self.use_fused_step = use_fused_step
 
     def update(self, indices: Any, weights: Any, grads: Any, states: Any) -> None:
-        """Update by a kernel with `use_fused_step`, else by operators."""
+        """Update with a kernel if `use_fused_step`, else with operators."""
         if self.use_fused_step:
             self.fused_step(indices, weights, grads, states)
         else:
             self.step(indices, weights, grads, states)
 
     def step(self, indices: Any, weights: Any, grads: Any, states: Any) -> None:
-        """Update by operators."""
+        """Update with operators."""
         raise NotImplementedError
 
     def fused_step(self, indices: Any, weights: Any, grads: Any, states: Any) -> None:
-        """Update by a kernel."""
+        """Update with a kernel."""
         raise NotImplementedError

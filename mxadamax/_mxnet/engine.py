@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native code, bound to the MXNet library that this process has loaded."""
+"""Bind the native code to the MXNet library that this process has loaded."""
 
 import ctypes
 import functools
@@ -19,13 +19,13 @@ from .versions import SUPPORTED
 def native() -> ModuleType:
     """Bind the native code to MXNet, once, and return it.
 
-    Not done at import: a parameter server imports this package while MXNet itself is only half
-    imported.
+    This cannot happen at import: a parameter server imports this package while MXNet itself is only
+    half imported.
 
     Raises
     ------
     ImportError
-        Where this MXNet lacks a function that is needed, or lays out its arrays in a way not known.
+        If this MXNet lacks a function that is needed, or has an unknown array layout.
     """
 
     def address_of(name: str) -> int:
@@ -44,7 +44,7 @@ def native() -> ModuleType:
         raise ImportError(
             f"mxadamax: this MXNet lays out its arrays differently; supported are {SUPPORTED}"
         )
-    # Without it, row_sparse gradients are refused.
+    # If this finds nothing, row_sparse gradients are refused.
     numbers = [[7, 123_456_789], [11, 987_654_321], [13, 555_555_555]]
     shape = (1 << 30, 1)
     arrays = [sparse.row_sparse_array(([[1.0], [2.0]], rows), shape=shape) for rows in numbers]
@@ -61,9 +61,9 @@ def _kernels_for_devices() -> ModuleType:
 
 
 def inside_kvstore_update() -> bool:
-    """Whether the caller runs in a key-value store's update.
+    """Return whether the caller runs in a key-value store's update.
 
-    MXNet calls that through C and drops whatever Python raises there.
+    MXNet calls that through C and drops exceptions that Python raises there.
     """
     frame: Optional[FrameType] = sys._getframe()
     while frame is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Import MXNet, which is older than the NumPy and the Python that it may be installed with."""
+"""Import MXNet, also with a newer NumPy and Python than it supports."""
 
 import sys
 import warnings
@@ -11,7 +11,7 @@ MISSING = (
     "mxadamax needs Apache MXNet: install it with pip install 'mxadamax[mxnet]', or the flavour "
     f"for your machine of {SUPPORTED.replace(' and ', ' or ')}; only mxadamax.cuda works without"
 )
-"""The message where MXNet is not installed."""
+"""The message if MXNet is not installed."""
 
 
 def import_mxnet() -> bool:
@@ -20,9 +20,9 @@ def import_mxnet() -> bool:
     Raises
     ------
     ImportError
-        If MXNet or this package lacks another package, or the one installed does not fit.
+        If MXNet or this package lacks another package, or has a wrong version of it.
     Exception
-        What the import of a broken MXNet raises.
+        Whatever a broken MXNet raises.
     """
     try:
         import numpy
@@ -33,7 +33,7 @@ def import_mxnet() -> bool:
             "mxadamax needs NumPy: install it with MXNet by pip install 'mxadamax[mxnet]', or "
             "alone, which is enough for mxadamax.cuda"
         ) from None
-    # MXNet's import asks for this name. NumPy 1.24 to 1.26 do not have it, and warn when asked.
+    # MXNet's import needs this name. NumPy 1.24 to 1.26 lack it, and warn on access.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lacks_bool = not hasattr(numpy, "bool")
@@ -63,5 +63,5 @@ def import_mxnet() -> bool:
 
 
 def refuse_without_mxnet() -> NoReturn:
-    """Say in an ImportError what to install."""
+    """Raise an ImportError that says what to install."""
     raise ImportError(MISSING)

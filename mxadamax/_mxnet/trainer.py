@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this package asks of Gluon's Trainer beyond its interface."""
+"""Access the parts of Gluon's Trainer that are not public."""
 
 import weakref
 from typing import TYPE_CHECKING, Any, Iterable, List, Optional, Set
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 
 class Keys:
-    """By which keys updaters know the parameters of a trainer.
+    """The keys by which updaters know the parameters of a trainer.
 
-    The updater of a device counts parameters as `Trainer._params` does, which has a shared one
-    once: its keys are positions there. In MXNet 2, that of a key-value store, and of a parameter
-    server, counts a shared one as often as it was given to the trainer.
+    For the updater of a device, a key is a position in `Trainer._params`, which has a shared
+    parameter once. In MXNet 2, the updater of a key-value store or a parameter server counts a
+    shared parameter as often as the trainer got it.
 
     Parameters
     ----------
     trainer : gluon.Trainer
-        Its parameters must be known to it, and nothing else.
+        Only its parameters must be set.
     """
 
     def __init__(self, trainer: "Trainer"):
-        # The optimizer, which the trainer owns, keeps this.
+        # The trainer owns the optimizer, which keeps this object.
         self._trainer = weakref.ref(trainer)
         self.on_devices: List[int] = list(range(len(trainer._params)))
         self.on_store: List[int] = self.on_devices
@@ -37,7 +37,7 @@ class Keys:
 
     @classmethod
     def of_parameters(cls, parameters: Iterable[Any]) -> "Optional[Keys]":
-        """The keys of the trainer that parameters belong to; None where they are positions."""
+        """Return the keys of the trainer of these parameters; None if they are positions."""
         reference = getattr(next(iter(parameters), None), "_trainer", None)
         trainer = None if IS_MXNET_1 or reference is None else reference()
         keys = None if trainer is None else cls(trainer)
@@ -45,7 +45,7 @@ class Keys:
 
     @property
     def _store_updates(self) -> bool:
-        # Before the trainer has chosen, only a server is sent the optimizer.
+        # Until the trainer has chosen, the optimizer is sent only to servers.
         trainer = self._trainer()
         if trainer is None or not getattr(trainer, "_kv_initialized", False):
             return True
@@ -53,36 +53,36 @@ class Keys:
 
     @property
     def in_use(self) -> List[int]:
-        """The keys of all parameters, in the order of `Trainer._params`."""
+        """Return the keys of all parameters, in the order of `Trainer._params`."""
         return self.on_store if self._store_updates else self.on_devices
 
     def position_of(self, key: Any) -> Any:
-        """The position in `Trainer._params` of the parameter with a key."""
+        """Return the position in `Trainer._params` of the parameter with a key."""
         return self._positions.get(key, key) if self._store_updates else key
 
 
 def devices_of(parameters: Iterable[Any]) -> Set[int]:
-    """The numbers of the devices that parameters are on."""
+    """Return the ids of the devices of these parameters."""
     arrays = (array for parameter in parameters for array in getattr(parameter, "_data", ()) or ())
     return {array.context.device_id for array in arrays}
 
 
 def updaters_of(trainer: "Trainer") -> List[Any]:
-    """Who holds the states: an updater for each device, or the key-value store's.
+    """Return the updaters that hold the states: one per device, or the key-value store's.
 
     Raises
     ------
     ValueError
-        Where they are on a parameter server.
+        If the states are on a parameter server.
     """
     if not trainer._update_on_kvstore:
         return list(trainer._updaters)
     updater = getattr(trainer._kvstore, "_updater", None)
     if updater is None:
-        raise ValueError("the states are on a parameter server, which keeps them to itself")
+        raise ValueError("the states are on a parameter server, which does not return them")
     return [updater]
 
 
 def classic(array: Any) -> NDArray:
-    """An array of either kind, of the kind that optimizers get."""
+    """Return an array of either kind as the legacy NDArray that optimizers get."""
     return array.as_nd_ndarray() if hasattr(array, "as_nd_ndarray") else array

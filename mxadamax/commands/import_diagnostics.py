@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the command line says where the package itself cannot be imported."""
+"""Explain on the command line why the package cannot be imported."""
 
 import contextlib
 import sys
@@ -9,10 +9,10 @@ from typing import Optional, Type
 
 
 def is_the_command_line() -> bool:
-    """Whether this process is ``mxadamax`` or ``python -m mxadamax``."""
+    """Return whether this process is ``mxadamax`` or ``python -m mxadamax``."""
     if sys.argv[:1] != ["-m"]:
         return bool(sys.argv) and Path(sys.argv[0]).name == "mxadamax"
-    # While Python looks for the module, its name is nowhere else.
+    # While Python looks for the module, sys.argv does not have its name.
     with contextlib.suppress(OSError):
         words = Path("/proc/self/cmdline").read_bytes().split(b"\0")
         return (b"-m", b"mxadamax") in zip(words, words[1:])
@@ -20,20 +20,20 @@ def is_the_command_line() -> bool:
 
 
 def explain_where_the_import_fails() -> None:
-    """On the command line, end with this report where importing the package fails.
+    """Make the command line end with a report if the import of the package fails.
 
-    ``python -m mxadamax`` imports the package before any of its modules, so only the package can
-    see to that. Other processes are left alone.
+    ``python -m mxadamax`` imports the package before any of its modules, so the package itself has
+    to install this hook. Does nothing in other processes.
     """
     if not is_the_command_line():
         return
-    # Now: it asks the package for its version.
+    # Import it now: it reads the version of the package.
     from .info import report_of_this_process, tell
 
     def explain(
         kind: Type[BaseException], error: BaseException, traceback: Optional[TracebackType]
     ) -> None:
-        # Were this to fail, Python would print both.
+        # If the report failed, Python would print both errors.
         sys.excepthook = sys.__excepthook__
         if not isinstance(error, Exception):
             sys.__excepthook__(kind, error, traceback)

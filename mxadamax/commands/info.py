@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``mxadamax info``: what is installed and used here, and what to do about problems.
+"""``mxadamax info``: print what is installed, and how to fix each problem.
 
-It is asked where something does not work, so it needs neither MXNet, nor NumPy, nor the compiled
+Users run it when something is broken, so it needs neither MXNet, nor NumPy, nor the compiled
 module.
 """
 
@@ -23,16 +23,16 @@ from .machine import cpu_model, omp_threads
 
 
 class Report:
-    """What has been found out.
+    """The findings of `mxadamax info`.
 
     Parameters
     ----------
     facts : dict
         Names and values, for a table and for JSON.
     problems : list of str
-        What does not work, each with what to do about it.
+        Problems, each with its fix.
     hints : list of str
-        What works and could be better.
+        Possible improvements.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Report:
 
 
 def look_at_python(report: Report) -> None:
-    """Its version."""
+    """Check Python's version."""
     version = sys.version_info
     report.facts["mxadamax"] = f"{__version__}, in {PACKAGE}"
     report.facts["Python"] = ".".join(map(str, version[:3]))
@@ -59,7 +59,7 @@ def look_at_python(report: Report) -> None:
 
 
 def look_at_numpy(report: Report) -> None:
-    """Its version, and whether MXNet can use it."""
+    """Check NumPy's version, and whether MXNet works with it."""
     fits = "numpy<1.24" if sys.version_info < (3, 12) else "numpy>=1.26,<2"
     try:
         numpy = importlib.import_module("numpy")
@@ -75,7 +75,7 @@ def look_at_numpy(report: Report) -> None:
 
 
 def flavours() -> List[str]:
-    """The distributions of MXNet that are installed, with their versions."""
+    """Return the installed distributions of MXNet, with their versions."""
     return sorted(
         f"{name} {found.version}"
         for found in importlib.metadata.distributions()
@@ -85,7 +85,7 @@ def flavours() -> List[str]:
 
 
 def look_at_mxnet(report: Report) -> None:
-    """Its version and flavour, and what it was compiled for."""
+    """Check MXNet's version, flavour and features."""
     installed = list(dict.fromkeys(flavours()))
     report.facts["MXNets supported"] = list(MXNETS)
     report.facts["MXNet's packages"] = installed
@@ -96,7 +96,7 @@ def look_at_mxnet(report: Report) -> None:
         )
     if sys.version_info >= (3, 12) and importlib.util.find_spec("distutils") is None:
         report.problems.append("MXNet needs distutils: pip install setuptools")
-    # What this prints or raises depends on what is wrong.
+    # A broken MXNet can raise anything.
     try:
         mxnet = importlib.import_module("mxnet")
         version = str(mxnet.__version__)
@@ -114,7 +114,7 @@ def look_at_mxnet(report: Report) -> None:
 
 
 def look_at_interface(report: Report, version: str) -> None:
-    """Whether MXNet has what this package calls; that decides, whether it was tried or not."""
+    """Check that MXNet has the interface that this package needs."""
     wrong: Optional[str] = "mxadamax cannot be imported with it"
     if "mxadamax._mxnet.engine" in sys.modules:
         try:
@@ -123,7 +123,7 @@ def look_at_interface(report: Report, version: str) -> None:
         except ImportError as error:
             wrong = str(error)
     if is_tried(version):
-        # What keeps the package from being imported is another problem.
+        # A failing import of the package is reported elsewhere.
         if wrong and "mxadamax._mxnet.engine" in sys.modules:
             report.problems.append(wrong)
     elif wrong or version.split(".")[0] not in ("1", "2"):
@@ -139,7 +139,7 @@ def look_at_interface(report: Report, version: str) -> None:
 
 
 def look_at_processor(report: Report) -> None:
-    """Which kernels run here, and on how many threads."""
+    """Check which kernels run here, and on how many threads."""
     report.facts["processor"] = cpu_model()
     cores = len(os.sched_getaffinity(0))
     report.facts["processors to use"] = cores
@@ -171,11 +171,11 @@ def look_at_processor(report: Report) -> None:
 
 
 def look_at_cuda(report: Report) -> None:
-    """What the part for GPUs says of itself."""
+    """Describe the CUDA kernels."""
     try:
         cuda = importlib.import_module("mxadamax.cuda")
     except Exception:
-        # Of whatever kind, where the package itself cannot be imported.
+        # The import of a broken package can raise anything.
         report.facts["CUDA"] = "not looked at, since mxadamax cannot be imported"
     else:
         found = cuda.describe()
@@ -184,7 +184,7 @@ def look_at_cuda(report: Report) -> None:
 
 
 def report_of_this_process() -> Report:
-    """Look at everything, also where some of it does not work."""
+    """Check everything, even if some of it is broken."""
     report = Report()
     look_at_python(report)
     look_at_numpy(report)
@@ -195,7 +195,7 @@ def report_of_this_process() -> Report:
 
 
 def as_text(value: Any) -> str:
-    """A fact, for the table."""
+    """Format a fact for the table."""
     if value is None or value in ("", [], ()):
         return "-"
     if isinstance(value, dict):
@@ -219,7 +219,7 @@ def print_report(report: Report) -> None:
     console = Console()
     table = Table(show_header=False)
     for name, value in report.facts.items():
-        # As text: what is in brackets is no markup.
+        # As text, so that brackets are not markup.
         table.add_row(name, Text(as_text(value)))
     console.print(table)
     for kind, lines, style in (
@@ -233,7 +233,7 @@ def print_report(report: Report) -> None:
 
 
 def print_plainly(report: Report) -> None:
-    """Print the same in lines."""
+    """Print a report in plain lines."""
     for name, value in report.facts.items():
         print(f"{name}: {as_text(value)}")
     for kind, lines in (("problem", report.problems), ("hint", report.hints)):
@@ -242,21 +242,21 @@ def print_plainly(report: Report) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the arguments of the command."""
     parser.description = (
-        "Print versions, instruction sets, threads, and what MXNet was compiled with; for each "
-        "problem what to do about it. Exit status 1 where there is one."
+        "Print versions, instruction sets, threads, MXNet's features, and how to fix each problem. "
+        "The exit status is 1 if there is a problem."
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(given: argparse.Namespace) -> int:
-    """Print what there is to know; 1 where there is a problem."""
+    """Print the report; return 1 if there is a problem."""
     return tell(report_of_this_process(), given.json)
 
 
 def tell(report: Report, as_json: bool) -> int:
-    """Print a report."""
+    """Print a report; return 1 if it has a problem."""
     if as_json:
         print(report)
     else:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process knows about the machine that it runs on."""
+"""Facts about the machine that a process runs on."""
 
 import contextlib
 import ctypes
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 def omp_threads() -> int:
-    """How many threads OpenMP gives MXNet, this package and the benchmark's floor."""
+    """Return the number of OpenMP threads that MXNet, this package and the baseline use."""
     return int(ctypes.CDLL("libgomp.so.1").omp_get_max_threads())
 
 
 def cpu_model() -> str:
-    """The processor's name."""
+    """Return the processor's name."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

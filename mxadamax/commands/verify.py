@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``mxadamax verify``: every optimizer against the installed MXNet, on this machine.
+"""``mxadamax verify``: compare every optimizer with the installed MXNet, on this machine.
 
-What must be equal is equal to the last bit, and everything else is within the units in the last
-place that docs/optimizers.md names. Weights have odd sizes, up to some that several threads share;
-with weight decay, clipping, rescaling, multipliers, and with all parameters in one call as well as
-with three.
+Results must be equal bit for bit, or within the number of ULP in docs/optimizers.md. Weights have
+odd sizes, up to some that several threads share. The steps use weight decay, clipping, rescaling
+and multipliers, with all parameters in one call and with three per call.
 """
 
 import argparse
@@ -36,33 +35,33 @@ Numbers = NumpyArray[Any]
 
 STEPS = 6
 SHAPES = [(1,), (2,), (15,), (17,), (33,), (3, 4, 5), (1000,), (17_001,)]
-"""Around the widths of vectors, and more than a chunk."""
+"""Around the widths of vectors, and longer than a chunk."""
 
 LARGE = (140_001,)
-"""What several threads share, where there are some. Of float32 only, to be done in a minute."""
+"""Large enough for several threads to share. Only for float32, to finish in a minute."""
 
 FUSED_SHAPES = [(1000,), (33, 3)]
 OPTIONS = {"learning_rate": 0.0123, "wd": 0.013, "clip_gradient": 0.37, "rescale_grad": 1 / 3}
 
 AGGREGATIONS: Sequence[Dict[str, int]] = ({}, {"aggregate_num": 3})
-"""All parameters in one call, and three."""
+"""All parameters in one call, and three per call."""
 
-# MXNet's fused operators compute 1 - beta in single precision, for the defaults 1e-5 of its size
-# off. With these rates it is exact.
+# MXNet's fused operators compute 1 - beta in single precision: for the defaults with a relative
+# error of 1e-5, for these rates exactly.
 EXACT_RATES = {"beta1": 0.5, "beta2": 0.5, "rho": 0.5}
 
 
 class Type(NamedTuple):
-    """What arrays hold, and whether their optimizers keep a float32 copy.
+    """A dtype of weights, with or without float32 masters.
 
     Parameters
     ----------
     label : str
-        For the table.
+        Its name in the table.
     dtype : numpy.dtype
-        MXNet's.
+        MXNet's dtype.
     multi_precision : bool
-        The option.
+        The option of that name.
     """
 
     label: str
@@ -80,7 +79,7 @@ TYPES = [
 ]
 
 FUSED = "MXNet's operator"
-"""The column of the comparisons with those that do not compute in the same order."""
+"""The column of comparisons with fused operators, which compute in another order."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +89,9 @@ class Result:
     Parameters
     ----------
     optimizer, against, instruction_set : str
-        What was compared.
+        The compared optimizer, its counterpart, and the instruction set.
     allowed, found : float
-        The largest difference, in units in the last place.
+        The largest difference, in ULP.
     """
 
     optimizer: str
@@ -103,7 +102,7 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        """Whether it is as promised."""
+        """Return whether the difference is within the allowed one."""
         return self.found <= self.allowed
 
 
@@ -111,32 +110,32 @@ class Result:
 
 
 def nd(array: Numbers, dtype: Any) -> NDArray:
-    """An NDArray; MXNet makes those of bfloat16 from others only."""
+    """Create an NDArray; MXNet creates those of bfloat16 only by conversion."""
     made = mxnet.nd.array(array, dtype=array.dtype)
     return made if dtype == array.dtype else made.astype(dtype)
 
 
 def to_float32(array: NDArray) -> Numbers:
-    """What an array of 16 bits stands for, or any other as it is."""
+    """Convert a 16-bit array to float32 numbers; return others unchanged."""
     short = array.dtype == BFLOAT16 or array.dtype == numpy.float16
     found: Numbers = (array.astype("float32") if short else array).asnumpy()
     return found
 
 
 def rounded(values: Numbers, dtype: Any) -> Numbers:
-    """Float32 numbers rounded to 16 bits; in NumPy, apart from what is tested."""
+    """Round float32 numbers to 16 bits, in NumPy, independently of the tested code."""
     if dtype == numpy.float16:
         with numpy.errstate(over="ignore"):
             return values.astype(numpy.float16).astype(numpy.float32)
     bits = numpy.atleast_1d(values).view(numpy.uint32)
-    # Half of the last place, less a bit where the number below is even.
+    # Add half of the last place, minus a bit if the number below is even.
     kept = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
     found: Numbers = kept.astype(numpy.uint32).view(numpy.float32).reshape(values.shape)
     return found
 
 
 def ordered_integers(values: Numbers, dtype: Any) -> Numbers:
-    """Where numbers are in the order of all numbers of their type: 0 and -0 are neighbours."""
+    """Map numbers to integers in the order of all numbers of a dtype; 0 and -0 are neighbours."""
     values = numpy.atleast_1d(values)
     if dtype == numpy.float16:
         bits = values.astype(numpy.float16).view(numpy.int16).astype(numpy.int64)
@@ -149,13 +148,13 @@ def ordered_integers(values: Numbers, dtype: Any) -> Numbers:
 
 
 def ulp_distance(actual: Numbers, expected: Numbers, dtype: Any) -> float:
-    """How many numbers of a type the farthest two are apart; two NaN are not."""
+    """Return the largest distance in ULP; two NaN have distance 0."""
     if actual.shape != expected.shape:
         return float("inf")
     if actual.tobytes() == expected.tobytes():
         return 0.0
     a, b = ordered_integers(actual, dtype), ordered_integers(expected, dtype)
-    # Of unsigned numbers: it can be more than the signed ones hold.
+    # Unsigned: the distance can exceed the range of signed integers.
     distance = numpy.where(a > b, a - b, b - a).astype(numpy.uint64)
     nan = numpy.isnan(actual), numpy.isnan(expected)
     distance[numpy.atleast_1d(nan[0] & nan[1])] = 0
@@ -165,9 +164,9 @@ def ulp_distance(actual: Numbers, expected: Numbers, dtype: Any) -> float:
 
 
 def units_apart(actual: Numbers, expected: Numbers, before: Numbers) -> Numbers:
-    """How far elements differ, in units in the last place of the largest number in their sum.
+    """Return how far elements differ, in ULP of the largest number in their sum.
 
-    That is the value before, the value after, or what was added.
+    That is the value before, the value after, or the difference.
     """
     largest = numpy.max(numpy.abs([expected, before, expected - before]), axis=0)
     unit = numpy.maximum(numpy.spacing(largest), numpy.finfo(actual.dtype).tiny)
@@ -177,14 +176,14 @@ def units_apart(actual: Numbers, expected: Numbers, before: Numbers) -> Numbers:
 
 
 class Data(NamedTuple):
-    """What a training of a type starts from and goes by, the same numbers for ours and reference.
+    """The weights and gradients of a training, with the same numbers for ours and the reference.
 
     Parameters
     ----------
     weights, grads : list
-        Of the type; gradients for each step.
+        Arrays of the dtype; gradients for each step.
     wide_weights, wide_grads : list
-        The same numbers in the type that the reference computes in.
+        The same numbers in the dtype of the reference.
     """
 
     weights: List[NDArray]
@@ -195,7 +194,7 @@ class Data(NamedTuple):
 
 @functools.lru_cache(maxsize=None)
 def data(dtype: Any) -> Data:
-    """Weights, and gradients of many magnitudes, all below the largest float16 number."""
+    """Generate weights, and gradients of many magnitudes, all within the range of float16."""
     random = numpy.random.RandomState(0)
     computed = "float64" if dtype == numpy.float64 else "float32"
     shapes = [*SHAPES, LARGE] if dtype == numpy.float32 else SHAPES
@@ -222,7 +221,7 @@ def data(dtype: Any) -> Data:
 
 
 class Run:
-    """An optimizer with weights and states, as a Trainer holds them, without a Trainer."""
+    """An optimizer with weights and states, like a Trainer."""
 
     def __init__(self, optimizer: Optimizer, weights: Sequence[NDArray]):
         self.optimizer = optimizer
@@ -230,13 +229,13 @@ class Run:
         self.updater = mxnet.optimizer.get_updater(optimizer)
 
     def step(self, grads: Sequence[NDArray]) -> None:
-        """One update, of copies where it is MXNet's own, which overwrite gradients."""
+        """Run one update. MXNet's own optimizers get copies of gradients, which they overwrite."""
         if not isinstance(self.optimizer, FusedOptimizer):
             grads = [grad.copy() for grad in grads]
         self.updater(list(range(len(grads))), list(grads), list(self.weights))
 
     def states(self) -> List[NDArray]:
-        """The arrays of all states, after a step."""
+        """Return the arrays of all states, after a step."""
         return [
             leaf
             for index in range(len(self.weights))
@@ -244,22 +243,22 @@ class Run:
         ]
 
     def arrays(self) -> List[NDArray]:
-        """Weights and states."""
+        """Return weights and states."""
         return [*self.weights, *self.states()]
 
 
 def with_multipliers(optimizer: Optimizer) -> Optimizer:
-    """An optimizer by which some parameters learn faster, and others decay more."""
+    """Set multipliers of learning rates and weight decay for some parameters."""
     optimizer.set_lr_mult({0: 0.5, 2: 1.1, 4: 1.7, 6: 2.3})
     optimizer.set_wd_mult({0: 0.0, 3: 2.1, 6: 4.2})
     return optimizer
 
 
 def expected_of(run: Run, dtype: Any, multi_precision: bool) -> List[Numbers]:
-    """What arrays of a type must hold that go with a reference in float32, after its step.
+    """Return the expected arrays of a dtype after a step of a reference in float32.
 
-    With `multi_precision` the reference is the float32 copy. Without, everything is rounded once,
-    and the reference goes on from that.
+    With `multi_precision`, the reference is the float32 master. Without, everything is rounded
+    once, and the reference continues from the rounded numbers.
     """
     if dtype in (numpy.float32, numpy.float64):
         return [array.asnumpy() for array in run.arrays()]
@@ -275,7 +274,7 @@ def expected_of(run: Run, dtype: Any, multi_precision: bool) -> List[Numbers]:
 
 
 def difference_of_bits(info: OptimizerInfo, kind: Type) -> float:
-    """How far ours gets from the reference over some steps, at the most."""
+    """Return the largest difference between ours and the reference over some steps, in ULP."""
     options = {**OPTIONS, **info.options}
     given = data(kind.dtype)
 
@@ -305,31 +304,34 @@ def difference_of_bits(info: OptimizerInfo, kind: Type) -> float:
 
 
 def with_exact_rates(info: OptimizerInfo) -> Dict[str, Any]:
-    """Options with which the fused operator of the built-in computes the same formula."""
+    """Return options with which the built-in's fused operator computes the same formula."""
     ranges = type(info.create()).ranges
     options = {**OPTIONS, **{name: rate for name, rate in EXACT_RATES.items() if name in ranges}}
     if info.built_in == "adamw":
         return options
-    # Where weight decay goes is what MXNet 1's operators do otherwise.
+    # MXNet 1's operators apply weight decay elsewhere.
     return {**options, "wd": 0.0} if IS_MXNET_1 else options
 
 
 def difference_from_fused(info: OptimizerInfo) -> float:
-    """The largest difference of a step from MXNet's fused operator, each from the same numbers."""
+    """Return the largest difference of a step from MXNet's fused operator, from equal numbers."""
     options = {**with_exact_rates(info), **{k: v for k, v in info.options.items() if k != "wd"}}
     ours = mxnet.optimizer.create(info.name, **options)
     return difference_of_steps(ours, info.create_fused(**options))
 
 
 def difference_from_adamax_of_mxnet_1() -> float:
-    """It has no epsilon, and clips after weight decay: without both it is within 2 units."""
+    """Compare with MXNet 1's AdaMax, which has no epsilon and clips after weight decay.
+
+    Without both, the difference is within 2 ULP.
+    """
     options = {name: value for name, value in OPTIONS.items() if name != "clip_gradient"}
     ours = mxnet.optimizer.create("adamax_ext", epsilon=0.0, **options)
     return difference_of_steps(ours, mxnet.optimizer.create("adamax", **options))
 
 
 def difference_of_steps(ours: Optimizer, theirs: Optimizer) -> float:
-    """The largest difference of a step of two optimizers, each from the same numbers."""
+    """Return the largest difference of a step of two optimizers, from equal numbers."""
     random = numpy.random.RandomState(2)
 
     def numbers() -> List[NDArray]:
@@ -347,7 +349,7 @@ def difference_of_steps(ours: Optimizer, theirs: Optimizer) -> float:
         for run in runs:
             run.step(grads)
         arrays = [[array.asnumpy() for array in run.arrays()] for run in runs]
-        # After the first step, which makes the states.
+        # After the first step, which creates the states.
         for values in zip(*arrays, before):
             worst = max(worst, float(numpy.max(units_apart(*values), initial=0)))
         for mine, number in zip(runs[1].arrays(), arrays[0]):
@@ -355,11 +357,11 @@ def difference_of_steps(ours: Optimizer, theirs: Optimizer) -> float:
     return worst
 
 
-# ---------------------------------------------------------------- all of it
+# ---------------------------------------------------------------- the command
 
 
 def comparisons() -> Iterator[Tuple[OptimizerInfo, str, float, Any]]:
-    """Who is compared with what, how far apart they may be, and what tells how far they are."""
+    """Yield the optimizer, its counterpart, the allowed difference, and the comparing function."""
     for info in OPTIMIZERS:
         for kind in TYPES:
             yield info, kind.label, 0.0, functools.partial(difference_of_bits, info, kind)
@@ -370,7 +372,7 @@ def comparisons() -> Iterator[Tuple[OptimizerInfo, str, float, Any]]:
 
 
 def verify_here(console: Console) -> List[Result]:
-    """Compare with the instruction set that this process has chosen."""
+    """Run all comparisons with the instruction set of this process."""
     results = []
     name = _native.instruction_set
     with console.status(f"{name}: ") as status:
@@ -381,7 +383,7 @@ def verify_here(console: Console) -> List[Result]:
 
 
 def verify_in_another_process(instruction_set: str) -> List[Result]:
-    """Compare with another instruction set: a process chooses one for good."""
+    """Run all comparisons with another instruction set, which needs another process."""
     command = [sys.executable, "-m", "mxadamax", "verify", "--json"]
     done = subprocess.run(
         [*command, "--instruction-set", instruction_set],
@@ -393,7 +395,7 @@ def verify_in_another_process(instruction_set: str) -> List[Result]:
     try:
         found = json.loads(done.stdout)["results"]
     except (KeyError, ValueError):
-        # Where the import fails, what comes is a report of that.
+        # If the import fails, the output is a report of that.
         raise ChildProcessError(
             f"verifying {instruction_set} ended with exit status {done.returncode}"
         ) from None
@@ -401,7 +403,7 @@ def verify_in_another_process(instruction_set: str) -> List[Result]:
 
 
 def cell(result: Optional[Result]) -> str:
-    """What a table says of a comparison."""
+    """Format a comparison for the table."""
     if result is None:
         return ""
     if result.found == 0:
@@ -412,11 +414,11 @@ def cell(result: Optional[Result]) -> str:
 
 
 def table_of(results: Sequence[Result]) -> Table:
-    """The comparisons of one instruction set, an optimizer in each row."""
+    """Format the comparisons of one instruction set, one optimizer per row."""
     table = Table(title=f"{results[0].instruction_set}", title_justify="left")
     columns = list(dict.fromkeys(result.against for result in results))
     for column in ("optimizer", *columns):
-        # On a narrow terminal names are broken, not cut short.
+        # Wrap names on a narrow terminal instead of truncating them.
         table.add_column(column, overflow="fold")
     for optimizer in dict.fromkeys(result.optimizer for result in results):
         row = {result.against: result for result in results if result.optimizer == optimizer}
@@ -425,26 +427,26 @@ def table_of(results: Sequence[Result]) -> Table:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the arguments of the command."""
     parser.description = (
-        "Compare every optimizer with the installed MXNet, with every type of weights and every "
-        "instruction set of this processor: the same bits where that is promised, else the largest "
-        "difference in units in the last place (ULP). Exit status 1 where one is larger than "
-        "promised."
+        "Compare every optimizer with the installed MXNet, for every dtype of weights and every "
+        "instruction set of this CPU: bit for bit where that is guaranteed, else by the largest "
+        "difference in units in the last place (ULP). The exit status is 1 if a difference is "
+        "larger than allowed."
     )
     parser.add_argument(
         "--instruction-set",
         choices=_native.instruction_sets,
         metavar="NAME",
-        help=f"only this one, of {', '.join(_native.instruction_sets)}",
+        help=f"compare only with this one: {', '.join(_native.instruction_sets)}",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
 def run(given: argparse.Namespace) -> int:
-    """Compare, and print what came out; 1 where something is not as promised."""
+    """Compare and print the results; return 1 if a difference is larger than allowed."""
     began = time.perf_counter()
-    # Not to the standard output: JSON may go there.
+    # On stderr, because JSON may go to stdout.
     console = Console(stderr=True)
     results: List[Result] = []
     sets = [given.instruction_set] if given.instruction_set else _native.instruction_sets
@@ -452,7 +454,7 @@ def run(given: argparse.Namespace) -> int:
         if name == _native.instruction_set:
             results += verify_here(console)
         else:
-            with console.status(f"{name}, in a process of its own"):
+            with console.status(f"{name}, in another process"):
                 results += verify_in_another_process(name)
     failed = [result for result in results if not result.passed]
     if given.json:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Update arrays of CuPy, PyTorch and others on a GPU. Needs NumPy, and no MXNet.
+"""Update arrays of CuPy, PyTorch and others on a GPU. Needs NumPy, but not MXNet.
 
-An array is whatever has ``__cuda_array_interface__`` or speaks DLPack::
+An array is any object with ``__cuda_array_interface__`` or DLPack::
 
     from mxadamax import cuda
 
@@ -15,7 +15,7 @@ from .loader import kernels
 
 __all__ = ["Batch", "Description", "Gpu", "Scalars", "describe", "kernels", "update"]
 
-# Pickles and messages name the public place, whichever file a class is in.
+# Pickles and messages name the public module.
 for _public in (Batch, Description, Gpu, describe, kernels, update):
     _public.__module__ = __name__
 del _public

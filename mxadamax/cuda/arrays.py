@@ -13,16 +13,16 @@ _DLPACK_DEVICES = {1: "the CPU", 3: "the CPU's page-locked memory", 10: "a ROCm 
 
 
 class DeviceArray(NamedTuple):
-    """An array as kernels take it.
+    """An array as the kernels need it.
 
     Parameters
     ----------
     address : int
-        Of its first element, on the device.
+        The address of its first element, on the device.
     dtype : str
-        Its name, as NumPy has it, or ``bfloat16``.
+        NumPy's name of its dtype, or ``bfloat16``.
     shape : tuple of int
-        Its dimensions; it is C-contiguous.
+        Its shape; the array is C-contiguous.
     stream : int, optional
         The stream that may still be writing it.
     """
@@ -34,7 +34,7 @@ class DeviceArray(NamedTuple):
 
 
 def stream_address(stream: Any) -> int:
-    """Return the address of a stream: of an object of CuPy's or PyTorch's, or the number itself.
+    """Return the address of a stream: a CuPy or PyTorch object, or the address itself.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def _from_interface(
         dtype = numpy.dtype(interface["typestr"])
     except TypeError:
         return None
-    # A 16-bit type that NumPy does not know comes as two bytes of nothing in particular.
+    # A 16-bit type that NumPy does not know, such as bfloat16, comes as two untyped bytes.
     if dtype.kind == "V":
         return None
     if not dtype.isnative:
@@ -86,7 +86,7 @@ def _from_interface(
 
 
 def _from_dlpack(array: Any, name: str, stream: int) -> DeviceArray:
-    """Read an array by DLPack; what it queues before comes first on this stream."""
+    """Read an array through DLPack. The stream waits for earlier work on the array."""
     kind, _ = array.__dlpack_device__()
     if kind not in (_CUDA, _CUDA_MANAGED):
         place = _DLPACK_DEVICES.get(kind, f"a device of DLPack's kind {kind}")
@@ -101,7 +101,7 @@ def _from_dlpack(array: Any, name: str, stream: int) -> DeviceArray:
 
 
 class ArrayReader:
-    """Reads the arrays of a batch, and collects what outlives the reading.
+    """Reads the arrays of a batch, and collects the arrays and their streams.
 
     Parameters
     ----------
@@ -111,9 +111,9 @@ class ArrayReader:
     Attributes
     ----------
     arrays : list
-        All arrays read so far: keep them as long as their addresses are used.
+        All arrays read so far: keep them alive as long as their addresses are used.
     streams : set of int
-        The streams that may still be writing some of them.
+        The streams that may still be writing these arrays.
     """
 
     def __init__(self, stream: int):
@@ -134,20 +134,20 @@ class ArrayReader:
         Parameters
         ----------
         array : array
-            With ``__cuda_array_interface__`` or ``__dlpack__``.
+            An object with ``__cuda_array_interface__`` or ``__dlpack__``.
         name : str
-            Begins messages.
+            The name of the array, for messages.
         dtype : str, optional
-            The expected one.
+            The expected dtype.
         shape : tuple of int, optional
-            The expected one.
+            The expected shape.
         written : bool, default True
-            Refuse an array that is read-only.
+            Refuse read-only arrays.
 
         Raises
         ------
         TypeError, ValueError
-            If kernels cannot take the array.
+            If the kernels cannot use the array.
         """
         interface = getattr(array, "__cuda_array_interface__", None)
         found = None if interface is None else _from_interface(interface, name, written)
@@ -169,7 +169,7 @@ class ArrayReader:
         return found
 
     def read_rows(self, array: Any, prefix: str, weight: DeviceArray) -> DeviceArray:
-        """Read the indices of the rows of a weight that its gradient holds."""
+        """Read the row indices of a weight's gradient."""
         if not weight.shape:
             raise ValueError(f"{prefix}rows are given, and the weight has no dimension")
         rows = self.read(array, prefix + "rows", "int64", written=False)

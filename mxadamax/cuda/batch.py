@@ -15,7 +15,7 @@ Scalars = Mapping[str, Union[float, Sequence[float]]]
 
 
 def _as_floats(name: str, given: Any) -> Any:
-    """A scalar, or one for each weight."""
+    """Convert a scalar, or one for each weight, to float64."""
     try:
         return numpy.asarray(given, dtype=numpy.float64)
     except (TypeError, ValueError):
@@ -23,7 +23,7 @@ def _as_floats(name: str, given: Any) -> Any:
 
 
 def _as_integers(name: str, given: Any) -> Any:
-    """An integer scalar, or one for each weight, as 64 bits without sign."""
+    """Convert an integer scalar, or one for each weight, to uint64."""
     values = numpy.array(given, dtype=object)
     for value in values.flat:
         is_real = isinstance(value, Real)
@@ -33,7 +33,7 @@ def _as_integers(name: str, given: Any) -> Any:
 
 
 class _Tensor(NamedTuple):
-    """What `LaunchPlan` takes for each weight: addresses, 0 for none."""
+    """The arguments of `LaunchPlan` for each weight: addresses, 0 for none."""
 
     dtype: str
     elements: int
@@ -49,7 +49,7 @@ class _Tensor(NamedTuple):
 
 
 def _state_dtypes(rule: str, state_dtype: Optional[str]) -> List[Optional[str]]:
-    """Return the dtype of each state of a rule; None for the dtype of what is updated."""
+    """Return the dtype of each state of a rule; None for that of the weight or its master."""
     native = kernels()
     count = native.rules[rule][0]
     if state_dtype is None:
@@ -78,54 +78,54 @@ def _one_per_weight(given: Any, count: int, name: str) -> List[Any]:
 class Batch:
     """Arrays that are updated together, step after step.
 
-    The first step sends their addresses and sizes to the device; further ones send only scalars
-    that have changed. So keep a batch for as long as the arrays stay where they are. It keeps the
-    arrays alive. When it is freed, it waits for updates under way.
+    The first step sends addresses and sizes to the device; later steps send only scalars that have
+    changed. So keep a batch as long as its arrays do not move. It keeps the arrays alive. When
+    freed, it waits for pending updates.
 
     Parameters
     ----------
     rule : str
-        The name of a rule, such as ``adamax``: a key of ``kernels().rules``, which tells how many
-        states it has, and its scalars.
+        The name of a rule, such as ``adamax``: a key of ``kernels().rules``, which lists the number
+        of states and the scalars of each rule.
     weights : sequence of arrays
         C-contiguous, of float32, float64, float16 or bfloat16, on one GPU.
     grads : sequence of arrays
-        Of the dtypes and shapes of the weights. Never written.
+        The gradients, of the dtypes and shapes of the weights. Never written.
     states : sequence of sequences of arrays
-        For each weight as many as the rule has, of its shape and dtype, or of its master's.
+        For each weight the rule's states, of its shape and of its dtype or its master's.
     masters : sequence of arrays or None, optional
-        For each float16 or bfloat16 weight, a float32 copy of it, which is updated, and from which
-        the weight is rounded; None for none.
+        For each float16 or bfloat16 weight its float32 master, which is updated and then rounded
+        to the weight; None for none.
     averages : sequence of arrays or None, optional
-        For each weight the average over its steps, of float32, or of float64 for such a weight;
-        None for none. The scalar ``ema_weight`` says how much of the new weight goes into it.
+        For each weight its moving average, float32, or float64 for a float64 weight; None for none.
+        The scalar ``ema_weight`` is the share of the new weight.
     rows : sequence of arrays or None, optional
-        For each weight None, or the indices of the rows that its gradient holds: int64, of one
-        dimension, ascending, once each. The gradient then has these rows only, in that order. The
-        indices may change in place from step to step.
+        For each weight None, or the row indices of its gradient: int64, one-dimensional, strictly
+        ascending. The gradient then has only these rows, in that order. The indices may change in
+        place from step to step.
     lazy : bool, default False
-        Leave rows that a gradient does not hold alone, with their states and averages; otherwise
-        they are updated with a gradient of zero.
+        Update only the rows that a gradient holds, with their states and averages. Otherwise the
+        other rows are updated with a gradient of zero.
     state_dtype : {'float16', 'bfloat16', 'int8'}, optional
-        The low-precision type of states, with stochastic rounding: those of `FusedOptimizer` with
-        this option. Random bits depend on the scalars ``rng_stream``, a number for each weight, and
-        ``step``, which counts its updates. Squares are kept as their roots. With ``'int8'``
-        states are an int8 and an uint8 array.
+        The dtype of low-precision states, with stochastic rounding, as in `FusedOptimizer`. Random
+        bits depend on the scalars ``rng_stream``, an integer for each weight, and ``step``, the
+        number of its update. Second moments are stored as their roots. With ``'int8'``, the states
+        are an int8 and a uint8 array.
     scales : sequence of arrays, optional
-        With ``'int8'``, for each weight a float32 array of shape (blocks, 2), where a block is 64
-        elements; zeros at first, like the states.
+        With ``'int8'``, for each weight a float32 array of shape (blocks, 2) with blocks of 64
+        elements; initially zeros, like the states.
     device : int, optional
         The number of the GPU; by default that of the first weight.
     stream : int or stream, optional
-        The stream of the first `update`, given as there. It waits for other streams that arrays
-        name as still writing them.
+        The stream of the first `update`, given as there. It waits for the streams that arrays name
+        as their own.
 
     Raises
     ------
     TypeError, ValueError
-        If an array does not fit; the message names it.
+        If an array is invalid; the message names it.
     ImportError
-        If mxadamax was built without kernels for GPUs.
+        If mxadamax was built without CUDA kernels.
     """
 
     def __init__(
@@ -256,30 +256,30 @@ class Batch:
     ) -> None:
         """Update all weights once, on the stream.
 
-        Does not wait for it, unless gradients hold some rows only; but the first call prepares
-        memory, which takes its time.
+        Returns without waiting, unless gradients hold only some rows. The first call allocates
+        memory, which takes time.
 
         Parameters
         ----------
         scalars : mapping of str to float or sequence of float
-            For each scalar of the rule a number, or one for each weight. The rule computes with
-            them as they are: learning rates include the corrections of bias. All are finite, but
-            for ``kernels().bound_scalars``, where infinity is no bound. A ``wd`` below 0 is no
-            weight decay at all; ``decay_factor`` is 1 without decoupled weight decay.
-            ``ema_weight`` is 0 unless given.
+            For each scalar of the rule a number, or one for each weight. The rule uses them
+            unchanged: include bias corrections in learning rates. All must be finite, except
+            ``kernels().bound_scalars``, where infinity means no bound. A ``wd`` below 0 means no
+            weight decay; ``decay_factor`` is 1 without decoupled weight decay. ``ema_weight`` is 0
+            by default.
         clip_global_norm : float, in (0, inf], optional
-            Bound of the norm of all gradients together, after ``rescale_grad`` of the first weight.
+            Bound of the global gradient norm, after ``rescale_grad`` of the first weight.
         skip_nonfinite : bool, default False
-            Leave everything as it is if any gradient holds NaN or infinity.
+            Change nothing if any gradient holds NaN or infinity.
         stream : int or stream, optional
-            A stream of the device, as its address, or as CuPy or PyTorch have it; by default the
-            device's default stream. A step begins when the one before is done, also on another
+            A stream of the device: its address, or a CuPy or PyTorch stream; by default the
+            device's default stream. A step begins when the previous one is done, also on another
             stream.
 
         Raises
         ------
         TypeError, ValueError
-            If a scalar, option or row does not fit. Nothing has been written then.
+            If a scalar, option or row is invalid. Nothing has been written.
         """
         if clip_global_norm is not None:
             clip_global_norm = float(clip_global_norm)
@@ -319,15 +319,15 @@ class Batch:
 
     @property
     def gradient_norm(self) -> float:
-        """The norm of all gradients in the last step with an option, after rescaling; NaN before.
+        """Return the global gradient norm of the last step with an option, after rescaling.
 
-        Waits for the step.
+        NaN before the first. Waits for the step.
         """
         return float(self._plan.report()[0])
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps were left out because of `skip_nonfinite`. Waits for the last step."""
+        """Return the number of steps that `skip_nonfinite` has skipped. Waits for the last step."""
         return int(self._plan.report()[1])
 
 
@@ -348,7 +348,7 @@ def update(
     skip_nonfinite: bool = False,
     stream: Any = None,
 ) -> None:
-    """Update arrays once, and wait for it. For more than a step, a :class:`Batch` costs less.
+    """Update arrays once, and wait for it. For several steps, use a :class:`Batch`.
 
     Parameters
     ----------
@@ -360,7 +360,7 @@ def update(
     Raises
     ------
     TypeError, ValueError, ImportError
-        As these do.
+        As for :class:`Batch` and :meth:`Batch.update`.
     """
     batch = Batch(
         *(rule, weights, grads, states),

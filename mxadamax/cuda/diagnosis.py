@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find out what keeps the kernels for GPUs from running here."""
+"""Describe the CUDA kernels, and find out why they do not run here."""
 
 import importlib.util
 import json
@@ -17,11 +17,11 @@ class Gpu(NamedTuple):
     Parameters
     ----------
     name : str
-        What its maker calls it.
+        Its product name.
     memory : int
-        Its bytes.
+        Its memory in bytes.
     architecture : int
-        Ten times the first number of its compute capability, and the second: 90 for 9.0.
+        Its compute capability without the dot: 90 for 9.0.
     """
 
     name: str
@@ -30,22 +30,22 @@ class Gpu(NamedTuple):
 
 
 class Description(NamedTuple):
-    """What there is of the kernels for GPUs.
+    """The result of `describe`.
 
     Parameters
     ----------
     built : bool
-        Whether their module is there.
+        Whether the module of the kernels exists.
     architectures : str
-        For which it has machine code, and from which on the driver makes it (PTX).
+        The architectures of its machine code and of its PTX.
     compiler : str
         The version of nvcc.
     driver : str
-        The newest CUDA that the driver knows; empty where there is no driver.
+        The newest CUDA version of the driver; empty without a driver.
     gpus : tuple of Gpu
-        What the driver offers.
+        The GPUs.
     problem : str
-        What keeps the kernels from running, and what to do about it; empty for nothing.
+        Why the kernels do not run, and the fix; empty if they do.
     """
 
     built: bool = False
@@ -57,7 +57,7 @@ class Description(NamedTuple):
 
 
 _SECONDS = 20.0
-# Without the package, whose import takes its time.
+# Without the package, because its import takes time.
 _QUESTION = """
 import importlib.util, json, sys
 spec = importlib.util.spec_from_file_location(sys.argv[1], sys.argv[2])
@@ -79,10 +79,10 @@ print(json.dumps(found))
 
 
 def describe() -> Description:
-    """Describe the kernels for GPUs, the driver and the GPUs.
+    """Describe the CUDA kernels, the driver and the GPUs.
 
-    Asks in a process of its own: a driver that crashes or does not answer is told like any other
-    problem, and this process can still be forked.
+    Runs in a separate process: a driver that crashes or hangs becomes a problem like any other, and
+    this process can still be forked.
     """
     try:
         spec = importlib.util.find_spec(MODULE)
@@ -99,7 +99,7 @@ def describe() -> Description:
     except subprocess.TimeoutExpired:
         return Description(
             built=True,
-            problem=f"CUDA's driver did not answer in {_SECONDS:g} s: look whether nvidia-smi does",
+            problem=f"CUDA's driver did not answer in {_SECONDS:g} s: check that nvidia-smi does",
         )
     except (OSError, ValueError) as error:
         said = str(error) if isinstance(error, OSError) else answer.stderr.strip()[-300:]
@@ -122,20 +122,17 @@ def describe() -> Description:
 
 
 def _version(number: int) -> str:
-    """A version as CUDA counts them, as people write it."""
+    """Format CUDA's version number."""
     return f"{number // 1000}.{number % 1000 // 10}" if number else ""
 
 
 def _problem(found: Mapping[str, Any], gpus: Sequence[Gpu]) -> str:
     if not found["driver"]:
-        return (
-            "no driver of NVIDIA's is found: install one; a container has to be started with "
-            "access to the GPUs"
-        )
-    # Versions with the same first number go together.
+        return "no NVIDIA driver is found: install one; start a container with access to the GPUs"
+    # Minor versions of the same major version are compatible.
     if found["driver"] // 1000 < found["runtime"] // 1000:
         return (
-            f"the driver knows CUDA {_version(found['driver'])}, and the kernels are of CUDA "
+            f"the driver supports CUDA {_version(found['driver'])}, the kernels need CUDA "
             f"{_version(found['runtime'])}: install a newer driver, or build with an older CUDA"
         )
     if "error" in found or not gpus:
@@ -145,8 +142,8 @@ def _problem(found: Mapping[str, Any], gpus: Sequence[Gpu]) -> str:
     for k, gpu in enumerate(gpus):
         if numbers and gpu.architecture < min(numbers):
             return (
-                f"GPU {k}, {gpu.name}, is of architecture {gpu.architecture}, and the kernels are "
-                f"for {min(numbers)} and later: build with the CMake option "
+                f"GPU {k}, {gpu.name}, has architecture {gpu.architecture}, the kernels need "
+                f"{min(numbers)} or later: build with the CMake option "
                 f"MXADAMAX_CUDA_ARCHITECTURES={gpu.architecture}"
             )
     return ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load the compiled kernels for GPUs."""
+"""Load the compiled CUDA kernels."""
 
 import importlib
 from types import ModuleType
@@ -7,8 +7,8 @@ from types import ModuleType
 MODULE = "mxadamax._cuda"
 
 NOT_BUILT = (
-    "mxadamax was built without kernels for GPUs: build it where nvcc of CUDA 11.2 or later is "
-    "found, with the CMake option MXADAMAX_CUDA=ON"
+    "mxadamax was built without CUDA kernels: install nvcc of CUDA 11.2 or later, and build "
+    "mxadamax with the CMake option MXADAMAX_CUDA=ON"
 )
 
 

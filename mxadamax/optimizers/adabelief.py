@@ -15,7 +15,7 @@ from .base import register
 
 @register("adabelief_ext", "adabelief")
 class AdaBelief(MomentOptimizer):
-    r"""AdaBelief: steps are large where gradients are as expected.
+    r"""AdaBelief: Adam that divides by the gradient's deviation from its average.
 
     For each weight, with `t` counting its updates from 1::
 
@@ -25,9 +25,9 @@ class AdaBelief(MomentOptimizer):
         lr = lr * sqrt(1 - beta2**t) / (1 - beta1**t)        # unless correct_bias=False
         weight -= lr * m / (sqrt(v) + epsilon)
 
-    Weights and states equal those of the `step` of MXNet 2's built-in ``adabelief`` to the last
-    bit. As in the built-in, and unlike in its documentation, `clip_gradient` bounds the gradient
-    together with the weight decay.
+    Weights and states equal those of the `step` of MXNet 2's built-in ``adabelief`` bit for
+    bit. As in the built-in, and unlike in its documentation, `clip_gradient` bounds the sum of
+    gradient and weight decay.
 
     Parameters
     ----------
@@ -40,18 +40,18 @@ class AdaBelief(MomentOptimizer):
     epsilon : float, in [0, inf), default 1e-6
         Added to `v` and to the denominator.
     correct_bias : bool, default True
-        False leaves `lr` as it is.
+        False skips the bias correction.
     use_fused_step : bool, default True
-        False computes with MXNet's operators instead of the native kernel; same bits.
+        False uses MXNet's operators instead of the native kernel: slow, the same bits.
     **kwargs
-        What every optimizer takes; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
+        Options of every optimizer; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
 
     Raises
     ------
     TypeError
-        For an argument that does not exist.
+        If an argument does not exist.
     ValueError
-        For a hyperparameter out of its range.
+        If a hyperparameter is out of its range.
 
     Notes
     -----

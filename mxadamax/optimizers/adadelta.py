@@ -13,7 +13,7 @@ from .options import DECAY_RATE, NOT_NEGATIVE, Range
 
 @register("adadelta_ext", "adadelta")
 class AdaDelta(FusedOptimizer):
-    r"""AdaDelta: the size of earlier changes takes the place of a learning rate.
+    r"""AdaDelta: scale each step by the size of earlier changes.
 
     For each weight::
 
@@ -23,8 +23,8 @@ class AdaDelta(FusedOptimizer):
         changes = rho * changes + (1 - rho) * change**2
         weight -= lr * change
 
-    Weights and states equal those of the `step` of MXNet 2's built-in ``adadelta`` to the last bit.
-    Unlike the built-in, whose states are always float32, it takes float64 weights.
+    Weights and states equal those of the `step` of MXNet 2's built-in ``adadelta`` bit for bit.
+    It accepts float64 weights; the built-in's states are always float32.
 
     Parameters
     ----------
@@ -35,16 +35,16 @@ class AdaDelta(FusedOptimizer):
     epsilon : float, in [0, inf), default 1e-6
         Added under both roots; sets the size of the first changes.
     use_fused_step : bool, default True
-        False computes with MXNet's operators instead of the native kernel; same bits.
+        False uses MXNet's operators instead of the native kernel: slow, the same bits.
     **kwargs
-        What every optimizer takes; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
+        Options of every optimizer; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
 
     Raises
     ------
     TypeError
-        For an argument that does not exist.
+        If an argument does not exist.
     ValueError
-        For a hyperparameter out of its range.
+        If a hyperparameter is out of its range.
 
     Notes
     -----

@@ -21,8 +21,8 @@ class AdaGrad(FusedOptimizer):
         history += grad**2
         weight -= lr * grad / (sqrt(history) + epsilon)
 
-    Weights and states equal those of the `step` of MXNet 2's built-in ``adagrad`` to the last bit.
-    Unlike the built-in, whose state is always float32, it takes float64 weights.
+    Weights and states equal those of the `step` of MXNet 2's built-in ``adagrad`` bit for bit.
+    It accepts float64 weights; the built-in's state is always float32.
 
     Parameters
     ----------
@@ -31,16 +31,16 @@ class AdaGrad(FusedOptimizer):
     epsilon : float, in [0, inf), default 1e-6
         Added to the denominator.
     use_fused_step : bool, default True
-        False computes with MXNet's operators instead of the native kernel; same bits.
+        False uses MXNet's operators instead of the native kernel: slow, the same bits.
     **kwargs
-        What every optimizer takes; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
+        Options of every optimizer; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
 
     Raises
     ------
     TypeError
-        For an argument that does not exist.
+        If an argument does not exist.
     ValueError
-        For a hyperparameter out of its range.
+        If a hyperparameter is out of its range.
 
     Notes
     -----
@@ -51,7 +51,7 @@ class AdaGrad(FusedOptimizer):
 
     Examples
     --------
-    Steps shrink as squares add up, with a constant gradient by the root of their number:
+    With a constant gradient, step `t` is ``1 / sqrt(t)`` of the first:
 
     >>> weight, grad = mx.nd.zeros((1,)), mx.nd.array([-8.0])
     >>> update = mx.optimizer.get_updater(mxadamax.AdaGrad(learning_rate=1.0))

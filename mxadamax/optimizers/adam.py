@@ -16,7 +16,7 @@ from .scalars import gradient_bound
 
 
 class MomentOptimizer(FusedOptimizer):
-    """What Adam and its kin share: two moments, and the correction of their bias.
+    """Base class of Adam and its variants: two moments with bias correction.
 
     Parameters are those of the subclasses.
     """
@@ -48,7 +48,7 @@ class MomentOptimizer(FusedOptimizer):
         }
 
     def _corrected(self, lrs: Sequence[float], updates: Sequence[int]) -> List[float]:
-        """Learning rates that make up for moments that began at zero."""
+        """Return learning rates with the bias correction of both moments."""
         if not self.correct_bias:
             return list(lrs)
         correction: Dict[int, float] = {
@@ -70,7 +70,7 @@ class Adam(MomentOptimizer):
         lr = lr * sqrt(1 - beta2**t) / (1 - beta1**t)        # unless correct_bias=False
         weight -= lr * m / (sqrt(v) + epsilon)               # amsgrad: sqrt(largest)
 
-    Weights and states equal those of the `step` of MXNet 2's built-in ``adam`` to the last bit.
+    Weights and states equal those of the `step` of MXNet 2's built-in ``adam`` bit for bit.
 
     Parameters
     ----------
@@ -85,32 +85,32 @@ class Adam(MomentOptimizer):
     lazy_update : bool, default False
         See :class:`mxadamax.optimizers.base.FusedOptimizer`.
     use_fused_step : bool, default True
-        False computes with MXNet's operators instead of the native kernel; same bits.
+        False uses MXNet's operators instead of the native kernel: slow, the same bits.
     amsgrad : bool, default False
-        Divide by the largest second moment so far instead of the present one, so that the step
-        size of a weight never grows again.
+        Divide by the largest second moment so far instead of the current one, so the step size of
+        a weight never grows.
     correct_bias : bool, default True
-        False leaves `lr` as it is, which is AMSGrad as its paper has it.
+        False skips the bias correction, as in AMSGrad's paper.
     **kwargs
-        What every optimizer takes; see :class:`mxadamax.optimizers.base.FusedOptimizer`. With
-        ``decoupled_wd=True`` it is AdamW as its paper and PyTorch have it.
+        Options of every optimizer; see :class:`mxadamax.optimizers.base.FusedOptimizer`. With
+        ``decoupled_wd=True`` it is AdamW as in its paper and PyTorch.
 
     Raises
     ------
     TypeError
-        For an argument that does not exist.
+        If an argument does not exist.
     ValueError
-        For a hyperparameter out of its range.
+        If a hyperparameter is out of its range.
 
     Notes
     -----
     State for each weight: a tuple ``(m, v)`` of two arrays of its shape and dtype, the built-in's;
     with `amsgrad` ``(m, v, largest)``.
 
-    The bias of `v` is corrected after the maximum has been taken, as in PyTorch. PyTorch adds
-    `epsilon` to ``sqrt(largest / (1 - beta2**t))``, MXNet to ``sqrt(largest)``: an `epsilon` here
-    acts like ``epsilon / sqrt(1 - beta2**t)`` there, which makes a difference only where gradients
-    are about as small as `epsilon`, and none once `t` is large.
+    The maximum is taken before the bias correction of `v`, as in PyTorch. PyTorch adds `epsilon` to
+    ``sqrt(largest / (1 - beta2**t))``, MXNet to ``sqrt(largest)``: an `epsilon` here equals
+    ``epsilon / sqrt(1 - beta2**t)`` there. It matters only if gradients are as small as `epsilon`
+    and `t` is small.
 
     Sources: D. P. Kingma, J. Ba, *Adam: A Method for Stochastic Optimization*, arXiv 1412.6980,
     section 2, in the order of operations that ends that section; S. J. Reddi, S. Kale, S. Kumar,
@@ -122,7 +122,7 @@ class Adam(MomentOptimizer):
     >>> trainer.optimizer.beta2
     0.999
 
-    AdamW as its paper and PyTorch have it:
+    AdamW as in its paper and PyTorch:
 
     >>> optimizer = mxadamax.Adam(wd=0.01, decoupled_wd=True)
     """
@@ -201,28 +201,28 @@ class Adam(MomentOptimizer):
 
 @register("amsgrad_ext")
 class AMSGrad(Adam):
-    """:class:`Adam` with ``amsgrad=True``; the formula is said there.
+    """:class:`Adam` with ``amsgrad=True``; see there for the formula.
 
     Parameters
     ----------
     amsgrad : bool, default True
-        True.
+        Must be True.
     **kwargs
-        What :class:`Adam` takes, with the same defaults.
+        Arguments of :class:`Adam`, with the same defaults.
 
     Raises
     ------
     TypeError
-        For an argument that does not exist.
+        If an argument does not exist.
     ValueError
-        For a hyperparameter out of its range, and for ``amsgrad=False``.
+        If a hyperparameter is out of its range, or `amsgrad` is False.
 
     Notes
     -----
     State for each weight: a tuple ``(m, v, largest)`` of three arrays of its shape and dtype.
 
     Source: S. J. Reddi, S. Kale, S. Kumar, *On the Convergence of Adam and Beyond*,
-    arXiv 1904.09237, algorithm 2; with ``correct_bias=False`` as it is there.
+    arXiv 1904.09237, algorithm 2, which equals this class with ``correct_bias=False``.
 
     Examples
     --------
@@ -235,6 +235,6 @@ class AMSGrad(Adam):
         if not amsgrad:
             raise ValueError(
                 f"{self.registered_name}: amsgrad must be True, got {amsgrad!r}; "
-                "adam_ext is the one without"
+                "use adam_ext instead"
             )
         super().__init__(*args, amsgrad=True, **kwargs)  # type: ignore[misc]  # Not in args too.

@@ -23,8 +23,8 @@ class Adamax(FusedOptimizer):
         u = maximum(beta2 * u, abs(grad))
         weight -= lr / (1 - beta1**t) * m / (u + epsilon)
 
-    Weights and states equal those of MXNet 2's built-in ``adamax`` to the last bit. Unlike the
-    built-in, it leaves the gradient as it is.
+    Weights and states equal those of MXNet 2's built-in ``adamax`` bit for bit. Unlike the
+    built-in, it does not modify the gradient.
 
     Parameters
     ----------
@@ -35,28 +35,26 @@ class Adamax(FusedOptimizer):
     beta2 : float, in [0, 1), default 0.999
         Decay rate of the infinity norm `u`.
     epsilon : float, in [0, inf), default 1e-8
-        Added to the denominator. With 0, a weight whose gradient has been zero from the start
-        becomes NaN.
+        Added to the denominator. With 0, a weight becomes NaN if all its gradients so far are zero.
     use_fused_step : bool, default True
-        False computes with MXNet's operators instead of the native kernel; same bits, for reading
-        and for comparing.
+        False uses MXNet's operators instead of the native kernel: slow, the same bits.
     **kwargs
-        What every optimizer takes; see :class:`mxadamax.optimizers.base.FusedOptimizer`. With
-        ``decoupled_wd=True`` it is to AdaMax what AdamW is to Adam.
+        Options of every optimizer; see :class:`mxadamax.optimizers.base.FusedOptimizer`. With
+        ``decoupled_wd=True`` it is AdaMax with AdamW's weight decay.
 
     Raises
     ------
     TypeError
-        For an argument that does not exist.
+        If an argument does not exist.
     ValueError
-        For a hyperparameter out of its range.
+        If a hyperparameter is out of its range.
 
     Notes
     -----
     State for each weight: a tuple ``(m, u)`` of two arrays of its shape and dtype, the built-in's.
 
     Source: D. P. Kingma, J. Ba, *Adam: A Method for Stochastic Optimization*, arXiv 1412.6980,
-    section 7.1, algorithm 2; `epsilon` as MXNet 2 has it.
+    section 7.1, algorithm 2; `epsilon` as in MXNet 2.
 
     Examples
     --------

@@ -15,7 +15,7 @@ from .base import register
 
 @register("adamw_ext", "adamw")
 class AdamW(Adam):
-    r"""Adam with decoupled weight decay, as MXNet has it.
+    r"""AdamW as in MXNet: Adam with decoupled weight decay.
 
     For each weight, with `t` counting its updates from 1::
 
@@ -25,9 +25,9 @@ class AdamW(Adam):
         lr = lr * sqrt(1 - beta2**t) / (1 - beta1**t)        # unless correct_bias=False
         weight -= lr * (m / (sqrt(v) + epsilon) + wd * weight)
 
-    The formula is that of MXNet 2's fused ``adamw``, which is what its ``adamw`` computes by
-    default. The `step` of the built-in multiplies `wd` with the weight that has just been updated;
-    without weight decay it equals this class to the last bit.
+    This is the formula of MXNet 2's fused operator, which its ``adamw`` uses by default. The
+    built-in's `step` multiplies `wd` by the weight that it has just updated; without weight decay
+    it equals this class bit for bit.
 
     Parameters
     ----------
@@ -40,9 +40,9 @@ class AdamW(Adam):
     epsilon : float, in [0, inf), default 1e-6
         Added to the denominator.
     correct_bias : bool, default True
-        False leaves `lr` as it is.
+        False skips the bias correction.
     use_fused_step : bool, default True
-        False computes with MXNet's operators instead of the native kernel; same bits.
+        False uses MXNet's operators instead of the native kernel: slow, the same bits.
     **kwargs
         What every optimizer takes, and `amsgrad`; see
         :class:`mxadamax.optimizers.base.FusedOptimizer` and :class:`Adam`.
@@ -50,17 +50,17 @@ class AdamW(Adam):
     Raises
     ------
     TypeError
-        For an argument that does not exist.
+        If an argument does not exist.
     ValueError
-        For a hyperparameter out of its range, and for ``decoupled_wd=False``.
+        If a hyperparameter is out of its range, or `decoupled_wd` is False.
 
     Notes
     -----
     State for each weight: a tuple ``(m, v)`` of two arrays of its shape and dtype, the built-in's.
 
-    Here weight decay is multiplied by the learning rate *with* the bias correction. In the paper,
-    in PyTorch and in ``Adam(decoupled_wd=True)`` it is not, so that decay is the same from the
-    first step on.
+    Weight decay is multiplied by the learning rate *with* bias correction. In the paper, in PyTorch
+    and in ``Adam(decoupled_wd=True)`` it is multiplied by the one without, so decay is the same
+    from the first step on.
 
     Source: I. Loshchilov, F. Hutter, *Decoupled Weight Decay Regularization*, arXiv 1711.05101,
     algorithm 2.
@@ -95,7 +95,7 @@ class AdamW(Adam):
         if not decoupled_wd:
             raise ValueError(
                 f"{self.registered_name}: decoupled_wd must be True, got {decoupled_wd!r}; "
-                "adam_ext is the one without"
+                "use adam_ext instead"
             )
         super().__init__(
             learning_rate,

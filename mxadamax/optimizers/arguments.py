@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Take the arguments of an update, as MXNet and users give them, and refuse calls in part."""
+"""Normalize the arguments of an update, and refuse calls that an optimizer cannot serve."""
 
 import numbers
 from typing import TYPE_CHECKING, Any, Iterable, Sequence, Tuple
@@ -19,7 +19,7 @@ Arguments = Tuple[Sequence[Index], Sequence[NDArray], Sequence[NDArray], Sequenc
 
 
 def as_lists(owner: str, indices: Any, weights: Any, grads: Any, states: Any) -> Arguments:
-    """The arguments of an update, which are single ones or lists, as lists of one length."""
+    """Convert the arguments of an update, single ones or lists, to lists of equal length."""
     if isinstance(indices, (str, numbers.Integral)):
         indices, weights, grads, states = [indices], [weights], [grads], [states]
     lists = []
@@ -27,7 +27,7 @@ def as_lists(owner: str, indices: Any, weights: Any, grads: Any, states: Any) ->
         ("indices", "weights", "grads", "states"), (indices, weights, grads, states)
     ):
         if not isinstance(found, (list, tuple)):
-            # What goes through the rows of an array, or in no order, is not meant.
+            # Iterating these would visit rows or characters, or have no order.
             apart = (NDArray, numpy.ndarray, str, bytes, dict, set, frozenset)
             if isinstance(found, apart) or not isinstance(found, Iterable):
                 one = "an integer, a string or " if name == "indices" else ""
@@ -46,13 +46,13 @@ def as_lists(owner: str, indices: Any, weights: Any, grads: Any, states: Any) ->
     if others != 3 * [count]:
         raise ValueError(
             f"{owner}: got {count} indices, {others[0]} weights, {others[1]} gradients and "
-            f"{others[2]} states, expected as many of each"
+            f"{others[2]} states, expected the same number of each"
         )
     return tuple(lists)  # type: ignore[return-value]  # Of four, as given.
 
 
 def check_call(optimizer: "FusedOptimizer") -> None:
-    """Raise ValueError for an update of MXNet's updater that cannot be one for this optimizer."""
+    """Raise ValueError if this call of MXNet's updater does not suit the optimizer's options."""
     owner, option = optimizer.registered_name, optimizer._whole_model_option
     if option and inside_kvstore_update():
         raise ValueError(
@@ -65,4 +65,4 @@ def check_call(optimizer: "FusedOptimizer") -> None:
             "dtype of weights, and there are several"
         )
     if optimizer.ema_swapped_in:
-        raise ValueError(f"{owner}: a step inside averaged_weights would be taken back")
+        raise ValueError(f"{owner}: a step inside averaged_weights would be undone")

@@ -53,15 +53,15 @@ _Class = TypeVar("_Class", bound=Type["FusedOptimizer"])
 def register(
     name: str, built_in: Optional[str] = None, absent: Optional[Mapping[str, Any]] = None
 ) -> Callable[[_Class], _Class]:
-    """Enter an optimizer in MXNet's registry.
+    """Return a decorator that adds an optimizer to MXNet's registry.
 
-    MXNet's own `register` would take the name from the class, and a class named like a built-in
-    would replace it.
+    MXNet's own `register` takes the name from the class, so a class named like a built-in would
+    replace the built-in.
 
     Parameters
     ----------
     name : str
-        What users write: ``Trainer(params, name)``.
+        The name that users write: ``Trainer(params, name)``.
     built_in : str, optional
         The optimizer of MXNet's that it stands for. Its constructor then takes the arguments of
         that, by the installed MXNet's names, positions and defaults.
@@ -80,10 +80,10 @@ def register(
 
 
 class FusedOptimizer(CountingOptimizer):
-    """Base of the optimizers whose step is one call to a native rule.
+    """Base class of the optimizers: a step is one call to a native rule.
 
     A subclass names its rule and the ranges of its own hyperparameters, and defines `scalars` and
-    `reference_step`. What comes before the rule's own mathematics is the same for all::
+    `reference_step`. Every optimizer first computes::
 
         weight *= 1 - lr * wd                  # with decoupled_wd
         grad = clip(grad * rescale_grad, -clip_gradient, clip_gradient)
@@ -94,78 +94,76 @@ class FusedOptimizer(CountingOptimizer):
     learning_rate : float, in [0, inf), or None
         The learning rate. With an `lr_scheduler` it replaces the scheduler's, as in MXNet.
     use_fused_step : bool, default True
-        False calls `step`, the definition in MXNet's operators.
+        False calls `step`, the reference step in MXNet's operators.
     aggregate_num : int >= 0 or numpy.inf, optional
-        How many parameters MXNet hands over at once; 0 is 1. By default all of them; 1 where MXNet
-        updates on a parameter server (``DMLC_ROLE`` in the environment), which updates one by one.
+        How many parameters MXNet passes per call; 0 means 1. All by default; 1 on a parameter
+        server (``DMLC_ROLE`` in the environment), which updates parameters one by one.
     maximize : bool, default False
-        Climb instead of descend: the gradient counts with the other sign. Weight decay still makes
-        weights smaller.
+        Ascend instead of descend: negate the gradient. Weight decay still shrinks weights.
     decoupled_wd : bool, default False
-        Weight decay that the gradient does not see: each step first multiplies the weight by
+        Keep weight decay out of the gradient: each step first multiplies the weight by
         ``1 - lr * wd``. (I. Loshchilov, F. Hutter, *Decoupled Weight Decay Regularization*,
         arXiv 1711.05101; `lr` is the learning rate without bias correction.)
     lazy_update : bool, default False
-        What happens to the rows that a row_sparse gradient does not hold. True leaves them and
-        their states as they are; False updates them as if their gradient were zero. Only with
+        Update only the rows that a row_sparse gradient holds, and leave the other rows and their
+        states unchanged. False updates the other rows as if their gradient were zero. Requires
         `use_fused_step`.
     clip_global_norm : float, in (0, inf], or None, default None
-        Bound of the norm of all gradients of the model together: all are multiplied by
-        ``min(1, clip_global_norm / norm)``. The norm is taken after `rescale_grad` and before
-        `clip_gradient`, inside the step, so that nothing waits for it; `gradient_norm` tells it.
-        Only where one call updates the whole model: `aggregate_num` must be left alone, and updates
-        on a key-value store are refused.
+        Clip the global norm: multiply all gradients of the model by
+        ``min(1, clip_global_norm / norm)``. The step computes the norm itself, after `rescale_grad`
+        and before `clip_gradient`, so nothing waits for it; `gradient_norm` returns it. One call
+        must update the whole model: leave `aggregate_num` at its default. Updates on a key-value
+        store raise an error.
     skip_nonfinite : bool, default False
-        A step in which any gradient of the model holds NaN or infinity changes nothing: no weight,
-        no state, no average, and it does not count for the correction of biases. Decided inside
-        the step, so that nothing waits; `skipped_steps` tells how many there were. An
-        `lr_scheduler` counts all steps. Only where one call updates the whole model, as with
-        `clip_global_norm`.
+        Skip a step if any gradient of the model holds NaN or infinity: no weight, state or average
+        changes, and bias correction does not count the step. The step checks this itself, so
+        nothing waits; `skipped_steps` returns the number of skipped steps. An `lr_scheduler` counts
+        all steps. One call must update the whole model, as with `clip_global_norm`.
     ema_decay : float, in [0, 1), or None, default None
         Keep the average of each weight over its updates ``w_1 .. w_t``, in the same pass::
 
             average = (1 - share) * average + share * w_t,  share = (1 - d) / (1 - d**t)
 
-        which is the exponentially weighted average of arXiv 1412.6980, section 7.2, with its bias
-        corrected at every step. In float32 for 16-bit weights, of the float32 copy where there is
-        one. :func:`mxadamax.averaged_weights` evaluates with it. Costs an array of state, as the
-        last of a tuple ``(state, average)``.
+        This is the exponential moving average of arXiv 1412.6980, section 7.2, with its bias
+        corrected at every step. For 16-bit weights it is float32, and averages the float32 master
+        weight if there is one. Evaluate with it by :func:`mxadamax.averaged_weights`. It costs one
+        array of state, the last of a tuple ``(state, average)``.
     state_dtype : {'float16', 'bfloat16', 'int8'} or None, default None
-        Keep the states in fewer bits than weights of float32 have; see the notes. Not for float64
-        weights, and only with `use_fused_step`.
+        Store states in low precision; see the notes. Requires `use_fused_step`; not for float64
+        weights.
     state_seed : int, in [0, 2**32), default 0
-        Which random numbers states of a `state_dtype` are rounded by: the same seed, the same bits.
+        Seed of the stochastic rounding of states of a `state_dtype`: the same seed gives the same
+        bits.
     **kwargs
-        What :class:`mxnet.optimizer.Optimizer` takes: ``rescale_grad`` (finite), ``wd`` (in
+        Arguments of :class:`mxnet.optimizer.Optimizer`: ``rescale_grad`` (finite), ``wd`` (in
         [0, inf)), ``clip_gradient`` (in [0, inf], or None), ``lr_scheduler``, ``begin_num_update``,
-        ``param_dict``, ``param_idx2name``, ``sym``, and ``multi_precision``: True keeps a float32
-        copy of each float16 or bfloat16 weight beside its state, updates that, and rounds the
-        weight from it.
+        ``param_dict``, ``param_idx2name``, ``sym``, and ``multi_precision``: True keeps and updates
+        a float32 master weight for each float16 or bfloat16 weight, and rounds the weight from
+        it.
 
     Raises
     ------
     TypeError
-        For an argument that does not exist.
+        If an argument does not exist.
     ValueError
-        For a hyperparameter out of its range.
+        If a hyperparameter is out of its range.
 
     Notes
     -----
-    With a `state_dtype`, states are rounded up or down at random, with probabilities that make the
-    mean of many roundings the number itself; so updates that are too small to change a rounded
-    state are not lost. The random numbers depend on `state_seed`, the parameter, its update and the
-    position in it only. States that are squares are kept as their roots. What steps are divided by
-    is never rounded to zero.
+    With a `state_dtype`, states use stochastic rounding: the mean of many roundings is the number
+    itself, so updates that are too small to change a rounded state are not lost. The random numbers
+    depend only on `state_seed`, the parameter, its update and the element. Second moments are
+    stored as their roots. Rounding never turns a nonzero denominator into zero.
 
-    ``'int8'`` keeps the second of two states, which steps are divided by, in 256 levels, and the
-    first as its ratio to that in 255, relative to the largest of each block of 64 elements. A NaN
-    or infinity spreads over its block. States are then a tuple of an int8 array, an uint8 array,
-    and a float32 array with two ranges for each block: 2.125 bytes for each parameter instead of 8.
-    For Adamax, Adam, AdamW, Nadam, AdaBelief and LAMB, and dense gradients.
+    ``'int8'`` stores the second of two states, the denominator, in 256 levels, and the first as its
+    ratio to the denominator in 255 levels, both relative to the absmax of each block of 64
+    elements. A NaN or infinity spreads over its block. The state is a tuple of an int8 array, a
+    uint8 array, and a float32 array with two scales per block: 2.125 bytes per element instead of
+    8. It works with Adamax, Adam, AdamW, Nadam, AdaBelief and LAMB, and dense gradients.
 
     Examples
     --------
-    Every optimizer takes these options besides its own:
+    Every optimizer accepts these options besides its own:
 
     >>> optimizer = mxadamax.Adamax(wd=0.01, decoupled_wd=True, clip_global_norm=1.0)
     >>> trainer = gluon.Trainer(net.collect_params(), optimizer)
@@ -241,7 +239,7 @@ class FusedOptimizer(CountingOptimizer):
         self.ema_swapped_in = False
         self._state_cache = _native.StateCache()
         if use_fused_step:
-            # An MXNet that is not supported shows here, where nothing can swallow it.
+            # Raise here if MXNet is not supported: later, MXNet could swallow the exception.
             native()
         check_integer(owner, "begin_num_update", self.begin_num_update, 0)
 
@@ -291,9 +289,10 @@ class FusedOptimizer(CountingOptimizer):
         self.aggregate_num = aggregate_num_here(self.aggregate_num)
 
     def check_hyperparameters(self) -> None:
-        """Raise ValueError where a hyperparameter is out of its range.
+        """Raise ValueError if a hyperparameter is out of its range.
 
-        Constructors end with it, and each step begins with it: attributes can be set at any time.
+        Constructors end with this check, and each step begins with it, because attributes can be
+        set at any time.
         """
         owner = self.registered_name
         for name, allowed in (*RANGES.items(), *self.ranges.items()):
@@ -312,7 +311,7 @@ class FusedOptimizer(CountingOptimizer):
 
     @property
     def gradient_norm(self) -> Optional[float]:
-        """The norm of all gradients in the last step, rescaled but not clipped.
+        """Return the norm of all gradients in the last step, rescaled but not clipped.
 
         Waits for that step. None without `clip_global_norm`, and before the first step.
         """
@@ -320,63 +319,63 @@ class FusedOptimizer(CountingOptimizer):
 
     @property
     def _whole_model_option(self) -> Optional[str]:
-        """The option, if any, that needs the whole model in one call."""
+        """Return the option that needs the whole model in one call, or None."""
         on = (o.name for o in WHOLE_MODEL_OPTIONS if o.setting(getattr(self, o.name)))
         return next(on, None)
 
     def state_layout(self, weight: NDArray) -> StateLayout:
-        """Return which arrays are kept for a weight, and how they are nested."""
+        """Return the arrays of a weight's state and their nesting."""
         options = (self.multi_precision, self.state_dtype, self.ema_decay is not None)
         return StateLayout(self.rule, weight.dtype, *options)
 
     def create_state(self, index: Index, weight: NDArray) -> State:
-        """The state of a weight before its first update: arrays of zeros like it.
+        """Create the state of a weight before its first update: zeros of its shape and dtype.
 
         Returns
         -------
         None, NDArray or tuple of NDArray
-            As many arrays as the rule keeps, in the order in which the class names them. With
-            `ema_decay`, a tuple of that and the average, which begins as the weight.
+            The rule's arrays, in the order in which the class names them. With `ema_decay`, a
+            tuple of that and the average, which begins as the weight.
         """
         return self.state_layout(weight).create(weight)
 
     def average_of(self, state: State, weight: NDArray) -> Optional[NDArray]:
-        """The average of a weight in its state; None without `ema_decay`."""
+        """Return the average of a weight from its state; None without `ema_decay`."""
         return self.state_layout(weight).unpack(state).average
 
     def create_state_multi_precision(self, index: Index, weight: NDArray) -> State:
-        """The state of a weight before its first update; what MXNet's updater calls.
+        """Create the state of a weight before its first update. MXNet's updater calls this.
 
         Returns
         -------
         None, NDArray or tuple
-            With `multi_precision`, for a float16 or bfloat16 weight, a float32 copy of it and the
-            state of that; else what `create_state` makes.
+            For a float16 or bfloat16 weight with `multi_precision`, the float32 master weight and
+            its state; else the result of `create_state`.
         """
         master = self.state_layout(weight).create_master(weight)
         return behind_master(master, self.create_state(index, weight if master is None else master))
 
     def scalars(self, lrs: Sequence[float], updates: Sequence[int]) -> Scalars:
-        """What the rule needs for an update, besides arrays.
+        """Compute the scalars of the rule for an update.
 
         Parameters
         ----------
         lrs : sequence of float
             Learning rate of each parameter.
         updates : sequence of int
-            Which update of each parameter this is, from 1.
+            Number of this update of each parameter, from 1.
 
         Returns
         -------
         dict
-            For each of the rule's own scalars a float, or a list with a float for each parameter.
+            For each of the rule's own scalars a float, or a list with one float per parameter.
         """
         raise NotImplementedError
 
     def reference_step(
         self, weight: NDArray, grad: NDArray, state: State, s: SimpleNamespace
     ) -> None:
-        """Update one weight and its state in place, in MXNet's operators: what the rule computes.
+        """Compute the rule in MXNet's operators: update one weight and its state in place.
 
         Parameters
         ----------
@@ -385,7 +384,7 @@ class FusedOptimizer(CountingOptimizer):
         grad : NDArray
             The gradient, rescaled, clipped and with weight decay.
         state : None, NDArray or tuple of NDArray
-            What `create_state` made.
+            The result of `create_state`.
         s : namespace
             The scalars of this parameter, as floats, or as arrays where an operator of MXNet's
             takes single precision; and `rule`.
@@ -402,29 +401,29 @@ class FusedOptimizer(CountingOptimizer):
     def fused_step(self, indices: Any, weights: Any, grads: Any, states: Any) -> None:
         """Update all weights and states in place by one operation of MXNet's engine.
 
-        Returns before it has run; MXNet orders it like any operator of its own. Gradients are only
-        read. The result equals that of `step` to the last bit.
+        Returns before the operation has run; MXNet orders it like its own operators. Gradients are
+        only read. The result equals that of `step` bit for bit.
 
         Parameters
         ----------
         indices : sequence of int or str, or a single one
-            The parameters. With a single one, the other arguments are single ones as well.
+            The parameters. With a single index, the other arguments are single too.
         weights, grads : sequence of NDArray
             Float32, float64, float16 or bfloat16 arrays, of any shape, also of size 0, all in host
             memory or all on one GPU. Each gradient has its weight's shape and dtype. In host memory
             both can be row_sparse, a weight only if it holds all of its rows; its state is dense.
-            Of csr arrays dense copies are made, which takes time. Of 16-bit arrays all is computed
-            in float32, and rounded once.
+            Csr arrays are copied to dense ones, which takes time. 16-bit arrays are computed in
+            float32 and rounded once.
         states : sequence
-            What `create_state_multi_precision` made for each.
+            The result of `create_state_multi_precision` for each weight.
 
         Raises
         ------
         ValueError
-            Where a hyperparameter or an array is not as said. Nothing has been changed then.
+            If a hyperparameter or an array is invalid. Nothing has changed.
         MXNetError
-            At the next wait, where a row_sparse gradient names rows that its weight does not have,
-            or not in ascending order. No array has been changed then.
+            At the next wait, if a row_sparse gradient holds rows that its weight does not have, or
+            rows out of order. No array has changed.
         """
         given = as_lists(self.registered_name, indices, weights, grads, states)
         self.check_hyperparameters()
@@ -432,10 +431,10 @@ class FusedOptimizer(CountingOptimizer):
             native_update(self, *given)
 
     def update_multi_precision(self, indices: Any, weights: Any, grads: Any, states: Any) -> None:
-        """Update; what MXNet's updater calls.
+        """Update weights and states. MXNet's updater calls this.
 
-        MXNet drops an exception raised under a key-value store and goes on without the update.
-        There the weights are made to raise MXNetError where they are used next.
+        MXNet drops an exception raised under a key-value store and continues without the update.
+        There, the next use of the weights raises MXNetError.
         """
         try:
             check_call(self)
@@ -453,7 +452,7 @@ class FusedOptimizer(CountingOptimizer):
         updates: Sequence[int],
         arithmetic: Arithmetic,
     ) -> Scalars:
-        """The scalars of weight decay: as part of the gradient, or decoupled from it."""
+        """Compute the scalars of weight decay, in the gradient or decoupled from it."""
         if arithmetic.decay_in_rule == ("decoupled" if self.decoupled_wd else "coupled"):
             return {"wd": NO_L2, "decay_factor": 1.0, "weight_decay": list(wds)}
         if arithmetic.decays_first and not self.decoupled_wd:
@@ -467,5 +466,5 @@ class FusedOptimizer(CountingOptimizer):
         return {"wd": NO_L2, "decay_factor": factors, "weight_decay": 0.0}
 
     def _decay_rates(self, lrs: Sequence[float], updates: Sequence[int]) -> Sequence[float]:
-        """What decoupled weight decay is multiplied by."""
+        """Return the rates that multiply decoupled weight decay."""
         return lrs

@@ -15,16 +15,16 @@ from .update_counts import move_counts
 
 
 class CountingOptimizer(StepOptimizer):
-    """MXNet's bookkeeping, for many parameters at once and so that a step can be taken back.
+    """Base class that counts updates like MXNet, for many parameters at once, with rollback.
 
     Parameters
     ----------
     **kwargs
-        What :class:`mxnet.optimizer.Optimizer` takes.
+        Arguments of :class:`mxnet.optimizer.Optimizer`.
     """
 
     registered_name: ClassVar[str]
-    # The attributes that a step counts in, besides what MXNet counts for each parameter.
+    # The attributes that a step changes, besides MXNet's counts of each parameter.
     _counted: ClassVar[Tuple[str, ...]] = ("num_update", "_last_step_tracker")
 
     # MXNet's own, which has no types.
@@ -45,7 +45,7 @@ class CountingOptimizer(StepOptimizer):
         }
         parameters = self.param_dict
         keys = list(parameters) if self._keys is None else self._keys.in_use
-        # What `param_dict` says does not travel: a parameter server reads these.
+        # `param_dict` is not pickled: a parameter server reads these instead.
         for name in ("lr_mult", "wd_mult"):
             of_parameters = {i: getattr(p, name) for i, p in zip(keys, parameters.values())}
             state[name] = {**getattr(self, name), **of_parameters}
@@ -65,7 +65,7 @@ class CountingOptimizer(StepOptimizer):
 
     @property
     def param_dict(self) -> Dict[int, Any]:
-        """The parameters, by their positions in the trainer, which sets it."""
+        """The parameters by their positions in the trainer. The trainer sets it."""
         parameters: Dict[int, Any] = self.__dict__["param_dict"]
         return parameters
 
@@ -75,11 +75,11 @@ class CountingOptimizer(StepOptimizer):
         self._keys = Keys.of_parameters(parameters.values())
 
     def _positions(self, indices: Sequence[Index]) -> Sequence[Index]:
-        """By what `param_dict` has the parameters that an updater knows by these keys."""
+        """Convert an updater's keys to keys of `param_dict`."""
         return indices if self._keys is None else [self._keys.position_of(i) for i in indices]
 
     def _name(self, index: Index) -> str:
-        """What messages call a parameter."""
+        """Return the name of a parameter for messages."""
         position: Any = self._positions([index])[0]
         parameter = self.param_dict.get(position)
         name = parameter.name if parameter is not None else self.idx2name.get(index)
@@ -95,11 +95,11 @@ class CountingOptimizer(StepOptimizer):
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps `skip_nonfinite` has left out. Waits for the last step."""
+        """Return the number of steps that `skip_nonfinite` has skipped. Waits for the last step."""
         return self._last_step_tracker.skipped_steps
 
     def _progress(self) -> Callable[[], None]:
-        """Return what takes all that is counted back to what it is now."""
+        """Return a function that restores all counts to their current values."""
         counts = self._index_update_count
         counts_before = dict(counts)
         attributes_before = {name: self.__dict__[name] for name in self._counted}
@@ -114,8 +114,8 @@ class CountingOptimizer(StepOptimizer):
     def _count_update(self, indices: Sequence[Index]) -> Tuple[List[float], List[float]]:
         """Count one more update of each parameter.
 
-        Returns the learning rate and the weight decay of each. A scheduler is asked with the
-        `num_update` that the built-ins, which count one parameter after another, would ask it with.
+        Returns the learning rate and the weight decay of each. A scheduler gets the `num_update`
+        that the built-ins would pass, which count one parameter after another.
         """
         counts, begin = self._index_update_count, self.begin_num_update
         updates = [counts.get(index, begin) + 1 for index in indices]
@@ -139,7 +139,7 @@ class CountingOptimizer(StepOptimizer):
     def _updates(
         self, indices: Sequence[Index], skipped: Optional[Mapping[Index, int]] = None
     ) -> List[int]:
-        """Which update of each parameter this is, but for those that were skipped."""
+        """Return the update count of each parameter, without skipped updates."""
         counts = self._index_update_count
         if skipped:
             return [counts[index] - skipped.get(index, 0) for index in indices]
@@ -157,7 +157,7 @@ class CountingOptimizer(StepOptimizer):
         return self._multiplied(float(self.wd), "wd_mult", indices)
 
     def _multiplied(self, number: float, name: str, indices: Sequence[Index]) -> List[float]:
-        """A number times the multiplier of each parameter, which is found where MXNet finds it."""
+        """Multiply a number by the multiplier of each parameter, looked up as in MXNet."""
         table: Mapping[Any, Any] = getattr(self, name)
         products = []
         position: Any
@@ -169,7 +169,7 @@ class CountingOptimizer(StepOptimizer):
             else:
                 multiplier = table.get(self.idx2name[position], 1.0)
             if type(multiplier) is not float or not math.isfinite(multiplier):
-                # Some set whether a parameter learns.
+                # Some users set a flag: whether a parameter learns.
                 flag = isinstance(multiplier, (bool, numpy.bool_))
                 multiplier = int(multiplier) if flag else as_number(multiplier)
                 owner = f"{self.registered_name}: parameter {self._name(index)}"

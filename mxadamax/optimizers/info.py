@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""List the optimizers, with a record of each, from which all that goes through all of them follows.
+"""List the optimizers, with a record of each.
 
-`mxadamax verify`, `mxadamax bench`, the tests and tables of the documentation iterate over these.
+`mxadamax verify`, `mxadamax bench`, the tests and the tables of the documentation iterate over it.
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from .nag import NAG
 from .rmsprop import RMSProp
 from .sgd import SGD
 
-# What `import mxadamax` gives.
+# The optimizers that `import mxadamax` provides.
 __all__ = [
     "LAMB",
     "NAG",
@@ -51,26 +51,26 @@ class OptimizerInfo:
     name : str
         Its name in MXNet's registry.
     built_in : str or None
-        The built-in whose `step` it equals; None where MXNet has none.
+        The built-in with an equal `step`; None if MXNet has none.
     options : dict
-        Options of both.
+        Options of ours and of the built-in.
     ours : dict
-        Options that only ours takes and needs, to do as the built-in does.
+        Options that only ours needs, to match the built-in.
     fused_ulps : int
-        How far a step may be from MXNet's fused operator; 0 where there is none to compare with.
-        That of AdaBelief cancels digits, so that there is no such bound.
+        The largest allowed difference of a step from MXNet's fused operator; 0 if there is none to
+        compare with. AdaBelief has no such bound, because its operator cancels digits.
     in_mxnet_1 : bool
         Whether MXNet 1 has the same fused operator.
     variants : sequence of dict
-        More options, for tests to compare with.
+        More options to compare in tests.
     bench : str
-        What `mxadamax bench` calls it; empty where it is not timed among the others.
+        Its name in `mxadamax bench`; empty if that does not time it with the others.
     bench_built_in : str
-        The built-in to time it beside, where that is not `built_in`.
+        The built-in to time beside it, if that is not `built_in`.
     bench_options : dict
-        Options of both there, besides `options`.
+        Options of both in `mxadamax bench`, besides `options`.
     by_operator : bool
-        Whether it equals the built-in's fused operator, whose bits are not those of its `step`.
+        Whether it equals the built-in's fused operator, which differs from the built-in's `step`.
     torch : tuple of str and dict, or None
         The counterpart in ``torch.optim``, and its options.
     """
@@ -93,18 +93,18 @@ class OptimizerInfo:
 
     @property
     def timed_beside(self) -> str:
-        """The built-in that `mxadamax bench` times it beside."""
+        """Return the built-in that `mxadamax bench` times beside it."""
         return self.bench_built_in or self.built_in or ""
 
     def create(self, **options: Any) -> Optimizer:
-        """Ours; what is given comes before the record's options."""
+        """Create ours; `options` override those of the record."""
         return mxnet.optimizer.create(self.name, **{**self.options, **self.ours, **options})
 
     def create_reference(self, **options: Any) -> Optimizer:
-        """MXNet's built-in, computed by its `step`.
+        """Create MXNet's built-in, which computes with its `step`.
 
-        In MXNet 1, whose built-ins compute something else, for what MXNet does not have, and for
-        what has another `step` than operator, it is ours computed by MXNet's operators.
+        Create ours with MXNet's operators on MXNet 1, whose built-ins use other formulas, if MXNet
+        has no such optimizer, or if the built-in's `step` and operator differ.
         """
         if IS_MXNET_1 or self.built_in is None or self.by_operator:
             return self.create(**options, use_fused_step=False, aggregate_num=1)
@@ -112,14 +112,14 @@ class OptimizerInfo:
             self.built_in, use_fused_step=False, **{**self.options, **options}
         )
         if self.built_in in ("adadelta", "adagrad", "rmsprop"):
-            # Theirs are float32 whatever the weight.
+            # Their states are always float32.
             found.create_state = self.create().create_state
         return found
 
     def create_fused(self, **options: Any) -> Optimizer:
-        """MXNet's built-in, computed by its fused operator."""
+        """Create MXNet's built-in, which computes with its fused operator."""
         if self.built_in == "nag":
-            # The default of ours and of MXNet 2, but not of MXNet 1.
+            # The default of ours and MXNet 2, but not of MXNet 1.
             options = {"momentum": 0.9, **options}
         return mxnet.optimizer.create(self.built_in, **{**self.options, **options})
 
@@ -148,7 +148,7 @@ OPTIMIZERS = [
         bench_built_in="adam",
         torch=("Adam", {"fused": True, "amsgrad": True}),
     ),
-    # The `step` of the built-in decays a weight that it has updated already.
+    # The built-in's `step` decays the weight after its update.
     OptimizerInfo(
         *("adamw_ext", "adamw", {"wd": 0.0}),
         fused_ulps=4,
@@ -239,4 +239,4 @@ OPTIMIZERS = [
         bench_options={"wd": 0.01},
     ),
 ]
-"""All of them."""
+"""All optimizers."""

@@ -17,7 +17,7 @@ from .options import DECAY_RATE, NOT_NEGATIVE, Range, check_flag
 
 @register("lamb_ext", "lamb")
 class LAMB(FusedOptimizer):
-    r"""LAMB: Adam whose step on each parameter is as long, relative to the parameter, as `lr` says.
+    r"""LAMB: Adam that scales the step of each parameter to the norm of its weight.
 
     For each weight, with `t` counting its updates from 1::
 
@@ -31,8 +31,8 @@ class LAMB(FusedOptimizer):
         ratio = norm / |delta|                               # 1 where either norm is 0
         weight -= lr * ratio * delta
 
-    Float32 weights and states equal those of the built-in ``lamb`` to the last bit, on a processor:
-    of its operator ``multi_lamb_update``, which it uses by default.
+    On a CPU, float32 weights and states equal those of the built-in ``lamb`` bit for bit: those of
+    its operator ``multi_lamb_update``, which it uses by default.
 
     Parameters
     ----------
@@ -45,42 +45,41 @@ class LAMB(FusedOptimizer):
     epsilon : float, in [0, inf), default 1e-6
         Added to the denominator.
     lower_bound : float, in [0, inf), or None, default None
-        The smallest norm of a weight that counts; None and 0 for no bound.
+        Lower bound of the norm of a weight; None and 0 mean no bound.
     upper_bound : float, in [0, inf), or None, default None
-        The largest norm of a weight that counts; None and 0 for no bound.
+        Upper bound of the norm of a weight; None and 0 mean no bound.
     bias_correction : bool, default True
-        False takes the moments as they are.
+        False skips the bias correction.
     use_fused_step : bool, default True
-        False computes with MXNet's operators instead of the native kernel; same bits.
+        False uses MXNet's operators instead of the native kernel: slow, the same bits.
     decoupled_wd : bool, default True
-        Weight decay as part of `delta`, as in the paper and the built-in. False adds
-        ``wd * weight`` to the gradient instead.
+        Add weight decay to `delta`, as in the paper and the built-in. False adds ``wd * weight``
+        to the gradient instead.
     **kwargs
-        What every optimizer takes; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
+        Options of every optimizer; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
 
     Raises
     ------
     TypeError
-        For an argument that does not exist.
+        If an argument does not exist.
     ValueError
-        For a hyperparameter out of its range.
+        If a hyperparameter is out of its range.
 
     Notes
     -----
     State for each weight: a tuple ``(m, v)`` of two arrays of its shape and dtype, the built-in's.
 
-    A norm is the root of a sum of squares that adds one element after another in the type of the
-    weight, as MXNet's operator does; so it does not depend on the number of threads. In float32
-    such a sum of many millions of numbers comes out too small. On a GPU sums are in double
-    precision and in another order, as MXNet's are there; its results differ from the processor's in
-    the last digits.
+    A norm sums squares sequentially in the weight's type, as MXNet's operator does, so it does not
+    depend on the number of threads. In float32, the sum of many millions of squares comes out too
+    small. On a GPU, sums are in double precision and in another order, as MXNet's are there; the
+    results differ from the CPU's in the last digits.
 
-    Hyperparameters count in single precision, as MXNet's operator takes them, for weights of any
-    type. A step reads everything twice: first for the norms, with nothing written, then to update.
-    The norm of a 16-bit weight is that of its float32 copy where it has one; the built-in takes the
-    norm of the weight itself, squared in 16 bits.
+    Hyperparameters are rounded to single precision for weights of any type, as MXNet's operator
+    does. A step reads everything twice: first for the norms, then to update. The norm of a 16-bit
+    weight is that of its float32 master if it has one; the built-in uses the weight itself, squared
+    in 16 bits.
 
-    With `lazy_update`, norms are over the rows that the gradient holds.
+    With `lazy_update`, norms cover only the rows that the gradient holds.
 
     Source: Y. You et al., *Large Batch Optimization for Deep Learning: Training BERT in 76
     minutes*, arXiv 1904.00962, algorithm 2.
@@ -154,7 +153,7 @@ class LAMB(FusedOptimizer):
         }
 
     def _corrections(self, beta: float, updates: Sequence[int]) -> List[float]:
-        """What moments that began at zero are divided by."""
+        """Return the divisors that correct the bias of moments that began at zero."""
         if not self.bias_correction:
             return [1.0] * len(updates)
         correction = {t: 1.0 - _native.power_float32(beta, float(t)) for t in set(updates)}
@@ -184,6 +183,6 @@ class LAMB(FusedOptimizer):
 
 
 def _norm(x: NDArray) -> Any:
-    """The norm of an array, whose squares are added one after another."""
+    """Compute the norm of an array, adding squares sequentially."""
     squares = numpy.square(x.asnumpy().ravel())
     return numpy.sqrt(numpy.add.accumulate(squares)[-1]) if x.size else x.dtype(0)

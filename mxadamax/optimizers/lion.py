@@ -13,7 +13,7 @@ from .options import DECAY_RATE, Range
 
 @register("lion_ext")
 class Lion(FusedOptimizer):
-    r"""Lion, whose steps are signs: each weight moves by the learning rate, or not at all.
+    r"""Lion: each weight moves by the learning rate in the direction of a sign.
 
     For each weight::
 
@@ -21,36 +21,36 @@ class Lion(FusedOptimizer):
         weight -= lr * (sign(beta1 * m + (1 - beta1) * grad) + wd * weight)
         m = beta2 * m + (1 - beta2) * grad
 
-    The sign of zero is zero. MXNet has no such optimizer.
+    The sign of zero is zero. MXNet has no Lion.
 
     Parameters
     ----------
     learning_rate : float, in [0, inf), default 0.0001
-        The learning rate. None takes it from `lr_scheduler`, or 0.01 without one. The paper takes a
+        The learning rate. None takes it from `lr_scheduler`, or 0.01 without one. The paper uses a
         third to a tenth of AdamW's.
     beta1 : float, in [0, 1), default 0.9
-        Share of the moment in the direction of a step.
+        Weight of the moment in the direction of a step.
     beta2 : float, in [0, 1), default 0.99
         Decay rate of the moment `m`.
     use_fused_step : bool, default True
-        False computes with MXNet's operators instead of the native kernel; same bits.
+        False uses MXNet's operators instead of the native kernel: slow, the same bits.
     decoupled_wd : bool, default True
-        Weight decay as in the paper, which takes three to ten times as much `wd` as with AdamW.
-        False adds ``wd * weight`` to the gradient instead, of which a step sees only the sign.
+        Decay weights as in the paper, which uses three to ten times AdamW's `wd`. False adds
+        ``wd * weight`` to the gradient instead, so a step sees only its effect on the sign.
     **kwargs
-        What every optimizer takes; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
+        Options of every optimizer; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
 
     Raises
     ------
     TypeError
-        For an argument that does not exist.
+        If an argument does not exist.
     ValueError
-        For a hyperparameter out of its range.
+        If a hyperparameter is out of its range.
 
     Notes
     -----
-    State for each weight: one array ``m`` of its shape and dtype. Of the types of `state_dtype`, it
-    takes those of 16 bits.
+    State for each weight: one array ``m`` of its shape and dtype. `state_dtype` can be
+    ``'float16'`` or ``'bfloat16'``.
 
     Source: X. Chen et al., *Symbolic Discovery of Optimization Algorithms*, arXiv 2302.06675,
     algorithm 2.

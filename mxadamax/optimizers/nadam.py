@@ -28,9 +28,9 @@ class Nadam(MomentOptimizer):
                 + (1 - momentum(t)) * grad / (1 - product(t))
         weight -= lr * ahead / (sqrt(v / (1 - beta2**t)) + epsilon)
 
-    Weights and states equal those of MXNet 2's built-in ``nadam`` to the last bit where a model has
-    one parameter. With more, the built-in multiplies one product for all, once for each *parameter*
-    instead of once for each step, so that what a weight gets depends on its place in the list;
+    For a model with one parameter, weights and states equal those of MXNet 2's built-in ``nadam``
+    bit for bit. With more, the built-in shares one product among all and multiplies it once per
+    *parameter* instead of once per step, so an update depends on the position of the parameter;
     ``schedule_per_parameter=True`` does the same.
 
     Parameters
@@ -38,33 +38,33 @@ class Nadam(MomentOptimizer):
     learning_rate : float, in [0, inf), default 0.001
         The learning rate. None takes it from `lr_scheduler`, or 0.01 without one.
     beta1 : float, in [0, 1), default 0.9
-        Decay rate of the first moment `m`, and what momentum approaches.
+        Decay rate of the first moment `m`, and limit of the momentum.
     beta2 : float, in [0, 1), default 0.999
         Decay rate of the second moment `v`.
     epsilon : float, in [0, inf), default 1e-8
         Added to the denominator.
     schedule_decay : float, in [0, inf), default 0.004
-        How fast momentum approaches `beta1`.
+        Speed at which the momentum approaches `beta1`.
     use_fused_step : bool, default True
-        False computes with MXNet's operators instead of the native kernel; same bits.
+        False uses MXNet's operators instead of the native kernel: slow, the same bits.
     schedule_per_parameter : bool, default False
-        Count the schedule as the built-in does, to go on with a training that it began.
+        Count the schedule as the built-in does, to resume a training that it began.
     **kwargs
-        What every optimizer takes; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
+        Options of every optimizer; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
 
     Raises
     ------
     TypeError
-        For an argument that does not exist.
+        If an argument does not exist.
     ValueError
-        For a hyperparameter out of its range.
+        If a hyperparameter is out of its range.
 
     Notes
     -----
     State for each weight: a tuple ``(m, v)`` of two arrays of its shape and dtype, the built-in's.
 
     Source: T. Dozat, *Incorporating Nesterov Momentum into Adam*, ICLR workshop 2016, with the
-    momentum schedule of its section 2. There `m` is a mean with that momentum instead of `beta1`.
+    momentum schedule of its section 2. The paper averages `m` with that momentum, not `beta1`.
 
     Examples
     --------
@@ -111,7 +111,7 @@ class Nadam(MomentOptimizer):
         if schedule_per_parameter and self.skip_nonfinite:
             raise ValueError(
                 f"{self.registered_name}: skip_nonfinite must be False with "
-                "schedule_per_parameter, which must know of each step whether it counts"
+                "schedule_per_parameter, which needs to know whether a step is skipped"
             )
         self._forget_products()
         self.check_hyperparameters()
@@ -131,7 +131,7 @@ class Nadam(MomentOptimizer):
 
     def check_hyperparameters(self) -> None:
         super().check_hyperparameters()
-        # A product of many momenta comes as near to 0 as numbers do.
+        # A product of many momenta can be arbitrarily close to 0.
         Range(-math.inf, math.inf, magnitudes=(0.0, math.inf)).check(
             self.registered_name, "m_schedule", self.m_schedule
         )
@@ -154,7 +154,7 @@ class Nadam(MomentOptimizer):
         return momentum
 
     def _products_up_to(self, updates: Sequence[int]) -> List[float]:
-        """The product of all momenta so far, for each of these parameters."""
+        """Return the product of all momenta so far, for each of these parameters."""
         if self.schedule_per_parameter:
             found = []
             for t in updates:

@@ -16,7 +16,7 @@ from .state_layout import is_half
 
 @register("nag_ext", "nag")
 class NAG(MomentumOptimizer):
-    r"""Nesterov's accelerated gradient: the gradient counts as if taken further along.
+    r"""Nesterov's accelerated gradient: momentum that looks one step ahead.
 
     For each weight::
 
@@ -24,27 +24,27 @@ class NAG(MomentumOptimizer):
         change = momentum * change - lr * grad
         weight += momentum * change - lr * grad
 
-    Weights and states equal those of the `step` of MXNet 2's built-in ``nag`` to the last bit.
+    Weights and states equal those of the `step` of MXNet 2's built-in ``nag`` bit for bit.
 
     Parameters
     ----------
     learning_rate : float, in [0, inf), default 0.1
         The learning rate. None takes it from `lr_scheduler`, or 0.01 without one.
     momentum : float, in [0, 1), default 0.9
-        How much of the last change goes on. It can change from step to step, but not from 0.
+        Fraction of the last change that is kept. It can change between steps, but not from 0.
     multi_precision : bool, default False
-        Keep a float32 copy of weights that are float16, and update that.
+        Keep and update a float32 master of each 16-bit weight.
     use_fused_step : bool, default True
-        False computes with MXNet's operators instead of the native kernel; same bits.
+        False uses MXNet's operators instead of the native kernel: slow, the same bits.
     **kwargs
-        What every optimizer takes; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
+        Options of every optimizer; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
 
     Raises
     ------
     TypeError
-        For an argument that does not exist.
+        If an argument does not exist.
     ValueError
-        For a hyperparameter out of its range.
+        If a hyperparameter is out of its range.
 
     Notes
     -----

@@ -30,8 +30,8 @@ def native_update(
 ) -> None:
     """Update all weights and states in place by the native rule of an optimizer.
 
-    Of csr arrays dense copies are updated. Python's class tells them: MXNet's C API, asked for the
-    storage type of each array, would take a seventh of a step of many small parameters.
+    Csr arrays are updated as dense copies. They are recognized by their Python class: to query each
+    array's storage type through MXNet's C API takes a seventh of a step of many small parameters.
     """
     if CSRNDArray not in {*map(type, weights), *map(type, grads)}:
         _push(optimizer, indices, weights, grads, states)
@@ -54,7 +54,7 @@ def _push(
     grads: Sequence[NDArray],
     states: Sequence[State],
 ) -> None:
-    """Count the update, and hand it to the engine; where that fails, nothing is counted."""
+    """Count the update and push it to the engine; roll back the counts if that fails."""
     rollback = optimizer._progress()
     batches: List[Any] = []
     try:
@@ -64,12 +64,12 @@ def _push(
         else:
             _push_parts(optimizer, batches, indices, weights, grads, states)
     except BaseException as error:
-        # Interrupted when nothing was left to do: the engine will update the arrays.
-        if batches and batches[-1].pushed:
+        # Interrupted after a push: the engine will update the arrays.
+        if any(batch.pushed for batch in batches):
             raise
         rollback()
         if type(error) is RuntimeError:
-            # With MXNET_ENGINE_TYPE=NaiveEngine the operation has run, and failed, already.
+            # With MXNET_ENGINE_TYPE=NaiveEngine the operation has already run, and failed.
             raise MXNetError(str(error)) from None
         if not isinstance(error, _native.ParameterError):
             raise
@@ -145,7 +145,7 @@ def _hand_over(arithmetic: Arithmetic, batch: Any, tables: List[Scalars], *how: 
 def _push_whole_model(
     optimizer: "FusedOptimizer", batch: Any, indices: Sequence[Index], weight: NDArray
 ) -> None:
-    """Hand over a step that depends on all gradients together."""
+    """Push a step that depends on all gradients together."""
     tracker = optimizer._step_tracker(weight)
     skips = optimizer.skip_nonfinite
     possible = tracker.possible_skips(indices) if skips else [[0] * len(indices)]
@@ -162,13 +162,13 @@ def _push_whole_model(
         )
         for skipped in possible
     ]
-    # Before it is pushed: a step too many is one more possibility, one too few would be missed.
+    # Before the push: counting a step too many adds a possibility, one too few would lose one.
     tracker.push(weight)
     try:
         how = (optimizer.clip_global_norm, skips, tracker.status, tracker.skips_seen)
         _hand_over(optimizer.arithmetic, batch, tables, *how)
     except RuntimeError:
-        # It has run already, and failed.
+        # The operation has already run, and failed.
         raise
     except BaseException:
         if not batch.pushed:
@@ -184,7 +184,7 @@ def _table(
     wds: Sequence[float],
     updates: Sequence[int],
 ) -> Scalars:
-    """All scalars of a native update."""
+    """Compute all scalars of a native update."""
     table = update_scalars(optimizer, lrs, wds, updates, arithmetic)
     if optimizer.ema_decay is not None:
         table["ema_weight"] = [ema_weight(optimizer.ema_decay, t) for t in updates]
@@ -196,7 +196,7 @@ def _table(
 
 
 def _parameter_id(index: Index) -> int:
-    """32 bits that tell parameters apart."""
+    """Return a 32-bit id of a parameter."""
     if isinstance(index, numbers.Integral):
         return int(index) & 0xFFFFFFFF
     return zlib.crc32(str(index).encode())

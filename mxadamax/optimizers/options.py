@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of options that all optimizers share, and the checks that their values pass.
+"""Define the options that all optimizers share, and check their values.
 
 Validation, checkpoints, conversion and the table in docs/options.md follow from `OPTIONS`.
 """
@@ -19,7 +19,7 @@ from ..dtypes import STATE_TYPES
 
 FLOAT32 = (float(numpy.finfo("float32").tiny), float(numpy.finfo("float32").max))
 FLOAT64 = (sys.float_info.min, sys.float_info.max)
-"""The magnitudes of what MXNet's operators read as such a number, 0 and infinity apart."""
+"""The magnitudes that MXNet's operators read as numbers of the type, besides 0 and infinity."""
 
 
 class Range(NamedTuple):
@@ -38,7 +38,7 @@ class Range(NamedTuple):
     includes_low : bool, default True
         Whether `low` itself is allowed.
     magnitudes : tuple of (float, float), default FLOAT64
-        Smallest and largest magnitude of what is neither 0 nor infinite.
+        Smallest and largest magnitude of values other than 0 and infinity.
 
     Examples
     --------
@@ -70,16 +70,17 @@ class Range(NamedTuple):
         Parameters
         ----------
         owner : str
-            Who asks, for the message.
+            Name of the optimizer, for the message.
         name : str
             Name of the hyperparameter, for the message.
         value : Any
-            What was given.
+            The value to check.
 
         Raises
         ------
         ValueError
-            Where `value` is no real number, NaN, outside, or of a magnitude that is not read.
+            If `value` is not a real number, is NaN, is outside the range, or has a magnitude that
+            MXNet's operators do not read.
         """
         if value is None and self.optional:
             return
@@ -102,22 +103,22 @@ class Range(NamedTuple):
 
 FINITE = Range(-math.inf, math.inf)
 ANY_FINITE = FINITE._replace(magnitudes=(0.0, math.inf))
-"""Of what is multiplied before it is used, however near to 0 that is."""
+"""For numbers that are multiplied before they are used, so they can be arbitrarily close to 0."""
 NOT_NEGATIVE = Range(0.0, math.inf)
 DECAY_RATE = Range(0.0, 1.0)
-"""Of an exponentially weighted mean: how much of the old value is kept."""
+"""For the decay of an exponential moving average: how much of the old value is kept."""
 
 
 def as_number(value: Any) -> Any:
-    """A real number, or an array of one, as a Python number; anything else as it is.
+    """Convert a real number, or an array of one, to a Python number; return anything else as is.
 
-    Arrays are NumPy's and both kinds of MXNet's, which are waited for. What is written to them
-    later does not count.
+    Arrays can be NumPy's or either kind of MXNet's; this waits for the latter. Later writes to the
+    array have no effect on the number.
 
     Parameters
     ----------
     value : Any
-        What was given.
+        The value to convert.
 
     Examples
     --------
@@ -142,7 +143,7 @@ def as_number(value: Any) -> Any:
 
 
 def check_rescale_grad(owner: str, value: Any) -> None:
-    """Raise ValueError where this is an array of integers."""
+    """Raise ValueError if `value` is an MXNet array of integers."""
     if hasattr(value, "asnumpy") and numpy.issubdtype(value.dtype, numpy.integer):
         raise ValueError(
             f"{owner}: rescale_grad must be a float, got an array of {numpy.dtype(value.dtype)}, "
@@ -151,7 +152,7 @@ def check_rescale_grad(owner: str, value: Any) -> None:
 
 
 def bound_or_infinity(value: Optional[float]) -> float:
-    """A bound as a float, infinite for none. MXNet takes a long integer for another one."""
+    """Return a bound as a float, infinite for none. MXNet misreads long integers."""
     return math.inf if value is None else float(value)
 
 
@@ -168,22 +169,22 @@ def check_integer(
     Parameters
     ----------
     owner : str
-        Who asks, for the message.
+        Name of the optimizer, for the message.
     name : str
         Name of the hyperparameter, for the message.
     value : Any
-        What was given.
+        The value to check.
     least : int
         Smallest value.
     or_infinity : bool, default False
         Whether infinity is allowed as well.
     below : float, default infinity
-        What is too large.
+        Exclusive upper bound.
 
     Raises
     ------
     ValueError
-        Where `value` is something else.
+        If `value` is anything else.
     """
     is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if is_integer and least <= int(value) < below:
@@ -204,16 +205,16 @@ def check_flag(owner: str, name: str, value: Any) -> None:
     Parameters
     ----------
     owner : str
-        Who asks, for the message.
+        Name of the optimizer, for the message.
     name : str
         Name of the option, for the message.
     value : Any
-        What was given.
+        The value to check.
 
     Raises
     ------
     ValueError
-        Where `value` is something else.
+        If `value` is anything else.
     """
     if not isinstance(value, (bool, numpy.bool_)):
         raise ValueError(f"{owner}: {name} must be True or False, got {value!r}")
@@ -227,14 +228,14 @@ def _check_state_type(owner: str, name: str, value: Any) -> None:
 
 
 class Values(NamedTuple):
-    """The values of an option that is no interval of real numbers.
+    """The values of an option that is not an interval of real numbers.
 
     Parameters
     ----------
     text : str
-        The values, for the documentation; empty where the default tells.
+        The values, for the documentation; empty if the default shows them.
     check : callable
-        Takes owner, name and value, as :meth:`Range.check` does.
+        Called with owner, name and value, like :meth:`Range.check`.
     """
 
     text: str
@@ -248,18 +249,18 @@ FLAG = Values("", check_flag)
 
 
 class Resume(enum.Enum):
-    """What becomes of an option where a training goes on from a file."""
+    """Which value of an option counts when a training resumes from a file."""
 
     FROM_FILE = enum.auto()
-    """The file's number counts."""
+    """The file's value."""
     SAME_STATES = enum.auto()
-    """File and program must agree: it decides which arrays a state has."""
+    """File and program must agree: the option decides which arrays a state has."""
     SAME_FORMULA = enum.auto()
-    """File and program must agree: it decides what is computed."""
+    """File and program must agree: the option changes the formula."""
     FROM_PROGRAM = enum.auto()
-    """The program's counts."""
+    """The program's value."""
     FROM_CALLER = enum.auto()
-    """The program's counts, and no conversion carries it over: how MXNet calls the optimizer."""
+    """The program's value, never converted: the option says how MXNet calls the optimizer."""
 
 
 @dataclass(frozen=True)
@@ -271,25 +272,25 @@ class Option:
     name : str
         The argument, and the attribute.
     default : Any
-        Its default; ``inspect.Parameter.empty`` where each optimizer has its own.
+        Its default; ``inspect.Parameter.empty`` if each optimizer has its own.
     values : Range or Values
-        What it can be.
+        Its possible values.
     meaning : str
-        What it does, in Markdown, for docs/options.md.
+        Its description, in Markdown, for docs/options.md.
     resume : Resume
-        What becomes of it where a training goes on from a file.
+        Which value counts when a training resumes from a file.
     off : Any, default None
-        The value that is as if there were no such option.
+        The value that turns the option off.
     is_number : bool, default False
-        Whether file and program need not agree on the value, only on whether it is `off`.
+        Whether file and program must only agree on whether it is `off`, not on the value.
     needs_whole_model : bool, default False
-        Whether one call must update the whole model where it is on.
+        Whether one call must update the whole model if it is on.
     in_built_in : bool, default False
-        Whether every built-in has it.
+        Whether every built-in has the option.
     belongs_to : str, default ""
-        The option without which it means nothing.
+        The option that it depends on.
     advice : str, default ""
-        What to do to go on with a built-in, which does not have it.
+        How to continue with a built-in, which does not have the option.
     """
 
     name: str
@@ -305,7 +306,7 @@ class Option:
     advice: str = ""
 
     def setting(self, value: Any) -> Any:
-        """What file and program must agree on: the value, or whether there is one."""
+        """Return what file and program must agree on: the value, or whether it is on."""
         if not self.is_number:
             return value
         return value is not None if self.off is None else value != self.off
@@ -348,7 +349,7 @@ OPTIONS = (
         "maximize",
         False,
         FLAG,
-        "climb instead of descend; weight decay still shrinks weights",
+        "ascend instead of descend; weight decay still shrinks weights",
         Resume.SAME_FORMULA,
         off=False,
     ),
@@ -356,7 +357,7 @@ OPTIONS = (
         "decoupled_wd",
         False,
         FLAG,
-        "weight decay apart from the gradient, so that nothing divides it (Loshchilov & Hutter, "
+        "keep weight decay out of the gradient, so nothing divides it (Loshchilov & Hutter, "
         "arXiv 1711.05101)",
         Resume.SAME_FORMULA,
         off=False,
@@ -365,7 +366,7 @@ OPTIONS = (
         "lazy_update",
         False,
         FLAG,
-        "leave rows that a gradient does not hold alone: [sparse.md](sparse.md)",
+        "update only the rows that a gradient holds: [sparse.md](sparse.md)",
         Resume.SAME_FORMULA,
         off=False,
     ),
@@ -373,7 +374,7 @@ OPTIONS = (
         "clip_global_norm",
         None,
         Range(0.0, math.inf, includes_low=False, includes_high=True, optional=True),
-        "bound of the norm of all gradients of the model together: multiplies them by "
+        "clip the norm of all gradients of the model: multiply them by "
         "`min(1, clip_global_norm / norm)`",
         Resume.SAME_FORMULA,
         is_number=True,
@@ -383,7 +384,7 @@ OPTIONS = (
         "skip_nonfinite",
         False,
         FLAG,
-        "a step in which any gradient of the model holds NaN or infinity changes nothing",
+        "skip a step if any gradient of the model holds NaN or infinity",
         Resume.SAME_FORMULA,
         off=False,
         needs_whole_model=True,
@@ -392,7 +393,7 @@ OPTIONS = (
         "multi_precision",
         False,
         FLAG,
-        "for 16-bit weights, keep and update a float32 copy: "
+        "keep and update a float32 master weight for each 16-bit weight: "
         "[mixed-precision.md](mixed-precision.md)",
         Resume.SAME_STATES,
         off=False,
@@ -402,15 +403,15 @@ OPTIONS = (
         "state_dtype",
         None,
         Values("`'float16'`, `'bfloat16'`, `'int8'` or None", _check_state_type),
-        "keep states in fewer bits: [mixed-precision.md](mixed-precision.md)",
+        "store states in low precision: [mixed-precision.md](mixed-precision.md)",
         Resume.SAME_STATES,
-        advice="MXNet has no low-precision states: go on with this one",
+        advice="MXNet has no low-precision states: continue with this optimizer",
     ),
     Option(
         "state_seed",
         0,
         Values("[0, 2^32)", functools.partial(check_integer, least=0, below=2**32)),
-        "which random numbers states of a `state_dtype` are rounded by",
+        "seed of the stochastic rounding of a `state_dtype`",
         Resume.FROM_FILE,
         belongs_to="state_dtype",
     ),
@@ -418,7 +419,7 @@ OPTIONS = (
         "ema_decay",
         None,
         Range(0.0, 1.0, optional=True, magnitudes=(0.0, math.inf)),
-        "keep an average of the weights, to evaluate with",
+        "keep a moving average of the weights for evaluation",
         Resume.SAME_STATES,
         is_number=True,
         advice="--drop-averages leaves the averages out",
@@ -427,7 +428,7 @@ OPTIONS = (
         "use_fused_step",
         True,
         FLAG,
-        "False: MXNet's operators instead of the native kernel, the same bits, slowly",
+        "False uses MXNet's operators instead of the native kernel: slow, the same bits",
         Resume.FROM_CALLER,
     ),
     Option(
@@ -452,7 +453,8 @@ OWN_OPTIONS = (
         "divide by the largest second moment so far",
         Resume.SAME_STATES,
         off=False,
-        advice="its third state would be lost, and MXNet has no AMSGrad: go on with this one",
+        advice="its third state would be lost, and MXNet has no AMSGrad: continue with this "
+        "optimizer",
     ),
     Option(
         "centered",
@@ -467,7 +469,7 @@ OWN_OPTIONS = (
         "momentum",
         inspect.Parameter.empty,
         DECAY_RATE,
-        "how much of the last change goes on",
+        "fraction of the last change that is kept",
         Resume.SAME_STATES,
         off=0.0,
         is_number=True,
@@ -497,7 +499,7 @@ OWN_OPTIONS = (
         "count Nadam's schedule as the built-in does",
         Resume.SAME_FORMULA,
         off=False,
-        advice="it counts the schedule in another way: go on with this one",
+        advice="it counts the schedule in another way: continue with this optimizer",
     ),
     Option(
         "clip_weights",
@@ -518,11 +520,11 @@ RANGES: Mapping[str, Range] = {
     for option in OPTIONS
     if isinstance(option.values, Range) and option.name != "learning_rate"
 }
-"""The ranges of attributes that every optimizer has, but for the learning rate."""
+"""The ranges of the attributes of every optimizer, except the learning rate."""
 
 WHOLE_MODEL_OPTIONS = tuple(option for option in OPTIONS if option.needs_whole_model)
 
 
 def names_of(*resume: Resume) -> Tuple[str, ...]:
-    """The options of which this becomes where a training goes on from a file."""
+    """Return the names of the options with one of these ways to resume from a file."""
     return tuple(name for name, option in BY_NAME.items() if option.resume in resume)

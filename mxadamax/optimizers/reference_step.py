@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Update parameters in MXNet's operators, one after another: the definition of a step."""
+"""Update parameters one by one in MXNet's operators: the reference for the native step."""
 
 import math
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ def reference_update(
     grads: Sequence[NDArray],
     states: Sequence[State],
 ) -> None:
-    """Update all weights and states in place by the `reference_step` of an optimizer."""
+    """Update all weights and states in place with an optimizer's `reference_step`."""
     for index, weight, grad in zip(indices, weights, grads):
         for what, found in (("weight", weight), ("gradient", grad)):
             if not isinstance(found, NDArray):
@@ -70,7 +70,7 @@ def reference_update(
 def rows_of(
     optimizer: "FusedOptimizer", indices: Sequence[Index], table: Scalars
 ) -> List[SimpleNamespace]:
-    """The scalars of each parameter; ValueError where one is not finite."""
+    """Split the scalars by parameter; ValueError if one is not finite."""
     rows = []
     for i, index in enumerate(indices):
         row = {name: x[i] if isinstance(x, list) else x for name, x in table.items()}
@@ -91,7 +91,7 @@ def _clip_coefficient(
     weights: Sequence[NDArray],
     grads: Sequence[NDArray],
 ) -> Optional[float]:
-    """What `clip_global_norm` multiplies gradients by, None to skip the step; waits for them."""
+    """Compute the factor of `clip_global_norm`, None to skip the step; waits for gradients."""
     arrays = [grad.tostype("default").astype(numpy.float64).asnumpy() for grad in grads]
     squares = sum(float(numpy.square(array).sum()) for array in arrays)
     norm: float = abs(optimizer.rescale_grad) * math.sqrt(squares)
@@ -112,7 +112,7 @@ def _update_one(
     state: State,
     s: SimpleNamespace,
 ) -> None:
-    """Update one parameter with its scalars: what is the same for all rules, then the rule."""
+    """Update one parameter: transform the gradient, decay the weight, apply the rule."""
     if grad.stype != "default":
         grad = grad.tostype("default")
     has_bound = gradient_bound(optimizer) is not None
@@ -166,7 +166,7 @@ def _update_in_float32(
     parts: ParameterState,
     s: SimpleNamespace,
 ) -> NDArray:
-    """Update a 16-bit weight: its master weight, or copies of weight and state.
+    """Update a 16-bit weight through its float32 master, or float32 copies.
 
     Returns the updated weight in float32.
     """
@@ -185,7 +185,7 @@ def _update_in_float32(
 
 
 def _update_average(average: NDArray, weight: NDArray, share: float) -> None:
-    # As arrays: operators may read another number than the one that is given.
+    # As arrays: operators can misread Python numbers.
     kept, taken = (
         array(numpy.full(average.shape, x), average.context, average.dtype)
         for x in (1.0 - share, share)

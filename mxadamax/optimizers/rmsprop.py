@@ -37,8 +37,8 @@ class RMSProp(FusedOptimizer):
 
         weight = clip(weight, -clip_weights, clip_weights)
 
-    Weights and states equal those of the `step` of MXNet 2's built-in ``rmsprop`` to the last bit.
-    Unlike the built-in, whose states are always float32, it takes float64 weights.
+    Weights and states equal those of the `step` of MXNet 2's built-in ``rmsprop`` bit for bit.
+    It accepts float64 weights; the built-in's states are always float32.
 
     Parameters
     ----------
@@ -47,33 +47,33 @@ class RMSProp(FusedOptimizer):
     rho : float, in [0, 1), default 0.9
         Decay rate of the moments.
     momentum : float, in [0, 1), default 0.9
-        How much of the last change goes on; only with ``centered=True``.
+        Fraction of the last change that is kept; only with ``centered=True``.
     epsilon : float, in [0, inf), default 1e-8
         Added to the denominator; with ``centered=True`` under the root.
     centered : bool, default False
         Divide by the deviation of the gradient instead of its magnitude.
     clip_weights : float, in (0, inf], or None, default None
-        Bound of the weights. The built-in takes 0 for None; here it is refused.
+        Bound of the weights. 0 raises an error; the built-in treats it as None.
     use_fused_step : bool, default True
-        False computes with MXNet's operators instead of the native kernel; same bits.
+        False uses MXNet's operators instead of the native kernel: slow, the same bits.
     **kwargs
-        What every optimizer takes; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
+        Options of every optimizer; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
 
     Raises
     ------
     TypeError
-        For an argument that does not exist.
+        If an argument does not exist.
     ValueError
-        For a hyperparameter out of its range.
+        If a hyperparameter is out of its range.
 
     Notes
     -----
     State for each weight: one array ``v`` of its shape and dtype; with ``centered=True`` a tuple
     ``(m, v, change)``. Both are the built-in's.
 
-    With ``centered=True`` and an `epsilon` far below the square of the gradients, rounding can make
-    ``v - m**2 + epsilon`` negative where gradients hardly vary, and the weight NaN, as in the
-    built-in. A larger `epsilon` avoids it.
+    With ``centered=True`` and an `epsilon` far below the squared gradients, rounding can make
+    ``v - m**2 + epsilon`` negative if gradients hardly vary. The weight then becomes NaN, as in the
+    built-in. A larger `epsilon` avoids this.
 
     Sources: T. Tieleman, G. Hinton, *Neural Networks for Machine Learning*, lecture 6.5, 2012;
     A. Graves, *Generating Sequences With Recurrent Neural Networks*, arXiv 1308.0850, equations 38
@@ -81,7 +81,7 @@ class RMSProp(FusedOptimizer):
 
     Examples
     --------
-    The plain one keeps one array for each weight, the centered one three:
+    Plain RMSProp keeps one array per weight, centered RMSProp three:
 
     >>> weight = mx.nd.ones((3, 4))
     >>> mxadamax.RMSProp().create_state(0, weight).shape

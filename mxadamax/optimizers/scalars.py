@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of an update, by name: for all parameters, or one for each."""
+"""Compute the scalars of an update, by name: one for all parameters, or one for each."""
 
 import math
 from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Union
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Scalars = Dict[str, Union[float, List[float]]]
 
 NO_L2 = -1.0
-"""In the place of `wd`: the gradient is left without any weight decay."""
+"""A value of `wd`: no L2 term is added to the gradient."""
 
 
 def update_scalars(
@@ -24,7 +24,7 @@ def update_scalars(
     updates: Sequence[int],
     arithmetic: Optional["Arithmetic"] = None,
 ) -> Scalars:
-    """All scalars that a rule and `reference_step` need.
+    """Compute the scalars for a rule and `reference_step`.
 
     What `scalars` gives beyond that is for another rule of the same optimizer.
     """
@@ -52,8 +52,8 @@ def gradient_bound(optimizer: "FusedOptimizer") -> Optional[float]:
 
 
 def ema_weight(decay: Optional[float], t: int) -> float:
-    """The share of the weight in its average after its update `t`."""
+    """Return the EMA weight of a weight after its update `t`."""
     if not decay or t == 1:
         return 1.0
-    # 1 - decay**t without losing its digits where decay is near 1.
+    # 1 - decay**t, without cancellation if decay is near 1.
     return (1.0 - decay) / -math.expm1(t * math.log(decay))

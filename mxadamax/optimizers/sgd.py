@@ -14,7 +14,7 @@ from .options import DECAY_RATE, Range
 
 
 class MomentumOptimizer(FusedOptimizer):
-    """What SGD and NAG share: a momentum, and no state at all without it.
+    """Base class of SGD and NAG: a momentum; no state without it.
 
     Parameters are those of the subclasses.
     """
@@ -110,29 +110,29 @@ class SGD(MomentumOptimizer):
         change = momentum * change - lr * grad
         weight += change
 
-    Weights and states equal those of the `step` of MXNet 2's built-in ``sgd`` to the last bit.
+    Weights and states equal those of the `step` of MXNet 2's built-in ``sgd`` bit for bit.
 
     Parameters
     ----------
     learning_rate : float, in [0, inf), default 0.1
         The learning rate. None takes it from `lr_scheduler`, or 0.01 without one.
     momentum : float, in [0, 1), default 0
-        How much of the last change goes on. It can change from step to step, but not from 0.
+        Fraction of the last change that is kept. It can change between steps, but not from 0.
     lazy_update : bool, default False
         See :class:`mxadamax.optimizers.base.FusedOptimizer`.
     multi_precision : bool, default False
-        Keep a float32 copy of weights that are float16, and update that.
+        Keep and update a float32 master of each 16-bit weight.
     use_fused_step : bool, default True
-        False computes with MXNet's operators instead of the native kernel; same bits.
+        False uses MXNet's operators instead of the native kernel: slow, the same bits.
     **kwargs
-        What every optimizer takes; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
+        Options of every optimizer; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
 
     Raises
     ------
     TypeError
-        For an argument that does not exist.
+        If an argument does not exist.
     ValueError
-        For a hyperparameter out of its range.
+        If a hyperparameter is out of its range.
 
     Notes
     -----

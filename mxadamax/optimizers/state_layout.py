@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arrays that a parameter keeps: which, in which order, how nested, of which shape and dtype.
+"""Define the arrays of a parameter's state: order, nesting, shape and dtype.
 
-MXNet's updaters keep one object for each parameter, which checkpoints hold as it is::
+MXNet's updaters keep one object per parameter, and checkpoints contain it unchanged::
 
     state   = own, or (own, average) with `ema_decay`
-    own     = None, one array, or a tuple of arrays: what the rule keeps
+    own     = None, one array, or a tuple of arrays: the rule's own states
     updater = state, or (master, state) for 16-bit weights with `multi_precision`
 """
 
@@ -18,18 +18,18 @@ from .. import _native
 from ..dtypes import BFLOAT16, STATE_TYPES
 
 State = Any
-"""What an updater keeps for a parameter: None, an array, or a tuple of such."""
+"""The state of a parameter in an updater: None, an array, or a tuple of states."""
 
 Shape = Tuple[int, ...]
 
 
 def is_half(dtype: Any) -> bool:
-    """Whether numbers have 16 bits."""
+    """Return whether a dtype is float16 or bfloat16."""
     return bool(dtype in (numpy.float16, BFLOAT16))
 
 
 def computed_copy(weight: NDArray) -> NDArray:
-    """Copy a weight to the dtype that it is computed in, dense."""
+    """Copy a weight to a dense array of its op-math dtype."""
     copy = weight.astype(numpy.float32 if is_half(weight.dtype) else weight.dtype)
     return copy if copy.stype == "default" else copy.tostype("default")
 
@@ -39,7 +39,7 @@ def _like_weight(shape: Shape) -> Shape:
 
 
 def _scales(shape: Shape) -> Shape:
-    """The scales of 8-bit states: some for each block of elements."""
+    """Return the shape of the scales of 8-bit states: a row per block of elements."""
     size = int(numpy.prod(shape, dtype=numpy.int64))
     return -(-size // _native.block_size), _native.scales_per_block
 
@@ -47,7 +47,7 @@ def _scales(shape: Shape) -> Shape:
 def check_state_dtype(
     owner: str, rule: str, state_dtype: Optional[str], use_fused_step: Optional[bool]
 ) -> None:
-    """Raise ValueError where the states of a rule cannot be kept in a `state_dtype`."""
+    """Raise ValueError if a rule does not support a `state_dtype`."""
     if state_dtype is None:
         return
     found = _native.rules[rule]
@@ -60,14 +60,14 @@ def check_state_dtype(
 
 @dataclass(frozen=True)
 class StateSpec:
-    """One array of what a rule keeps for a parameter.
+    """The shape and dtype of one of a rule's arrays for a parameter.
 
     Parameters
     ----------
     dtype : numpy.dtype
         Its dtype.
     shape : callable, optional
-        Its shape from the weight's; the same by default.
+        Maps the weight's shape to the array's; the same by default.
     """
 
     dtype: Any
@@ -75,7 +75,7 @@ class StateSpec:
 
 
 def state_specs(rule: str, dtype: Any, state_dtype: Optional[str]) -> Tuple[StateSpec, ...]:
-    """The arrays that a rule keeps for a weight of a dtype, in its order."""
+    """Return the arrays of a rule for a weight of a dtype, in the rule's order."""
     if state_dtype == "int8":
         return (
             StateSpec(numpy.int8),
@@ -87,12 +87,12 @@ def state_specs(rule: str, dtype: Any, state_dtype: Optional[str]) -> Tuple[Stat
 
 
 class ParameterState(NamedTuple):
-    """The arrays that a parameter keeps, by what they are.
+    """The arrays of a parameter's state, by role.
 
     Parameters
     ----------
     master : NDArray or None
-        The float32 copy of a 16-bit weight.
+        The float32 master of a 16-bit weight.
     own : tuple of NDArray
         The rule's own arrays.
     average : NDArray or None
@@ -105,12 +105,12 @@ class ParameterState(NamedTuple):
 
     @property
     def own_nested(self) -> State:
-        """The rule's own arrays as `reference_step` takes them."""
+        """Return the rule's own arrays, nested as for `reference_step`."""
         return self.own if len(self.own) > 1 else self.own[0] if self.own else None
 
     @property
     def nested(self) -> State:
-        """All arrays as an updater keeps them."""
+        """Return all arrays, nested as in an updater."""
         state = self.own_nested
         if self.average is not None:
             state = state, self.average
@@ -119,20 +119,20 @@ class ParameterState(NamedTuple):
 
 @dataclass(frozen=True)
 class StateLayout:
-    """Which arrays a parameter keeps.
+    """The arrays of a parameter's state, and their nesting.
 
     Parameters
     ----------
     rule : str
-        The rule by which it is updated.
+        The rule that updates the parameter.
     dtype : numpy.dtype
         The dtype of its weight.
     multi_precision : bool, default False
-        Whether 16-bit weights have a float32 copy.
+        Whether 16-bit weights have a float32 master.
     state_dtype : str or None, default None
-        In which of `STATE_TYPES` the rule's arrays are kept.
+        The dtype, of `STATE_TYPES`, of the rule's arrays; None for the weight's.
     has_average : bool, default False
-        Whether there is an average of the weight.
+        Whether the state includes an average of the weight.
     """
 
     rule: str
@@ -143,17 +143,17 @@ class StateLayout:
 
     @property
     def has_master(self) -> bool:
-        """Whether there is a float32 copy of the weight."""
+        """Return whether the weight has a float32 master."""
         return self.multi_precision and is_half(self.dtype)
 
     def create_master(self, weight: NDArray) -> Optional[NDArray]:
-        """The master weight before the first update; None where there is none."""
+        """Create the master weight before the first update; None if there is none."""
         return computed_copy(weight) if self.has_master else None
 
     def create(self, weight: NDArray) -> State:
-        """The state of a weight, or of its master weight, before the first update.
+        """Create the state of a weight, or of its master weight, before the first update.
 
-        What the rule keeps is zero, on the weight's device; an average begins as the weight.
+        The rule's own arrays are zeros on the weight's device; an average begins as the weight.
         """
         own = tuple(
             zeros(spec.shape(weight.shape), weight.context, dtype=spec.dtype)
@@ -163,7 +163,7 @@ class StateLayout:
         return ParameterState(None, own, average).nested
 
     def unpack(self, state: State) -> ParameterState:
-        """Take apart what an updater keeps."""
+        """Unpack a state from an updater."""
         master = average = None
         if self.has_master:
             master, state = state
@@ -173,19 +173,19 @@ class StateLayout:
 
 
 def behind_master(master: Optional[NDArray], state: State) -> State:
-    """Nest a state behind the master weight, if there is one."""
+    """Return ``(master, state)``, or the state if there is no master."""
     return state if master is None else (master, state)
 
 
 def without_average(state: State) -> State:
-    """What is left of a state with an average."""
+    """Return a state without its average."""
     first, second = state
-    # Behind a master weight there is another tuple; an average is an array.
+    # A master weight is followed by another tuple; an average is an array.
     return behind_master(first, second[0]) if _is_nested(second) else first
 
 
 def arrays_of(state: State) -> Iterator[Any]:
-    """All arrays of a state, in their order, also of a built-in's."""
+    """Yield all arrays of a state in order. Works with a built-in's states too."""
     if _is_nested(state):
         for part in state:
             yield from arrays_of(part)
@@ -194,14 +194,14 @@ def arrays_of(state: State) -> Iterator[Any]:
 
 
 def map_arrays(function: Callable[[Any], Any], state: State) -> State:
-    """A state with what a function makes of each of its arrays."""
+    """Apply a function to each array of a state."""
     if _is_nested(state):
         return tuple(map_arrays(function, part) for part in state)
     return None if state is None else function(state)
 
 
 def describe(state: State) -> str:
-    """Dtype, shape and nesting of a state, or of an array, for messages."""
+    """Describe dtype, shape and nesting of a state or array, for messages."""
     if state is None:
         return "none"
     if isinstance(state, NDArray):

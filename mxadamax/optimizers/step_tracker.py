@@ -11,22 +11,21 @@ Index = Union[int, str]
 
 
 MOST_PENDING = 32
-"""Of how many steps it is left open whether they are skipped: each makes the next one dearer."""
+"""Limit of the steps whose outcome is open: each adds a table of scalars to the next step."""
 
 
 class StepTracker:
     """Track the steps on one device.
 
-    Whether a step has been skipped is known only once the engine has run it, and the next step is
-    handed over before that. So it is handed over with scalars for every number of skipped steps
-    that is still possible; the engine takes those that turn out right.
+    Only the engine finds out whether a step is skipped, and Python pushes the next step before
+    that. So it pushes scalars for every possible skip count, and the engine picks the right ones.
 
     Parameters
     ----------
     skipped : mapping, optional
-        How many steps of each parameter were skipped before.
+        Number of earlier skipped steps of each parameter.
     total : int, default 0
-        How many steps were skipped before.
+        Number of earlier skipped steps.
     """
 
     def __init__(self, skipped: Optional[Mapping[Index, int]] = None, total: int = 0):
@@ -41,12 +40,12 @@ class StepTracker:
         self._before: Tuple[Optional[NDArray], Optional[float]] = (None, None)
 
     def possible_skips(self, indices: Sequence[Index]) -> List[List[int]]:
-        """How many steps of each of these parameters have been skipped: every possibility.
+        """Return every possible skip count of each of these parameters.
 
-        The first is for `skips_seen` steps having been skipped since this tracker began, the next
-        for one more, and so on.
+        The first entry assumes that `skips_seen` steps have been skipped since this tracker began,
+        the next one more, and so on.
         """
-        # In this order: a step that ends in between is counted twice, never not at all.
+        # In this order: a step that finishes in between counts twice rather than not at all.
         pending = self._pushed - self.status.finished
         if pending > MOST_PENDING or (pending and list(indices) != self._indices):
             self.wait()
@@ -57,7 +56,7 @@ class StepTracker:
 
     @property
     def skips_seen(self) -> int:
-        """How many skipped steps of this tracker `possible_skips` knew of."""
+        """Return the number of skipped steps that `possible_skips` has seen."""
         return self._skips_seen
 
     def _see_skips(self) -> None:
@@ -68,19 +67,19 @@ class StepTracker:
                 self._skipped[index] = self._skipped.get(index, 0) + found
 
     def push(self, weight: NDArray) -> None:
-        """Note that a step that writes this weight is handed over."""
+        """Record that a step that writes this weight is being pushed."""
         self._before = self._weight, self._norm
         self._pushed += 1
         self._weight = weight
         self._norm = None
 
     def rollback(self) -> None:
-        """Note that the last step was not handed over after all."""
+        """Undo the last `push`, whose step the engine did not get."""
         self._pushed -= 1
         self._weight, self._norm = self._before
 
     def record(self, indices: Sequence[Index], weight: NDArray, norm: float, skipped: bool) -> None:
-        """Note a step that has been waited for."""
+        """Record a finished step."""
         self._weight = weight
         self._norm = norm
         if skipped:
@@ -95,7 +94,7 @@ class StepTracker:
 
     @property
     def gradient_norm(self) -> Optional[float]:
-        """The norm of the gradients in the last step; waits. None before the first."""
+        """Return the norm of the gradients in the last step; waits. None before the first."""
         if self._weight is None:
             return None
         self.wait()
@@ -103,13 +102,13 @@ class StepTracker:
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps have been skipped; waits."""
+        """Return the number of skipped steps; waits."""
         self.wait()
         return self._total_before + self.status.skipped
 
     @property
     def skipped(self) -> Dict[Index, int]:
-        """How many steps of each parameter have been skipped; waits."""
+        """Return the number of skipped steps of each parameter; waits."""
         self.wait()
         self._see_skips()
         return {index: count for index, count in self._skipped.items() if count}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often parameters have been updated, which MXNet counts for each device."""
+"""Convert update counts of parameters, which MXNet keeps per device."""
 
 from typing import Any, Collection, Dict, Iterable, Mapping, Optional
 
@@ -7,7 +7,7 @@ from .step_tracker import Index
 
 
 def latest(tables: Iterable[Mapping[Index, int]]) -> Dict[Index, int]:
-    """The largest of each count: counts only grow, on the devices that are in use."""
+    """Return the largest of each count: counts only grow, on the devices in use."""
     found: Dict[Index, int] = {}
     for table in tables:
         for index, count in table.items():
@@ -18,16 +18,16 @@ def latest(tables: Iterable[Mapping[Index, int]]) -> Dict[Index, int]:
 def move_counts(
     entries: Dict[str, Any], devices: Iterable[int], used: Optional[Collection[int]] = None
 ) -> None:
-    """Give some devices the counts of a training, and forget those of all others.
+    """Give devices the counts of a training, and drop those of all others.
 
     Parameters
     ----------
     entries : dict
-        The attributes of an optimizer, as they are pickled.
+        The pickled attributes of an optimizer.
     devices : iterable of int
-        Who gets the counts. So does device 0, as which MXNet counts updates on a key-value store.
+        The devices that get the counts. Device 0, which MXNet uses for key-value stores, does too.
     used : collection of int, optional
-        The devices that the training is on; by default it may be any.
+        The devices of the training; any by default.
     """
     devices = list(dict.fromkeys(devices))
     tables = entries["_all_index_update_counts"]
@@ -50,18 +50,18 @@ def move_counts(
 
 
 def renumber(entries: Dict[str, Any], keys: Mapping[Index, Index]) -> None:
-    """Let an optimizer know parameters by other keys.
+    """Change the keys by which an optimizer knows its parameters.
 
     Parameters
     ----------
     entries : dict
-        The attributes of an optimizer, as they are pickled.
+        The pickled attributes of an optimizer.
     keys : mapping
-        The new key of each parameter, by its old one. What belongs to others is left out.
+        The new key of each parameter, by its old one. Other parameters are dropped.
     """
 
     def renumbered(table: Mapping[Index, Any]) -> Dict[Index, Any]:
-        # Multipliers can be those of names.
+        # Multipliers can be keyed by name.
         return {
             keys.get(index, index): value
             for index, value in table.items()

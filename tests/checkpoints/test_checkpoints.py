@@ -284,7 +284,7 @@ def test_a_converted_file_is_loaded_by_the_plain_trainer(tmp_path):
             "adam",
             "amsgrad=True, which MXNet's adam does not have; its third",
         ),
-        ("amsgrad_ext", {}, "adam", "holds states of amsgrad_ext, which nothing here can go on"),
+        ("amsgrad_ext", {}, "adam", "holds states of amsgrad_ext, which nothing here can continue"),
         ("amsgrad_ext", {}, "amsgrad", "MXNet [\\w.]+ has no optimizer 'amsgrad'"),
         ("adamax_ext", {"ema_decay": 0.9}, "adamax", "ema_decay=0.9, .*--drop-averages leaves"),
         ("adamax_ext", {"state_dtype": "int8"}, "adamax", "state_dtype='int8', .*low-precision"),
@@ -317,11 +317,11 @@ def test_a_converted_file_is_loaded_by_the_plain_trainer(tmp_path):
             "adamax_ext",
             {},
             "sgd",
-            "holds states of adamax_ext, which only adamax can go on with, not 'sgd'",
+            "holds states of adamax_ext, which only adamax can continue, not 'sgd'",
         ),
-        ("adamax_ext", {}, "adamax_ext", "which only adamax can go on with"),
-        ("adam", {}, "sgd_ext", "holds states of MXNet's adam, which only adam_ext can go on with"),
-        ("ftrl", {}, "ftrl_ext", "holds states of MXNet's ftrl, which nothing here can go on with"),
+        ("adamax_ext", {}, "adamax_ext", "which only adamax can continue"),
+        ("adam", {}, "sgd_ext", "holds states of MXNet's adam, which only adam_ext can continue"),
+        ("ftrl", {}, "ftrl_ext", "holds states of MXNet's ftrl, which nothing here can continue"),
         ("adamax_ext", {}, "nonsense", "not 'nonsense'"),
     ],
 )
@@ -756,7 +756,7 @@ def test_files_that_hold_something_else(tmp_path):
     for content, message in [
         (b"", f"cannot be read .*{expected}: ValueError"),
         (b"hello", f"cannot be read .*{expected}"),
-        (pickle.dumps(states), "holds states alone, as a Module writes"),
+        (pickle.dumps(states), "holds only states, as written by Module"),
         (pickle.dumps((states, 3)), f"holds a tuple of .dict, int., {expected}"),
         (pickle.dumps((optimizer, states)), "holds a tuple of .Adamax, dict."),
         (pickle.dumps((states, optimizer, 1)), "holds a tuple of .dict, Adamax, int."),
@@ -827,7 +827,9 @@ def test_trainers_that_are_not_ready(tmp_path):
     # As it is on a worker of a parameter server.
     away = Training("adamax_ext").go(1)
     away.trainer._update_on_kvstore, away.trainer._kvstore = True, types.SimpleNamespace()
-    with pytest.raises(ValueError, match="the states are on a parameter server, which keeps them"):
+    with pytest.raises(
+        ValueError, match="the states are on a parameter server, which does not return them"
+    ):
         save_states(away.trainer, tmp_path / "away")
     assert not (tmp_path / "away").exists()
 
@@ -922,7 +924,7 @@ def test_no_epsilon_is_an_epsilon_of_zero(tmp_path, capsys):
 def test_other_formulas_are_refused_or_said(tmp_path):
     for name in OTHERS_IN_1:
         Training(name).go(2).trainer.save_states(str(tmp_path / "file"))
-        refused(Training(f"{name}_ext").go(1), tmp_path / "file", f"{name}.*neither can go on")
+        refused(Training(f"{name}_ext").go(1), tmp_path / "file", f"{name}.*neither can continue")
     Training("adam", {"wd": 0.1, "clip_gradient": 1.0}).go(2).trainer.save_states(
         str(tmp_path / "file")
     )
@@ -963,8 +965,8 @@ def test_where_another_formula_is_warned_of(name, options, difference, tmp_path)
         assert not found
         return
     assert [str(w.message) for w in found] == [
-        f"MXNet {mx.__version__}'s {name} {difference}, unlike {name}_ext: the training goes on a "
-        "little differently"
+        f"MXNet {mx.__version__}'s {name} {difference}, unlike {name}_ext: the training continues "
+        "slightly differently"
     ]
     assert found[0].filename == __file__
 

@@ -343,8 +343,8 @@ def test_docstrings_of_optimizers_are_complete(name):
     for option in CLASSES[name].ranges:
         documented = re.search(rf"^{option} : (.*)$", found["Parameters"], re.MULTILINE)
         if documented is None:
-            # Said by the class that it is a variant of.
-            assert "**kwargs\n    What :class:`Adam` takes" in found["Parameters"]
+            # The class that it is a variant of documents it.
+            assert "**kwargs\n    Arguments of :class:`Adam`" in found["Parameters"]
             continue
         documented = documented[1]
         assert documented.startswith(

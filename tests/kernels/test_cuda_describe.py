@@ -52,13 +52,13 @@ def test_all_is_well(answers):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"driver": 0, "devices": []}, "no driver of NVIDIA's is found: install one"),
-        ({"driver": 12040, "devices": []}, "the driver knows CUDA 12.4, and the kernels are of"),
+        ({"driver": 0, "devices": []}, "no NVIDIA driver is found: install one"),
+        ({"driver": 12040, "devices": []}, "the driver supports CUDA 12.4, the kernels need"),
         ({"devices": [], "error": "CUDA: no device"}, "CUDA: no device; does nvidia-smi list"),
         ({"devices": []}, "there is no device; does nvidia-smi list a GPU"),
         (
             {"devices": [["Tesla V100", 16 * 10**9, 7, 0]]},
-            "GPU 0, Tesla V100, is of architecture 70, and the kernels are for 75 and later: "
+            "GPU 0, Tesla V100, has architecture 70, the kernels need 75 or later: "
             "build with the CMake option MXADAMAX_CUDA_ARCHITECTURES=70",
         ),
         ({"stdout": "no JSON", "stderr": "undefined symbol"}, "build mxadamax again: undefined"),
@@ -79,7 +79,7 @@ def test_not_built(monkeypatch):
     monkeypatch.setattr(diagnosis, "MODULE", "mxadamax._cuda_that_is_not_there")
     found = cuda.describe()
     assert not found.built
-    assert "build it where nvcc" in found.problem
+    assert "install nvcc" in found.problem
 
 
 def test_a_driver_that_does_not_answer(monkeypatch):

@@ -145,7 +145,7 @@ def test_parts_cover_every_element_once():
     covered = dict.fromkeys(range(len(sizes)), 0)
     for tensor, first, count in parts:
         assert first == covered[tensor]
-        assert 0 < count <= native.part_length
+        assert 0 < count <= native.tile_length
         covered[tensor] += count
     assert list(covered.values()) == sizes
     assert [p[0] for p in parts] == sorted(p[0] for p in parts)
@@ -630,5 +630,5 @@ def test_arguments_that_are_refused(emulated):
 
 def test_without_the_module(monkeypatch):
     monkeypatch.setitem(sys.modules, "mxadamax._cuda", None)
-    with pytest.raises(ImportError, match="built without kernels for GPUs: build it where nvcc"):
+    with pytest.raises(ImportError, match="built without CUDA kernels: install nvcc"):
         cuda.update("adamax", [], [], [], {})

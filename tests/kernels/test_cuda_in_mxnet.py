@@ -559,7 +559,7 @@ def test_arrays_on_a_gpu(places, monkeypatch):
 def test_a_gpu_without_kernels(places, monkeypatch):
     optimizer, weights, grads, states = small()
     monkeypatch.setitem(sys.modules, "mxadamax._cuda", None)
-    message = r"parameter 0: weight is on gpu\(3\), and mxadamax was built without kernels for GPUs"
+    message = r"parameter 0: weight is on gpu\(3\), and mxadamax was built without CUDA kernels"
     with pytest.raises(ValueError, match=message):
         optimizer.update_multi_precision([0, 1], weights, grads, states)
     assert optimizer._index_update_count == {}

@@ -420,7 +420,7 @@ def test_steps_inside_are_refused(fused):
     with mxadamax.averaged_weights(training.trainer):
         training.step(3, trainer_step=False)
         with pytest.raises(
-            ValueError, match="^adam_ext: a step inside averaged_weights would be taken back$"
+            ValueError, match="^adam_ext: a step inside averaged_weights would be undone$"
         ):
             training.trainer.step(4)
     now = training.values()

@@ -73,12 +73,12 @@ REFUSED_OF_THE_FAMILY = [
     (
         "amsgrad_ext",
         {"amsgrad": False},
-        "amsgrad must be True, got False; adam_ext is the one without",
+        "amsgrad must be True, got False; use adam_ext instead",
     ),
     (
         "adamw_ext",
         {"decoupled_wd": False},
-        "decoupled_wd must be True, got False; adam_ext is the one without",
+        "decoupled_wd must be True, got False; use adam_ext instead",
     ),
     ("adamw_ext", {"wd": -0.1}, r"wd must be in \[0, inf\), got -0.1"),
     ("nadam_ext", {"schedule_decay": -1}, r"schedule_decay must be in \[0, inf\), got -1"),
@@ -688,7 +688,9 @@ def test_what_is_no_batch():
         native().FusedUpdate("adamin", [], [], [], memo, False, False, False, None)
     with pytest.raises(TypeError, match="expected a sequence"):
         native().FusedUpdate("sgd", 5, [], [], memo, False, False, False, None)
-    with pytest.raises(ValueError, match="got 0 weights, 1 gradients and 0 states, expected as"):
+    with pytest.raises(
+        ValueError, match="got 0 weights, 1 gradients and 0 states, expected the same"
+    ):
         native().FusedUpdate("sgd", [], [mx.nd.ones((2,))], [], memo, False, False, False, None)
     empty = native().FusedUpdate("sgd", [], [], [], memo, False, False, False, None)
     empty.push([{name: 1.0 for name in SCALARS_OF_SGD}], None, False, None, 0)

@@ -298,7 +298,9 @@ def test_states_that_can_be_of_either_are_refused(reading, tmp_path):
     first.trainer.save_states(str(tmp_path / "file"))
     second = frozen(reading, "cd").give_weights(first)
     before = second.weights()
-    with pytest.raises(ValueError, match=r"states by the numbers \[0, 2\], which can be those of"):
+    with pytest.raises(
+        ValueError, match=r"states with the indices \[0, 2\], which can be those of"
+    ):
         mxadamax.load_states(second.trainer, tmp_path / "file")
     assert_same_weights(second.weights(), before)
     # As the message says.

@@ -141,13 +141,13 @@ def test_range_of_indices_and_no_parameters():
 
 W, G, S = "weight", "gradient", "state"
 REFUSED = [
-    (([0, 1], [W], [G], [S]), "got 2 indices, 1 weights, 1 gradients and 1 states, expected as"),
-    (([0], [W], [G, G], [S]), "got 1 indices, 1 weights, 2 gradients and 1 states, expected as"),
-    (([0], [W], [G], []), "got 1 indices, 1 weights, 1 gradients and 0 states, expected as"),
-    (([], [W], [G], [S]), "got 0 indices, 1 weights, 1 gradients and 1 states, expected as"),
+    (([0, 1], [W], [G], [S]), "got 2 indices, 1 weights, 1 gradients and 1 states, expected the"),
+    (([0], [W], [G, G], [S]), "got 1 indices, 1 weights, 2 gradients and 1 states, expected the"),
+    (([0], [W], [G], []), "got 1 indices, 1 weights, 1 gradients and 0 states, expected the"),
+    (([], [W], [G], [S]), "got 0 indices, 1 weights, 1 gradients and 1 states, expected the"),
     (([0, 1], W, [G, G], [S, S]), "weights must be a list with one for each parameter, got NDArr"),
     (([0], [W], G, [S]), "grads must be a list with one for each parameter, got NDArray"),
-    (([0], [W], [G], S), "got 1 indices, 1 weights, 1 gradients and 2 states, expected as"),
+    (([0], [W], [G], S), "got 1 indices, 1 weights, 1 gradients and 2 states, expected the"),
     (([0], [W], [G], None), "states must be a list with one for each parameter, got NoneType"),
     (({0}, [W], [G], [S]), "indices must be an integer, a string or a list .*, got set"),
     ((None, W, G, S), "indices must be an integer, a string or a list .*, got NoneType"),

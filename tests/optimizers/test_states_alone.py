@@ -64,7 +64,7 @@ def test_the_way_that_the_message_names_goes_on_to_the_bit(name, tmp_path):
     other = network()
     other.load_parameters(str(tmp_path / "weights"))
     again = gluon.Trainer(other.collect_params(), name, {**OPTIONS, "begin_num_update": 4})
-    with pytest.raises(ValueError, match="old.states: holds states alone, .*begin_num_update"):
+    with pytest.raises(ValueError, match="old.states: holds only states, .*begin_num_update"):
         mxadamax.load_states(again, file)
     again.load_states(str(file))
     mxadamax.save_states(again, tmp_path / "both.states")
@@ -82,6 +82,6 @@ def test_convert_names_states_alone(content, tmp_path, capsys):
     old.write_bytes(pickle.dumps(content))
     assert main(["convert", str(old), str(tmp_path / "new"), "--to", "adam_ext"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"mxadamax convert: {old}: holds states alone, as a Module writes")
+    assert error.startswith(f"mxadamax convert: {old}: holds only states, as written by Module")
     assert "begin_num_update" in error
     assert list(tmp_path.iterdir()) == [old]

@@ -227,6 +227,6 @@ def test_a_server_that_fails_ends(order, sent, message, process, tmp_path):
     assert done.returncode == 1
     assert message in done.stderr
     assert done.stderr.endswith(
-        "mxadamax: this parameter server ends here; MXNet would go on without the update\n"
+        "mxadamax: this parameter server ends here; MXNet would continue without the update\n"
     )
     assert not (tmp_path / "after.npz").exists()

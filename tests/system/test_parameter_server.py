@@ -12,7 +12,7 @@ import mxadamax._mxnet.parameter_server
 
 pytestmark = pytest.mark.quick
 
-MESSAGE = "mxadamax: this parameter server ends here; MXNet would go on without the update\n"
+MESSAGE = "mxadamax: this parameter server ends here; MXNet would continue without the update\n"
 
 
 def fail(*_):

@@ -23,7 +23,7 @@ from mxadamax.__main__ import main
 from mxadamax._mxnet.compatibility import gluon_arrays
 from mxadamax.commands.bench import cases, measuring
 
-TRAINERS = {"adamax_ext", "adamax", "adam", "nothing"}
+TRAINERS = {"adamax_ext", "adamax", "adam", "no_op"}
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def test_run(tmp_path, capsys, monkeypatch):
     assert result["parameters"] == {names[0]: 64_000, names[1]: 8 * 65 * 64}
     update, training = (result["cases"][case] for case in names)
     torch = {"torch adamax", "torch adam"} if cases.torch else set()
-    assert set(update) == TRAINERS | {"floor"} | torch
+    assert set(update) == TRAINERS | {"bandwidth_baseline"} | torch
     assert set(training) == TRAINERS
     for contender in [*update.values(), *training.values()]:
         first, second = contender["samples_ms"]
@@ -71,11 +71,11 @@ def test_models():
     assert elements["cnn-b32"] == 10 * 32 + 289 * 64 + 1601 * 128 + 129 * 10
 
 
-def test_floor_of_16_bits():
+def test_bandwidth_baseline_of_16_bits():
     grads = [gluon_arrays.zeros(size, dtype="float16") for size in (100, 7)]
     written = [[gluon_arrays.full(grad.size, 8.0) for _ in range(3)] for grad in grads]
     copies = [gluon_arrays.ones(grad.size, dtype="float16") for grad in grads]
-    cases.floor_of(grads, written, copies)()
+    cases.baseline_of(grads, written, copies)()
     for (weight, *states), copy in zip(written, copies):
         assert (weight.asnumpy() == 12).all()
         assert all((state.asnumpy() == 4).all() for state in states)
@@ -86,7 +86,7 @@ def test_floor_of_16_bits():
 def test_half_precision_and_sparse(monkeypatch):
     half = cases.family_case([(50,)], cases.ADAMAX, 1, multi_precision=True)
     samples = measuring.measure(half, 1, lambda: None)
-    assert set(samples) == {"adamax_ext", "adamax", "floor", "nothing"}
+    assert set(samples) == {"adamax_ext", "adamax", "bandwidth_baseline", "no_op"}
     for optimizer, lazy in (("adam_ext", True), ("adam_ext", False), ("adam", True)):
         cases.sparse_update(optimizer, lazy, 10, steps=2).call()
 
@@ -106,7 +106,7 @@ def test_options(monkeypatch):
     options = ("clip_global_norm", "skip_nonfinite", "ema_decay")
     kinds = ("bfloat16", "float16", "int8")
     assert set(samples) == {
-        *("adam_ext", "floor", "adam_ext, gluon clip", "adam, gluon clip"),
+        *("adam_ext", "bandwidth_baseline", "adam_ext, gluon clip", "adam, gluon clip"),
         *(f"adam_ext, {option}" for option in options),
         *(f"adam_ext, {kind} states" for kind in kinds),
     }
@@ -136,7 +136,7 @@ def test_family(name):
     case = cases.family_case([(3, 4), (5,)], info, rounds=1)
     samples = measuring.measure(case, 1, lambda: None)
     of_torch = {"torch"} if cases.torch and info.torch else set()
-    assert set(samples) == {info.name, built_in, "floor", "nothing"} | of_torch
+    assert set(samples) == {info.name, built_in, "bandwidth_baseline", "no_op"} | of_torch
     assert f"family-{name}" in cases.CASES
 
 
@@ -169,13 +169,13 @@ def test_contenders_take_turns(monkeypatch):
 
 
 @pytest.mark.parametrize("states", range(5))
-def test_floor_touches_all_elements_once(monkeypatch, states):
+def test_bandwidth_baseline_touches_all_elements_once(monkeypatch, states):
     for threads in (1, 2, 3):
         monkeypatch.setattr(cases, "omp_threads", lambda n=threads: n)
         sizes = (1001, 1, 3, 64)
         grads = [gluon_arrays.full(size, 2.0) for size in sizes]
         written = [[gluon_arrays.full(size, 8.0) for _ in range(1 + states)] for size in sizes]
-        cases.floor_of(grads, written)()
+        cases.baseline_of(grads, written)()
         for grad, (weight, *rest) in zip(grads, written):
             assert (grad.asnumpy() == 2).all()
             assert (weight.asnumpy() == 6 + 8 * states).all()
@@ -243,14 +243,14 @@ def arrays(*sizes, dtype="float32"):
         ([None], [arrays(3)], [], "object has no attribute 'size'|expected an NDArray"),
     ],
 )
-def test_floor_refuses(grads, written, copies, message):
+def test_bandwidth_baseline_refuses(grads, written, copies, message):
     with pytest.raises((ValueError, AttributeError), match=message):
         cases.native().BandwidthBaseline(grads, written, copies, 1)
     with pytest.raises(ValueError, match="threads must be at least 1"):
         cases.native().BandwidthBaseline(arrays(3), [arrays(3)], [], 0)
 
 
-FLOOR = """
+BASELINE = """
 import mxnet as mx
 from mxadamax._mxnet.engine import native
 
@@ -262,17 +262,17 @@ print(sorted({float(x) for arrays in written for array in arrays for x in array.
 """
 
 
-def test_floor_of_the_plainest_instruction_set():
+def test_bandwidth_baseline_of_the_plainest_instruction_set():
     """The state becomes half of it and the gradient's square; the weight the sum of all three."""
-    assert run_python(FLOOR, MXADAMAX_INSTRUCTION_SET="baseline") == "[5.0, 10.0]\n"
+    assert run_python(BASELINE, MXADAMAX_INSTRUCTION_SET="baseline") == "[5.0, 10.0]\n"
 
 
-def test_floor_holds_its_arrays():
-    """What Python lets go of is not freed under the floor."""
-    floor = _native.BandwidthBaseline(arrays(100_000), [arrays(100_000, 100_000)], [], 2)
+def test_bandwidth_baseline_holds_its_arrays():
+    """What Python lets go of is not freed under the baseline."""
+    baseline = _native.BandwidthBaseline(arrays(100_000), [arrays(100_000, 100_000)], [], 2)
     mx.nd.waitall()
     others = arrays(*[100_000] * 4)
-    floor()
+    baseline()
     assert all((other.asnumpy() == 1).all() for other in others)
 
 
@@ -280,7 +280,7 @@ def test_floor_holds_its_arrays():
 
 
 def made_up(*names: str) -> dict:
-    contenders = ("adamax_ext", "adamax", "adam", "nothing", "floor", "torch adamax")
+    contenders = ("adamax_ext", "adamax", "adam", "no_op", "bandwidth_baseline", "torch adamax")
     times = {name: {"median_ms": 1.0 + k} for k, name in enumerate(contenders)}
     machine = {"cpu": "a processor", "cores": 2, "omp_threads": 1, "instruction_set": "avx2"}
     return {
@@ -334,7 +334,10 @@ def test_pictures_show_what_was_measured():
 
     result = made_up("sizes-1000", "sizes-30000", "resnet50")
     result["cases"]["sizes-30000"]["adamax_ext"]["median_ms"] = 7.5
-    result["cases"]["resnet50"] = {"adamax_ext": {"median_ms": 1234.5}, "floor": {"median_ms": 4}}
+    result["cases"]["resnet50"] = {
+        "adamax_ext": {"median_ms": 1234.5},
+        "bandwidth_baseline": {"median_ms": 4},
+    }
     axes = Figure().subplots(1, 2)
     plots.draw_sizes(axes[0], result, ["sizes-30000", "sizes-1000"])
     blue = [line for line in axes[0].lines if line.get_color() == plots.STYLES["adamax_ext"].color]
@@ -377,7 +380,7 @@ def without_matplotlib(monkeypatch):
     for name in list(sys.modules):
         if name.split(".")[0] == "matplotlib" or name == "mxadamax.commands.bench.plots":
             monkeypatch.delitem(sys.modules, name)
-    # Nothing is measured, should that be what a test gets to.
+    # A test that gets as far as measuring fails.
     monkeypatch.setattr(measuring, "measure", None)
     return monkeypatch
 
@@ -434,7 +437,7 @@ def test_pytorch_that_cannot_be_imported_is_left_out(error, tmp_path):
     assert re.search(rf"without PyTorch, which cannot be imported: \w+: {said}", done.stdout)
     result = json.loads(report.read_text())
     assert result["machine"]["torch"] is None
-    assert set(result["cases"]["sizes-1000"]) == TRAINERS | {"floor"}
+    assert set(result["cases"]["sizes-1000"]) == TRAINERS | {"bandwidth_baseline"}
 
 
 def test_pytorch_that_is_not_installed_is_not_mentioned(tmp_path):

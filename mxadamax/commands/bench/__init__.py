@@ -1,34 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``mxadamax bench``: the optimizers against MXNet's, PyTorch's, and the memory itself.
+"""``mxadamax bench``: time the optimizers, MXNet's, PyTorch's, and the bandwidth baseline.
 
-All contenders of a case run in turn, one call each per round, so that whatever else the machine
-does meets all of them alike. Which memory a contender happens to get can make a difference of a
-half and more, so each case is built several times, each time in another order. Compare medians of
-one run, never of two.
+The contenders of a case run in turn, one call each per round, so other load on the machine affects
+all of them alike. The memory that a contender happens to get can change its time by half and more,
+so each case is built several times, each time in another order. Compare medians within one run,
+never between runs.
 
 Contenders
 ----------
 adamax_ext, adamax, adam
     Gluon's Trainer with this package's AdaMax and with the built-ins.
-nothing
-    Gluon's Trainer with an optimizer that does nothing: what Trainer itself costs.
-floor
-    A compiled loop that reads and writes what adamax_ext must, in one call and on the very same
-    arrays, and computes next to nothing: what the memory allows.
+no_op
+    Gluon's Trainer with an optimizer that does nothing: the cost of Trainer itself.
+bandwidth_baseline
+    A compiled loop that makes the reads and writes of adamax_ext, in one call and on the same
+    arrays, and computes almost nothing: the limit that memory sets.
 torch adamax, torch adam
-    PyTorch's AdaMax (foreach) and Adam (fused), where PyTorch is installed.
+    PyTorch's AdaMax (foreach) and Adam (fused), if PyTorch is installed.
 
-The cases named family-... do the same for the other optimizers, each with a floor of its own: for
-as many arrays as it reads and writes. The built-in beside AMSGrad, which MXNet does not have, is
-``adam``. PyTorch's are the fused ones where it has them, else the foreach ones. In half-25m,
-weights and gradients are float16, with float32 master weights. In embedding-1000-rows, a row-sparse
-gradient holds 1000 rows of a million; each contender takes a step untimed before the timed one, so
-that a step of a tenth of a millisecond is not measured by how long ago the last one was. With
-50-steps, fifty are timed together, each of other rows, with one wait after the last. In
-options-25m and options-adam-25m each contender is the optimizer with one more option; those named
-``gluon clip``, of this package and the built-in, call gluon.utils.clip_global_norm before the step.
+The family-... cases time the other optimizers in the same way, each against a bandwidth baseline
+with as many arrays as it reads and writes. AMSGrad, which MXNet does not have, is timed beside
+``adam``. PyTorch's are the fused ones if it has them, else the foreach ones.
 
-The cases named sizes-... are single arrays of a thousand to 25 million numbers.
+half-25m has float16 weights and gradients, with float32 master weights. In embedding-1000-rows, a
+row-sparse gradient holds 1000 rows of a million; an untimed step comes before each timed one, so
+that steps of a tenth of a millisecond do not depend on the time since the last one. 50-steps times
+fifty steps together, each with other rows, and waits once after the last. In options-25m and
+options-adam-25m, each contender is the optimizer with one more option; those named ``gluon clip``,
+of this package and built-in, call gluon.utils.clip_global_norm before the step.
+
+The sizes-... cases are single arrays of a thousand to 25 million numbers.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from .reporting import as_json, case_table, machine, summary_table
 
 
 def positive(text: str) -> int:
-    """An argument that counts something."""
+    """Parse a positive integer."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
@@ -58,7 +59,7 @@ def positive(text: str) -> int:
 
 
 def known_cases(text: str) -> list[str]:
-    """An argument that names cases."""
+    """Parse the name or prefix of cases."""
     names = cases_named(text)
     if not names:
         raise argparse.ArgumentTypeError(f"there is no case {text!r}, only {', '.join(CASES)}")
@@ -66,7 +67,7 @@ def known_cases(text: str) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Add the arguments of the command."""
     parser.description = __doc__
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
@@ -75,44 +76,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=known_cases,
         metavar="NAME",
         default=[list(CASES)],
-        help="the cases to run, or what their names begin with, such as sizes or family; of "
-        + ", ".join(CASES),
+        help="cases to run, or prefixes such as sizes or family; the cases are " + ", ".join(CASES),
     )
     parser.add_argument(
-        "--repeat", type=positive, metavar="N", help="rounds of each case; fewer for large ones"
+        "--repeat",
+        type=positive,
+        metavar="N",
+        help="rounds per case; by default fewer for large cases",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here")
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw what was measured, as PNG, SVG or PDF"
+        "--json", type=Path, metavar="FILE", help="write all measurements to this file"
+    )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="plot the results as PNG, SVG or PDF"
     )
     parser.add_argument(
         "--from",
         type=Path,
         dest="source",
         metavar="FILE",
-        help="measure nothing; draw what --json has written",
+        help="plot a file of --json instead of measuring",
     )
     parser.add_argument(
         "--threads",
         type=positive,
         metavar="N",
-        help="OpenMP threads; MXNet decides by default, and leaves half of the processors alone",
+        help="OpenMP threads; by default MXNet decides, and uses half of the processors",
     )
 
 
 def chosen(given: argparse.Namespace) -> list[str]:
-    """The cases asked for, once each."""
+    """Return the selected cases, once each."""
     return list(dict.fromkeys(name for group in given.only for name in group))
 
 
 def restart_with(threads: int, argv: Sequence[str]) -> None:
-    """Start over with as many OpenMP threads: MXNet reads their number only when it is imported."""
+    """Restart with a number of OpenMP threads, which MXNet reads only during its import."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     os.execve(sys.executable, [sys.executable, "-m", "mxadamax", *argv], environment)
 
 
 def check_matplotlib() -> None:
-    """Import it, which can fail in as many ways as there are to damage an installation."""
+    """Raise ValueError if matplotlib is missing or broken."""
     try:
         importlib.import_module(f"{__name__}.plots")
     except Exception as error:
@@ -125,7 +130,7 @@ def check_matplotlib() -> None:
 
 
 def check(given: argparse.Namespace) -> None:
-    """Refuse now what would fail after an hour."""
+    """Raise errors now that would otherwise come after an hour."""
     if given.source and not given.plot:
         raise ValueError("--from needs --plot: it says what to draw")
     if given.plot:
@@ -143,7 +148,7 @@ def check(given: argparse.Namespace) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Run the cases asked for, and print, write and draw what came out."""
+    """Run the selected cases, and print, write and plot the results."""
     check(given)
     if given.source:
         draw(json.loads(given.source.read_text()), given.plot)
@@ -171,7 +176,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def draw(result: dict[str, object], file: Path) -> None:
-    """Draw, with what only drawing needs."""
+    """Plot results. Imports matplotlib only now."""
     from .plots import draw
 
     draw(result, file)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is timed: models, contenders, and what they are compared with."""
+"""Define the cases: models and contenders."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from ..machine import omp_threads
 # After MXNet, so that both run on the OpenMP library that MXNet has loaded.
 torch: Any = None
 torch_is_broken: str | None = None
-"""Why PyTorch is left out although it is installed."""
+"""The reason why an installed PyTorch is not used."""
 try:
     torch = importlib.import_module("torch")
 except Exception as error:
-    # Of whatever kind: a library that is missing or damaged, another NumPy, another Python.
+    # A missing or broken library, another NumPy or another Python can raise anything.
     if getattr(error, "name", None) != "torch" or not isinstance(error, ModuleNotFoundError):
         torch_is_broken = f"{type(error).__name__}: {error}"
 
@@ -35,12 +35,12 @@ Shape = Tuple[int, ...]
 
 
 class Contender(NamedTuple):
-    """What is timed.
+    """A timed call.
 
     Parameters
     ----------
     call : callable
-        The call that is timed. Returns when all its work is done.
+        The timed call. Returns when all its work is done.
     prepare : callable
         Called before each call, untimed.
     """
@@ -58,11 +58,11 @@ class Case(NamedTuple):
     Parameters
     ----------
     builders : sequence of callable
-        Each returns contenders by name: one, or some that share memory.
+        Each returns contenders by name: one, or several that share memory.
     rounds : int
-        How many times each is timed by default.
+        Default number of rounds.
     elements : callable
-        Returns how many trainable numbers the model has.
+        Returns the number of trainable elements of the model.
     ours, built_in, torch : str
         The contenders that the summary compares.
     """
@@ -79,7 +79,7 @@ class Case(NamedTuple):
 
 
 def resnet50_shapes() -> list[Shape]:
-    """The trainable parameters of ResNet-50 for ImageNet."""
+    """Return the shapes of the trainable parameters of ResNet-50 for ImageNet."""
 
     def convolution(inputs: int, outputs: int, kernel: int) -> list[Shape]:
         return [(outputs, inputs, kernel, kernel), (outputs,), (outputs,)]
@@ -99,7 +99,7 @@ def resnet50_shapes() -> list[Shape]:
 
 
 def bert_base_shapes() -> list[Shape]:
-    """The parameters of BERT-base with its pooler, without heads for tasks."""
+    """Return the shapes of the parameters of BERT-base with its pooler, without task heads."""
     units, hidden = 768, 3072
 
     def dense(inputs: int, outputs: int) -> list[Shape]:
@@ -113,14 +113,14 @@ def bert_base_shapes() -> list[Shape]:
 
 
 def elements_of(shapes: Sequence[Shape]) -> int:
-    """How many numbers arrays of these shapes hold."""
+    """Return the total number of elements of arrays of these shapes."""
     return sum(math.prod(shape) for shape in shapes)
 
 
 # ---------------------------------------------------------------- contenders
 
 
-class Nothing(StepOptimizer):
+class NoOp(StepOptimizer):
     """An optimizer that does nothing, for all parameters at once."""
 
     def __init__(self, learning_rate: float = 0.0):
@@ -141,7 +141,7 @@ UPDATED_BY: dict[str, Optimizer] = {
     "adamax_ext": "adamax_ext",
     "adamax": "adamax",
     "adam": "adam",
-    "nothing": Nothing,
+    "no_op": NoOp,
 }
 
 
@@ -150,7 +150,7 @@ ADAMAX = next(info for info in OPTIMIZERS if info.name == "adamax_ext")
 
 
 def make_trainer(params: Any, optimizer: Optimizer, **options: Any) -> gluon.Trainer:
-    """A Trainer for one device, without a key-value store."""
+    """Create a Trainer for one device, without a key-value store."""
     if isinstance(optimizer, str):
         return gluon.Trainer(params, optimizer, options, kvstore=None)
     return gluon.Trainer(params, optimizer(**options), kvstore=None)
@@ -158,19 +158,19 @@ def make_trainer(params: Any, optimizer: Optimizer, **options: Any) -> gluon.Tra
 
 @functools.lru_cache(maxsize=None)
 def random_numbers() -> npt.NDArray[Any]:
-    """A million random numbers."""
+    """Return a million random numbers."""
     return np.random.RandomState(0).standard_normal(1 << 20).astype(np.float32)
 
 
 def random_like(shape: Shape) -> npt.NDArray[Any]:
-    """Random numbers, repeated where many are asked for: which they are makes no difference."""
+    """Return random numbers, repeated for large shapes: their values do not matter."""
     return np.resize(random_numbers(), shape)
 
 
 def trainer_update(
     shapes: Sequence[Shape], optimizer: Optimizer, **options: Any
 ) -> tuple[Contender, gluon.Trainer]:
-    """`Trainer.step` with gradients that are there already; 16 bits with `multi_precision`."""
+    """Build a contender for `Trainer.step` alone; float16 weights with `multi_precision`."""
     dtype = "float16" if options.get("multi_precision") else "float32"
     params = [gluon.Parameter(f"p{k}", shape=shape, dtype=dtype) for k, shape in enumerate(shapes)]
     for param, shape in zip(params, shapes):
@@ -180,7 +180,7 @@ def trainer_update(
     trainer = make_trainer(params, optimizer, **options)
 
     def prepare() -> None:
-        # Trainer refuses gradients that no backward pass has written.
+        # Trainer refuses gradients that do not come from a backward pass.
         for array in arrays:
             array._fresh_grad = True
         mx.nd.waitall()
@@ -192,25 +192,25 @@ def trainer_update(
     return Contender(call, prepare), trainer
 
 
-def floor_of(
+def baseline_of(
     grads: Sequence[mx.nd.NDArray],
     written: Sequence[Sequence[mx.nd.NDArray]],
     copies: Sequence[mx.nd.NDArray] = (),
 ) -> Callable[[], None]:
-    """What reads the gradients, and reads and writes the weight and the states of each, once.
+    """Return a loop that reads all gradients, and reads and writes all weights and states, once.
 
-    With 16-bit gradients it also writes a 16-bit copy of each weight.
+    With 16-bit gradients, it also writes a 16-bit copy of each weight.
     """
     mx.nd.waitall()
-    floor: Callable[[], None] = native().BandwidthBaseline(grads, written, copies, omp_threads())
-    return floor
+    baseline: Callable[[], None] = native().BandwidthBaseline(grads, written, copies, omp_threads())
+    return baseline
 
 
-def update_and_floor(shapes: Sequence[Shape], name: str, **options: Any) -> dict[str, Contender]:
-    """An optimizer of this package, and what the memory allows on the very arrays it updates.
+def update_and_baseline(shapes: Sequence[Shape], name: str, **options: Any) -> dict[str, Contender]:
+    """Build an optimizer of this package, and the bandwidth baseline on the same arrays.
 
-    On other arrays the floor could come out a third higher or lower, by where in the machine's
-    memory the system happened to put them.
+    On other arrays, the baseline could be a third higher or lower, depending on their placement in
+    memory.
     """
     contender, trainer = trainer_update(shapes, name, **options)
     contender.prepare()
@@ -219,13 +219,16 @@ def update_and_floor(shapes: Sequence[Shape], name: str, **options: Any) -> dict
     grads, weights = ([getattr(p, which)() for p in params] for which in ("grad", "data"))
     if options.get("multi_precision"):
         masters = [list(arrays_of(states[k])) for k in range(len(params))]
-        return {name: contender, "floor": Contender(floor_of(grads, masters, weights))}
+        return {
+            name: contender,
+            "bandwidth_baseline": Contender(baseline_of(grads, masters, weights)),
+        }
     written = [[weight, *arrays_of(states[k])] for k, weight in enumerate(weights)]
-    return {name: contender, "floor": Contender(floor_of(grads, written))}
+    return {name: contender, "bandwidth_baseline": Contender(baseline_of(grads, written))}
 
 
 def torch_params(shapes: Sequence[Shape]) -> list[Any]:
-    """Parameters of PyTorch's with gradients."""
+    """Create PyTorch parameters with gradients."""
     params = []
     for shape in shapes:
         param = torch.nn.Parameter(torch.rand(shape))
@@ -235,7 +238,7 @@ def torch_params(shapes: Sequence[Shape]) -> list[Any]:
 
 
 def torch_updates(shapes: Sequence[Shape]) -> dict[str, Contender]:
-    """Steps of PyTorch's optimizers, on the same weights: memory is short with large models."""
+    """Build PyTorch's optimizers, on shared weights to save memory."""
     params = torch_params(shapes)
     return {
         "torch adamax": Contender(torch.optim.Adamax(params, foreach=True).step),
@@ -244,7 +247,7 @@ def torch_updates(shapes: Sequence[Shape]) -> dict[str, Contender]:
 
 
 def with_trainers(make: Callable[[Optimizer], Contender]) -> list[Builder]:
-    """What builds the contenders that have a Trainer."""
+    """Return builders of the contenders that have a Trainer."""
 
     def builder(name: str, optimizer: Optimizer) -> Builder:
         return lambda: {name: make(optimizer)}
@@ -253,22 +256,22 @@ def with_trainers(make: Callable[[Optimizer], Contender]) -> list[Builder]:
 
 
 def update_case(shapes: Sequence[Shape], rounds: int) -> Case:
-    """Everything that updates weights of these shapes, without a model."""
+    """Return a case of updates of weights of these shapes, without a model."""
 
     def with_trainer(optimizer: Optimizer) -> Contender:
-        # Trainer looks into no array, so where the optimizer does not either, small ones do.
-        shapes_of = [(1,)] * len(shapes) if optimizer is Nothing else shapes
+        # Neither Trainer nor a no-op optimizer reads arrays, so small ones suffice.
+        shapes_of = [(1,)] * len(shapes) if optimizer is NoOp else shapes
         return trainer_update(shapes_of, optimizer)[0]
 
     builders = with_trainers(with_trainer)
-    builders[0] = lambda: update_and_floor(shapes, "adamax_ext")
+    builders[0] = lambda: update_and_baseline(shapes, "adamax_ext")
     if torch is not None:
         builders.append(lambda: torch_updates(shapes))
     return Case(builders, rounds, lambda: elements_of(shapes))
 
 
 def family_case(shapes: Sequence[Shape], info: OptimizerInfo, rounds: int, **more: Any) -> Case:
-    """One optimizer of this package beside what it can be compared with."""
+    """Return a case that compares one optimizer of this package with its counterparts."""
     theirs = info.timed_beside
     given = {**info.options, **info.bench_options, **more}
 
@@ -282,9 +285,9 @@ def family_case(shapes: Sequence[Shape], info: OptimizerInfo, rounds: int, **mor
         return {"torch": Contender(optimizer.step)}
 
     builders: list[Builder] = [
-        lambda: update_and_floor(shapes, info.name, **given),
+        lambda: update_and_baseline(shapes, info.name, **given),
         built_in,
-        lambda: {"nothing": trainer_update([(1,)] * len(shapes), Nothing)[0]},
+        lambda: {"no_op": trainer_update([(1,)] * len(shapes), NoOp)[0]},
     ]
     if torch is not None and info.torch is not None:
         builders.append(of_torch)
@@ -292,7 +295,7 @@ def family_case(shapes: Sequence[Shape], info: OptimizerInfo, rounds: int, **mor
 
 
 def sparse_update(optimizer: str, lazy: bool, rows: int | None, steps: int) -> Contender:
-    """An updater's steps on a table of a million rows of 64; dense gradients where rows is None."""
+    """Build updater steps on a table of a million rows of 64; dense if `rows` is None."""
     shape = (1_000_000, 64)
     random = np.random.RandomState(0)
 
@@ -324,7 +327,7 @@ def sparse_update(optimizer: str, lazy: bool, rows: int | None, steps: int) -> C
 
 
 def sparse_case(rows: int, steps: int, rounds: int) -> Case:
-    """Lazy updates of an embedding, beside those of all rows."""
+    """Return a case of lazy updates of an embedding, compared with updates of all rows."""
     return Case(
         [
             lambda: {"adam_ext": sparse_update("adam_ext", True, rows, steps)},
@@ -340,7 +343,7 @@ def sparse_case(rows: int, steps: int, rounds: int) -> Case:
 
 
 def options_case(shapes: Sequence[Shape], name: str, rounds: int) -> Case:
-    """An optimizer of this package with one option or another."""
+    """Return a case of an optimizer of this package with one option at a time."""
 
     def with_option(label: str, options: dict[str, Any]) -> Builder:
         return lambda: {f"{name}, {label}": trainer_update(shapes, name, **options)[0]}
@@ -357,7 +360,7 @@ def options_case(shapes: Sequence[Shape], name: str, rounds: int) -> Case:
 
     built_in = name[: -len("_ext")]
     builders: list[Builder] = [
-        lambda: update_and_floor(shapes, name),
+        lambda: update_and_baseline(shapes, name),
         lambda: with_gluon_clip(name),
         lambda: with_gluon_clip(built_in),
     ]
@@ -373,7 +376,7 @@ def options_case(shapes: Sequence[Shape], name: str, rounds: int) -> Case:
 
 
 def mlp() -> nn.HybridSequential:
-    """784-2048-2048-10."""
+    """Create an MLP of sizes 784-2048-2048-10."""
     net = nn.HybridSequential()
     net.add(
         nn.Dense(2048, activation="relu", in_units=784),
@@ -384,7 +387,7 @@ def mlp() -> nn.HybridSequential:
 
 
 def thin_layers() -> nn.HybridSequential:
-    """Eight layers of 64."""
+    """Create eight layers of 64."""
     net = nn.HybridSequential()
     for _ in range(7):
         net.add(nn.Dense(64, activation="relu", in_units=64))
@@ -393,7 +396,7 @@ def thin_layers() -> nn.HybridSequential:
 
 
 def cnn() -> nn.HybridSequential:
-    """A small convolutional network for images of 28x28."""
+    """Create a small convolutional network for images of 28x28."""
     net = nn.HybridSequential()
     net.add(
         nn.Conv2D(32, 3, activation="relu", in_channels=1),
@@ -407,7 +410,7 @@ def cnn() -> nn.HybridSequential:
 
 
 def ready(make: Callable[[], nn.HybridSequential], inputs: mx.np.ndarray) -> nn.HybridSequential:
-    """A model with weights; MXNet puts off those of some layers until it has seen an input."""
+    """Create a model with initialized weights; MXNet defers those of some layers to an input."""
     net = make()
     net.initialize(mx.init.Xavier())
     net.hybridize()
@@ -418,13 +421,13 @@ def ready(make: Callable[[], nn.HybridSequential], inputs: mx.np.ndarray) -> nn.
 def training_step(
     make: Callable[[], nn.HybridSequential], optimizer: Optimizer, data: Shape, classes: int
 ) -> Contender:
-    """Forward, backward and update of a model on one batch."""
+    """Build forward, backward and update of a model on one batch."""
     inputs = gluon_arrays.array(random_like(data), dtype=np.float32)
     net = ready(make, inputs)
     loss_of = gluon.loss.SoftmaxCrossEntropyLoss()
     batch = data[0]
     labels = gluon_arrays.array(np.arange(batch) % classes, dtype=np.float32)
-    # A model that has learnt its only batch has gradients so small that processors slow down.
+    # A model that has learnt its only batch has denormal gradients, which slow CPUs down.
     trainer = make_trainer(net.collect_params(), optimizer, learning_rate=1e-7)
 
     def call() -> None:
@@ -440,7 +443,7 @@ def training_step(
 def training_case(
     make: Callable[[], nn.HybridSequential], data: Shape, classes: int, rounds: int
 ) -> Case:
-    """Whole training steps of the same model with each optimizer."""
+    """Return a case of whole training steps of one model with each optimizer."""
 
     def with_trainer(optimizer: Optimizer) -> Contender:
         return training_step(make, optimizer, data, classes)
@@ -453,7 +456,7 @@ def training_case(
 
 
 SIZES = [k * 10**n for n in (3, 4, 5, 6) for k in (1, 3)] + [10**7, 25 * 10**6]
-"""Of single arrays: from what any cache holds to what none does."""
+"""Sizes of single arrays: from within any cache to beyond all."""
 
 CASES: dict[str, Case] = {
     "resnet50": update_case(resnet50_shapes(), rounds=30),
@@ -478,5 +481,5 @@ CASES: dict[str, Case] = {
 
 
 def cases_named(name: str) -> list[str]:
-    """The cases with this name, or with names that begin with it and a hyphen."""
+    """Return the cases with this name, or with this prefix before a hyphen."""
     return [case for case in CASES if case == name or case.startswith(f"{name}-")]

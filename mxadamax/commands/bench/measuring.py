@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timing contenders in turn."""
+"""Time contenders in turn."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .cases import CASES, Builder, Case, Contender
 Samples = Dict[str, List[float]]
 
 BUILDS = 5
-"""How often a case is built: how fast memory is depends on where the system had some left."""
+"""Builds per case: the speed of memory depends on its placement."""
 
 WARM_UP_ROUNDS = 2
 SETTLE_SECONDS = 0.003
-"""Before each call: OpenMP's threads go on spinning for a while after their work is done."""
+"""Pause before each call: OpenMP's threads spin for a while after their work."""
 
 
 @contextlib.contextmanager
 def collector_off() -> Iterator[None]:
-    """Keep Python's garbage collector from running inside what is timed."""
+    """Keep Python's garbage collector out of the timed calls."""
     gc.collect()
     # Makes the collections between rounds cheap.
     gc.freeze()
@@ -40,7 +40,7 @@ def collector_off() -> Iterator[None]:
 
 
 def time_once(contender: Contender) -> float:
-    """One call in milliseconds."""
+    """Time one call in milliseconds."""
     contender.prepare()
     time.sleep(SETTLE_SECONDS)
     start = time.perf_counter()
@@ -49,7 +49,7 @@ def time_once(contender: Contender) -> float:
 
 
 def release_memory() -> None:
-    """Give back to the system what MXNet and the C library keep of memory no longer used."""
+    """Return unused memory of MXNet and the C library to the system."""
     gc.collect()
     mx.nd.waitall()
     mx.cpu().empty_cache()
@@ -65,7 +65,7 @@ def time_build(builders: Sequence[Builder], rounds: int) -> Iterator[dict[str, f
     builders : sequence of callable
         As in `Case`; contenders are built and run in this order.
     rounds : int
-        How many times.
+        Number of rounds.
 
     Yields
     ------
@@ -90,16 +90,16 @@ def measure(case: Case, rounds: int, advance: Callable[[], None]) -> Samples:
     Parameters
     ----------
     case : Case
-        What to time.
+        The case to time.
     rounds : int
-        How many times.
+        Number of rounds.
     advance : callable
         Called after each round.
 
     Returns
     -------
     dict
-        For each contender its times in milliseconds.
+        The times of each contender, in milliseconds.
     """
     samples: Samples = {}
     for build in range(min(BUILDS, rounds)):
@@ -114,9 +114,9 @@ def measure(case: Case, rounds: int, advance: Callable[[], None]) -> Samples:
 
 
 def run_cases(names: Sequence[str], repeat: int | None, console: Console) -> dict[str, Samples]:
-    """Measure the cases named, and show how far it has got."""
+    """Measure the named cases, with a progress bar."""
     samples = {}
-    # A progress bar that refreshes by itself does so on a thread, inside what is timed.
+    # An automatic refresh would run on a thread during timed calls.
     with Progress(console=console, auto_refresh=False, transient=True) as progress:
         for name in names:
             rounds = repeat or CASES[name].rounds

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of what has been measured."""
+"""Plot the results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 
 class Style(NamedTuple):
-    """How a contender is drawn: in colours that everyone can tell apart (Okabe and Ito's)."""
+    """The style of a contender, in a colour-blind-safe palette (Okabe and Ito)."""
 
     label: str
     color: str
@@ -26,8 +26,8 @@ STYLES = {
     "adam": Style("MXNet's adam (fused)", "#E69F00", "D"),
     "torch adamax": Style("PyTorch's Adamax", "#56B4E9", "^"),
     "adamax_ext": Style("adamax_ext", "#0072B2", "o"),
-    "nothing": Style("Trainer alone", "#CC79A7", "v", ":"),
-    "floor": Style("bandwidth baseline", "#555555", "", "--"),
+    "no_op": Style("Trainer alone", "#CC79A7", "v", ":"),
+    "bandwidth_baseline": Style("bandwidth baseline", "#555555", "", "--"),
 }
 
 MODELS = {
@@ -38,25 +38,25 @@ MODELS = {
 
 
 def median(result: dict[str, Any], case: str, contender: str) -> float | None:
-    """Milliseconds, or None where it was not measured."""
+    """Return a median in milliseconds, or None if it was not measured."""
     found = result["cases"].get(case, {}).get(contender)
     return None if found is None else float(found["median_ms"])
 
 
 def in_words(parameters: int) -> str:
-    """A number of parameters, shortly."""
+    """Format a number of parameters."""
     if parameters >= 10**6:
         return f"{parameters / 1e6:.1f} M"
     return f"{parameters / 1e3:.0f} k"
 
 
 def in_milliseconds(time: float) -> str:
-    """Three digits of a time, and never an exponent."""
+    """Format a time with three digits, without an exponent."""
     return f"{time:.0f}" if time >= 100 else f"{time:.3g}"
 
 
 def draw_sizes(axes: Axes, result: dict[str, Any], cases: list[str]) -> None:
-    """Time of a step against the size of a single array."""
+    """Plot the time of a step against the size of a single array."""
     sizes = {case: int(case.split("-")[1]) for case in cases}
     for contender, style in STYLES.items():
         points = [(sizes[case], median(result, case, contender)) for case in cases]
@@ -72,7 +72,7 @@ def draw_sizes(axes: Axes, result: dict[str, Any], cases: list[str]) -> None:
 
 
 def draw_models(axes: Axes, result: dict[str, Any], cases: list[str]) -> None:
-    """Time of a step for the shapes of models, a group of bars for each."""
+    """Plot the time of a step for models, a group of bars for each."""
     contenders = [
         name for name in STYLES if any(median(result, case, name) is not None for case in cases)
     ]
@@ -94,7 +94,7 @@ def draw_models(axes: Axes, result: dict[str, Any], cases: list[str]) -> None:
     axes.margins(y=0.12)
     axes.set_ylabel("time of a step, ms")
     axes.set_title("Models", fontsize="medium")
-    # Results of older versions do not say how many there are.
+    # Results of older versions do not contain the number of parameters.
     parameters = result.get("parameters", {})
     labels = [
         MODELS[case].format(in_words(parameters[case]) if case in parameters else "weights")
@@ -107,7 +107,7 @@ def draw_models(axes: Axes, result: dict[str, Any], cases: list[str]) -> None:
 
 
 def panels_of(cases: Collection[str]) -> list[tuple[Callable[..., None], list[str]]]:
-    """What draws which of these cases; ValueError where there is nothing to draw."""
+    """Return the panels with their cases; ValueError if there is nothing to draw."""
     sizes = [case for case in cases if case.startswith("sizes-")]
     models = [case for case in MODELS if case in cases]
     panels = [(draw_sizes, sizes), (draw_models, models)]
@@ -118,17 +118,17 @@ def panels_of(cases: Collection[str]) -> list[tuple[Callable[..., None], list[st
 
 
 def draw(result: dict[str, Any], file: Path) -> None:
-    """Draw single arrays of all sizes, and models, as far as they have been measured.
+    """Plot the measured single arrays and models.
 
     Parameters
     ----------
     result : dict
-        What `reporting.as_json` returns.
+        The result of `reporting.as_json`.
     file : Path
-        Where to; the name's end says as what.
+        The file to write; its suffix selects the format.
     """
     panels = panels_of(result["cases"])
-    # As wide as a page of a README, so that text keeps its size.
+    # As wide as a page of the README, so text keeps its size.
     figure = Figure(figsize=(1.2 + 4.6 * len(panels), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (draw_panel, cases) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
@@ -154,6 +154,6 @@ def draw(result: dict[str, Any], file: Path) -> None:
         f"{machine['instruction_set']}, MXNet {machine['mxnet']}; medians",
         fontsize="small",
     )
-    # The same figures, the same bytes.
+    # Reproducible bytes.
     metadata = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     figure.savefig(file, dpi=160, metadata=metadata[file.suffix])

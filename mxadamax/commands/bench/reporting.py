@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has been measured, as tables and as JSON."""
+"""Report results as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .measuring import Samples
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on besides the code."""
+    """Describe the machine and the versions that the figures depend on."""
     return {
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
@@ -34,25 +34,25 @@ def machine() -> dict[str, Any]:
 
 
 def medians_of(samples: Samples) -> dict[str, float]:
-    """The median of each contender."""
+    """Return the median of each contender."""
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
 def ratio(medians: dict[str, float], numerator: str, *denominators: str) -> str:
-    """How many times one contender takes the time of others together, for a table."""
+    """Format the ratio of one contender's time to the sum of others'."""
     if not {numerator, *denominators} <= medians.keys():
         return ""
     return f"{medians[numerator] / sum(medians[name] for name in denominators):.2f}"
 
 
 def case_table(name: str, samples: Samples) -> Table:
-    """The contenders of one case, the fastest first."""
+    """Format the contenders of one case, the fastest first."""
     rounds = len(next(iter(samples.values())))
     title = f"{name}: {CASES[name].elements():,} parameters, {rounds} rounds"
     table = Table(title=title, title_justify="left")
     table.add_column("contender")
     ours = CASES[name].ours
-    for header in ("median ms", "min ms", f"/ {ours}", "/ floor"):
+    for header in ("median ms", "min ms", f"/ {ours}", "/ baseline"):
         table.add_column(header, justify="right")
     medians = medians_of(samples)
     for contender in sorted(medians, key=medians.__getitem__):
@@ -61,22 +61,22 @@ def case_table(name: str, samples: Samples) -> Table:
             f"{medians[contender]:.3f}",
             f"{min(samples[contender]):.3f}",
             ratio(medians, contender, ours),
-            ratio(medians, contender, "floor"),
+            ratio(medians, contender, "bandwidth_baseline"),
             style="bold" if contender == ours else None,
         )
     return table
 
 
 def summary_table(samples: dict[str, Samples]) -> Table:
-    """The ratios that count, of all cases."""
+    """Format the main ratios of all cases."""
     table = Table(title="Ratios of medians", title_justify="left")
     table.add_column("case", no_wrap=True)
     for header in (
         "MXNet / ours",
         "torch / ours",
-        "ours / floor",
-        "ours / (floor + nothing)",
-        "ours / nothing",
+        "ours / baseline",
+        "ours / (baseline + no_op)",
+        "ours / no_op",
     ):
         table.add_column(header, justify="right")
     for name, times in samples.items():
@@ -85,15 +85,15 @@ def summary_table(samples: dict[str, Samples]) -> Table:
             name,
             ratio(medians, case.built_in, case.ours),
             ratio(medians, case.torch, case.ours),
-            ratio(medians, case.ours, "floor"),
-            ratio(medians, case.ours, "floor", "nothing"),
-            ratio(medians, case.ours, "nothing"),
+            ratio(medians, case.ours, "bandwidth_baseline"),
+            ratio(medians, case.ours, "bandwidth_baseline", "no_op"),
+            ratio(medians, case.ours, "no_op"),
         )
     return table
 
 
 def as_json(samples: dict[str, Samples]) -> dict[str, Any]:
-    """Everything measured, and on what."""
+    """Return all measurements, with the machine."""
     return {
         "machine": machine(),
         "parameters": {name: CASES[name].elements() for name in samples},
