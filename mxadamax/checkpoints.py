@@ -154,6 +154,8 @@ def load_states(trainer: "Trainer", file: Path) -> None:
                 f"{describe_optimizer(optimizer)}"
             )
         _check_options(source, optimizer, names_of(Resume.SAME_STATES))
+        if not built_in and source.numerics != optimizer.numerics:
+            states = {i: optimizer.other_numerics_state(state) for i, state in states.items()}
         if not built_in:
             _check_options(source, optimizer, names_of(Resume.SAME_FORMULA))
         written = _keys_in_file(trainer, known, states, source)

@@ -10,6 +10,7 @@ from mxnet.ndarray import NDArray
 from mxnet.optimizer import Optimizer
 
 from ._mxnet.compatibility import IS_MXNET_1
+from .optimizers.arithmetic import BUILTIN
 from .optimizers.base import FusedOptimizer, State
 from .optimizers.options import BY_NAME, Resume, names_of
 from .optimizers.state_layout import map_arrays, without_average
@@ -33,11 +34,20 @@ epsilon, and both MXNets count Nadam's schedule per parameter."""
 _ZERO_IS_NONE = ("adam", "adamw", "adabelief", "rmsprop", "sgd", "nag")
 """Built-ins with fused operators, which treat `clip_gradient` of 0 or less as no clipping."""
 
+_MASTER_LAST = ("sgd", "ccsgd", "nag", "lars", "lbsgd")
+
 _OTHER_FORMULA_IN_1: Mapping[str, str] = {
     "rmsprop": "adds epsilon under the root",
     "adagrad": "adds epsilon under the root",
     "adadelta": "has no learning rate",
 }
+
+_ATTRIBUTES: Mapping[str, str] = {
+    "gamma1": "rho",
+    "gamma2": "momentum",
+    "float_stable_eps": "epsilon",
+}
+"""Attributes of MXNet 1's built-ins that have another name in this package."""
 
 _CALLS = names_of(Resume.FROM_CALLER)
 """Options that say how MXNet calls an optimizer; conversion does not carry them over."""
@@ -68,7 +78,7 @@ def from_built_in(
     states: States, source: Optimizer, name: str, like: FusedOptimizer
 ) -> Tuple[States, FusedOptimizer]:
     """Convert states and optimizer of a built-in to ours; `like` provides the missing options."""
-    _check_formula(name, source)
+    _check_formula(name, source, like.numerics)
     taken = _carried(source, like)
     for implied in (_IN_ANY_BUILT_IN, _IN_BUILT_IN.get(name, {})):
         taken.update({k: v for k, v in implied.items() if hasattr(like, k) and k not in taken})
@@ -78,16 +88,20 @@ def from_built_in(
         taken["clip_weights"] = None
 
     make: Any = type(like)
-    default = make()
+    default = make(numerics=like.numerics)
     options = {name: taken.get(name, getattr(like, name)) for name in _options(type(like))}
-    target: FusedOptimizer = make(**{k: v for k, v in options.items() if v != getattr(default, k)})
+    changed = {k: v for k, v in options.items() if v != getattr(default, k)}
+    target: FusedOptimizer = make(numerics=like.numerics, **changed)
     for attribute, value in taken.items():
         # Some are arrays: MXNet 2's AdamW turns rescale_grad into one.
         setattr(target, attribute, value)
     move_counts(target.__dict__, target._all_index_update_counts)
     # For the conversion back.
     target._built_in_calls = {k: vars(source)[k] for k in _CALLS if k in vars(source)}
-    found = {i: map_arrays(_dense, _swapped(state, name)) for i, state in states.items()}
+    found = {
+        i: map_arrays(_dense, target.from_built_in_state(master_first(state, name)))
+        for i, state in states.items()
+    }
     return found, target
 
 
@@ -95,14 +109,14 @@ def to_built_in(states: States, source: FusedOptimizer, name: str) -> Tuple[Stat
     """Convert states and optimizer of ours to a built-in's."""
     if name not in Optimizer.opt_registry:
         raise ValueError(f"MXNet {mxnet_version} has no optimizer {name!r}")
-    _check_formula(name, source)
+    _check_formula(name, source, source.numerics)
     target = Optimizer.opt_registry[name]()
     implied = {**_IN_ANY_BUILT_IN, **_IN_BUILT_IN.get(name, {})}
     for option, default in _options(type(source)).items():
         value, neutral = getattr(source, option, default), implied.get(option, default)
         entry = BY_NAME.get(option)
         means_nothing = entry is not None and entry.belongs_to
-        if option in vars(target) or means_nothing or value == neutral:
+        if option in map(_ours, vars(target)) or means_nothing or value == neutral:
             continue
         advice = (entry.advice if entry is not None else "") or (
             f"if the training can do without, set trainer.optimizer.{option} = {neutral!r} and "
@@ -115,12 +129,13 @@ def to_built_in(states: States, source: FusedOptimizer, name: str) -> Tuple[Stat
     target.__dict__.update({k: v for k, v in calls.items() if k in vars(target)})
     target.__dict__.update(_carried(source, target))
     move_counts(target.__dict__, target._all_index_update_counts)
-    if _takes_zero_for_none(name, target) and target.clip_gradient == 0:
+    takes_zero_too = source.arithmetic.by_operator
+    if _takes_zero_for_none(name, target) and target.clip_gradient == 0 and not takes_zero_too:
         raise ValueError(
             f"was written with clip_gradient=0, which MXNet's {name} takes for None; "
             "if that is what you want, set trainer.optimizer.clip_gradient = None and save again"
         )
-    return {i: _swapped(state, name) for i, state in states.items()}, target
+    return {i: master_first(source.to_built_in_state(s), name) for i, s in states.items()}, target
 
 
 def without_averages(states: States, source: FusedOptimizer) -> States:
@@ -132,7 +147,13 @@ def without_averages(states: States, source: FusedOptimizer) -> States:
 def _carried(source: Optimizer, target: Optimizer) -> Dict[str, Any]:
     """Return the attributes that the target takes from the source: those that both have."""
     apart = (*_CALLS, "param_dict", "_index_update_count")
-    return {k: v for k, v in source.__getstate__().items() if k in vars(target) and k not in apart}
+    found = {_ours(name): value for name, value in source.__getstate__().items()}
+    return {k: found[_ours(k)] for k in vars(target) if _ours(k) in found and k not in apart}
+
+
+def _ours(name: str) -> str:
+    """The name that this package has for an attribute."""
+    return _ATTRIBUTES.get(name, name)
 
 
 def _options(cls: Type[FusedOptimizer]) -> Dict[str, Any]:
@@ -150,9 +171,9 @@ def _takes_zero_for_none(name: str, built_in: Optimizer) -> bool:
     return name in _ZERO_IS_NONE and getattr(built_in, "use_fused_step", True)
 
 
-def _check_formula(name: str, optimizer: Optimizer) -> None:
+def _check_formula(name: str, optimizer: Optimizer, numerics: str) -> None:
     """Refuse or warn if MXNet 1's built-in uses another formula."""
-    if not IS_MXNET_1:
+    if not IS_MXNET_1 or numerics == BUILTIN:
         return
     if name in _OTHER_FORMULA_IN_1:
         raise ValueError(
@@ -179,8 +200,8 @@ def _dense(array: Any) -> Any:
     return array.tostype("default") if sparse else array
 
 
-def _swapped(state: State, name: str) -> State:
-    """Swap master and state for MXNet 1's SGD and NAG, which keep the master last."""
-    if IS_MXNET_1 and name in ("sgd", "nag") and isinstance(state, (tuple, list)):
+def master_first(state: State, name: str) -> State:
+    """Swap master and state of a built-in of MXNet 1 that keeps the master last; or back."""
+    if IS_MXNET_1 and name in _MASTER_LAST and isinstance(state, (tuple, list)):
         return state[1], state[0]
     return state

@@ -10,11 +10,12 @@ from mxnet.libinfo import __version__ as mxnet_version
 from mxnet.optimizer import Optimizer
 
 from .._mxnet.compatibility import IS_MXNET_1
+from .options import BY_NAME, NUMERICS
 
 SERIES = 1 if IS_MXNET_1 else 2
 """The series of the installed MXNet. All versions of a series compute the same."""
 
-BUILTIN, PORTABLE = "builtin", "portable"
+BUILTIN, PORTABLE = NUMERICS
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,12 @@ BySeries = Mapping[int, Arithmetic]
 
 _NAMES = {"gamma1": "rho", "gamma2": "momentum", "eps": "epsilon"}
 """What MXNet 1 calls arguments, and what MXNet 2 and this package call them."""
+
+
+def names_in_mxnet(name: str, taken: Mapping[str, Any]) -> str:
+    """The name that a constructor of MXNet's, with these parameters, has for an argument."""
+    return next((n for n in taken if _NAMES.get(n) == name), name)
+
 
 _OWN = ("use_fused_step", "aggregate_num")
 """Arguments whose defaults are this package's."""
@@ -141,13 +148,9 @@ def takes_arguments_of(cls: Any, name: Optional[str], absent: Mapping[str, Any])
         if registered is cls:
             numerics = kwargs.pop("numerics", None)
             has_built_in = translate is not None and cls.has_built_in(kwargs)
+            BY_NAME["numerics"].values.check(cls.registered_name, "numerics", numerics)
             if numerics is None:
                 numerics = BUILTIN if has_built_in else PORTABLE
-            elif numerics not in (BUILTIN, PORTABLE):
-                raise ValueError(
-                    f"{cls.registered_name}: numerics must be {BUILTIN!r}, {PORTABLE!r} or None, "
-                    f"got {numerics!r}"
-                )
             elif numerics == BUILTIN and not has_built_in:
                 raise ValueError(
                     f"{cls.registered_name}: numerics must be {PORTABLE!r} or None, got "

@@ -339,6 +339,18 @@ class FusedOptimizer(CountingOptimizer):
         """
         return self.state_layout(weight).create(weight)
 
+    def from_built_in_state(self, state: State) -> State:
+        """Return the state of the installed MXNet's built-in as this optimizer keeps it."""
+        return state
+
+    def to_built_in_state(self, state: State) -> State:
+        """Return a state of this optimizer as the installed MXNet's built-in keeps it."""
+        return state
+
+    def other_numerics_state(self, state: State) -> State:
+        """Return the state of this optimizer with the other `numerics` as this one keeps it."""
+        return state
+
     def average_of(self, state: State, weight: NDArray) -> Optional[NDArray]:
         """Return the average of a weight from its state; None without `ema_decay`."""
         return self.state_layout(weight).unpack(state).average

@@ -4,6 +4,7 @@
 `mxadamax verify`, `mxadamax bench`, the tests and the tables of the documentation iterate over it.
 """
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any, Mapping, Optional, Sequence, Tuple
 
@@ -17,6 +18,7 @@ from .adagrad import AdaGrad
 from .adam import Adam, AMSGrad
 from .adamax import Adamax
 from .adamw import AdamW
+from .arithmetic import PORTABLE, SERIES, built_in_class, names_in_mxnet
 from .lamb import LAMB
 from .lion import Lion
 from .nadam import Nadam
@@ -56,11 +58,6 @@ class OptimizerInfo:
         Options of ours and of the built-in.
     ours : dict
         Options that only ours needs, to match the built-in.
-    fused_ulps : int
-        The largest allowed difference of a step from MXNet's fused operator; 0 if there is none to
-        compare with. AdaBelief has no such bound, because its operator cancels digits.
-    in_mxnet_1 : bool
-        Whether MXNet 1 has the same fused operator.
     variants : sequence of dict
         More options to compare in tests.
     bench : str
@@ -69,8 +66,13 @@ class OptimizerInfo:
         The built-in to time beside it, if that is not `built_in`.
     bench_options : dict
         Options of both in `mxadamax bench`, besides `options`.
-    by_operator : bool
-        Whether it equals the built-in's fused operator, which differs from the built-in's `step`.
+    portable_is_step : bool
+        Whether, with ``numerics="portable"``, it equals the `step` of MXNet 2's built-in.
+    exceptions : dict
+        Why ours does not do as the built-in does, by the kind of arrays ("float64", "masters" of
+        float16 weights, "row_sparse" gradients) and MXNet's series.
+    row_sparse_options : dict
+        Options that the built-in needs with row_sparse gradients.
     torch : tuple of str and dict, or None
         The counterpart in ``torch.optim``, and its options.
     """
@@ -79,13 +81,13 @@ class OptimizerInfo:
     built_in: Optional[str]
     options: Mapping[str, Any] = field(default_factory=dict)
     ours: Mapping[str, Any] = field(default_factory=dict)
-    fused_ulps: int = 0
-    in_mxnet_1: bool = False
     variants: Sequence[Mapping[str, Any]] = ()
     bench: str = ""
     bench_built_in: str = ""
     bench_options: Mapping[str, Any] = field(default_factory=dict)
-    by_operator: bool = False
+    portable_is_step: bool = True
+    exceptions: Mapping[Tuple[str, int], str] = field(default_factory=dict)
+    row_sparse_options: Mapping[str, Any] = field(default_factory=dict)
     torch: Optional[Tuple[str, Mapping[str, Any]]] = None
 
     def __str__(self) -> str:
@@ -100,28 +102,36 @@ class OptimizerInfo:
         """Create ours; `options` override those of the record."""
         return mxnet.optimizer.create(self.name, **{**self.options, **self.ours, **options})
 
-    def create_reference(self, **options: Any) -> Optimizer:
-        """Create MXNet's built-in, which computes with its `step`.
+    def create_reference(self, kind: str = "", **options: Any) -> Optimizer:
+        """Create what ours must equal, for a kind of arrays that `exceptions` names, or others.
 
-        Create ours with MXNet's operators on MXNet 1, whose built-ins use other formulas, if MXNet
-        has no such optimizer, or if the built-in's `step` and operator differ.
+        That is the installed MXNet's built-in as it computes by default. With
+        ``numerics="portable"``, it is the `step` of MXNet 2's. Where there is no such built-in, it
+        is ours, computed by MXNet's operators.
         """
-        if IS_MXNET_1 or self.built_in is None or self.by_operator:
-            return self.create(**options, use_fused_step=False, aggregate_num=1)
-        found = mxnet.optimizer.create(
-            self.built_in, use_fused_step=False, **{**self.options, **options}
-        )
+        can = (kind, SERIES) not in self.exceptions
+        if options.get("numerics") == PORTABLE:
+            can = self.portable_is_step and not IS_MXNET_1
+        ours = self.create(**options, use_fused_step=False, aggregate_num=1)
+        if not can or built_in_class(self.built_in) is None:
+            return ours
+        options = {**self.options, **options}
+        if options.pop("numerics", None) == PORTABLE:
+            options["use_fused_step"] = False
+        found = self.create_built_in(**options)
         if self.built_in in ("adadelta", "adagrad", "rmsprop"):
-            # Their states are always float32.
-            found.create_state = self.create().create_state
+            # Theirs are float32 for any weight.
+            found.create_state = lambda index, weight: ours.to_built_in_state(
+                ours.create_state(index, weight)
+            )
         return found
 
-    def create_fused(self, **options: Any) -> Optimizer:
-        """Create MXNet's built-in, which computes with its fused operator."""
-        if self.built_in == "nag":
-            # The default of ours and MXNet 2, but not of MXNet 1.
-            options = {"momentum": 0.9, **options}
-        return mxnet.optimizer.create(self.built_in, **{**self.options, **options})
+    def create_built_in(self, **options: Any) -> Optimizer:
+        """Create the installed MXNet's built-in; options have MXNet 2's names."""
+        options = {**self.options, **options}
+        taken = inspect.signature(built_in_class(self.built_in).__init__).parameters
+        named = {names_in_mxnet(name, taken): value for name, value in options.items()}
+        return mxnet.optimizer.create(self.built_in, **named)
 
 
 _MOMENTS = (
@@ -135,8 +145,6 @@ OPTIMIZERS = [
     OptimizerInfo("adamax_ext", "adamax", variants=_MOMENTS),
     OptimizerInfo(
         *("adam_ext", "adam"),
-        fused_ulps=4,
-        in_mxnet_1=True,
         variants=_MOMENTS,
         bench="adam",
         torch=("Adam", {"fused": True}),
@@ -150,8 +158,9 @@ OPTIMIZERS = [
     ),
     # The built-in's `step` decays the weight after its update.
     OptimizerInfo(
-        *("adamw_ext", "adamw", {"wd": 0.0}),
-        fused_ulps=4,
+        *("adamw_ext", "adamw"),
+        portable_is_step=False,
+        exceptions={("float64", 2): "the built-in takes no float64 weights"},
         variants=(*_MOMENTS, {"correct_bias": False}),
         bench="adamw",
         bench_options={"wd": 0.01},
@@ -166,25 +175,25 @@ OPTIMIZERS = [
     ),
     OptimizerInfo(
         *("adabelief_ext", "adabelief"),
+        exceptions={("float64", 2): "the built-in takes no float64 weights"},
         variants=(*_MOMENTS, {"correct_bias": False}),
         bench="adabelief",
     ),
     OptimizerInfo(
         *("rmsprop_ext", "rmsprop"),
-        fused_ulps=4,
         variants=({"rho": 0.0}, {"clip_weights": 0.3}),
         bench="rmsprop",
         torch=("RMSprop", {"foreach": True}),
     ),
     OptimizerInfo(
         *("rmsprop_ext", "rmsprop", {"centered": True, "epsilon": 1e-3}),
-        fused_ulps=4,
         variants=({"momentum": 0.0}, {"clip_weights": 0.3}, {"rho": 0.5}),
         bench="rmsprop-centered",
         torch=("RMSprop", {"foreach": True, "centered": True, "momentum": 0.9}),
     ),
     OptimizerInfo(
         *("adagrad_ext", "adagrad"),
+        row_sparse_options={"wd": 0.0},
         variants=({"epsilon": 0.0},),
         bench="adagrad",
         torch=("Adagrad", {"fused": True}),
@@ -197,23 +206,17 @@ OPTIMIZERS = [
     ),
     OptimizerInfo(
         *("sgd_ext", "sgd"),
-        fused_ulps=4,
-        in_mxnet_1=True,
         bench="sgd",
         torch=("SGD", {"fused": True}),
     ),
     OptimizerInfo(
         *("sgd_ext", "sgd", {"momentum": 0.9}),
-        fused_ulps=4,
-        in_mxnet_1=True,
         variants=({"momentum": 0.123},),
         bench="sgd-momentum",
         torch=("SGD", {"fused": True, "momentum": 0.9}),
     ),
     OptimizerInfo(
         *("nag_ext", "nag"),
-        fused_ulps=4,
-        in_mxnet_1=True,
         variants=({"momentum": 0.0}, {"momentum": 0.123}),
         bench="nag",
         bench_options={"momentum": 0.9},
@@ -227,9 +230,14 @@ OPTIMIZERS = [
     ),
     OptimizerInfo(
         *("lamb_ext", "lamb"),
-        fused_ulps=4,
-        in_mxnet_1=True,
-        by_operator=True,
+        portable_is_step=False,
+        exceptions={
+            ("float64", 1): "the built-in keeps what it adds, and its norms, in float32",
+            ("float64", 2): "the built-in takes no float64 weights",
+            ("masters", 1): "the built-in takes the norm of the 16-bit weight, not of its master",
+            ("row_sparse", 1): "the built-in adds its norms in another order",
+            ("row_sparse", 2): "the built-in counts each update twice",
+        },
         variants=(
             *_MOMENTS,
             {"bias_correction": False},

@@ -5,13 +5,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar, List, Optional, Sequence
 
+import numpy
 from mxnet.ndarray import NDArray
 from mxnet.ndarray.sparse import RowSparseNDArray
 
 from .arithmetic import Arithmetic, BySeries
 from .base import register
 from .sgd import MomentumOptimizer
-from .state_layout import is_half
 
 
 @register("nag_ext", "nag")
@@ -103,7 +103,7 @@ class NAG(MomentumOptimizer):
             return [rows if type(weight) is RowSparseNDArray else dense for weight in weights]
         if dense.rule == "nag_mxnet2" and self.multi_precision:
             master = replace(dense, rule="nag")
-            return [master if is_half(weight.dtype) else dense for weight in weights]
+            return [master if weight.dtype == numpy.float16 else dense for weight in weights]
         return super().arithmetics_of(weights, grads)
 
     def reference_step(

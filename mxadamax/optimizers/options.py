@@ -17,6 +17,7 @@ import numpy
 
 from ..dtypes import STATE_TYPES
 
+NUMERICS = ("builtin", "portable")
 FLOAT32 = (float(numpy.finfo("float32").tiny), float(numpy.finfo("float32").max))
 FLOAT64 = (sys.float_info.min, sys.float_info.max)
 """The magnitudes that MXNet's operators read as numbers of the type, besides 0 and infinity."""
@@ -227,6 +228,13 @@ def _check_state_type(owner: str, name: str, value: Any) -> None:
         )
 
 
+def _check_numerics(owner: str, name: str, value: Any) -> None:
+    if value not in NUMERICS and value is not None:
+        raise ValueError(
+            f"{owner}: {name} must be {' or '.join(map(repr, NUMERICS))}, or None, got {value!r}"
+        )
+
+
 class Values(NamedTuple):
     """The values of an option that is not an interval of real numbers.
 
@@ -423,6 +431,14 @@ OPTIONS = (
         Resume.SAME_STATES,
         is_number=True,
         advice="--drop-averages leaves the averages out",
+    ),
+    Option(
+        "numerics",
+        None,
+        Values("`'builtin'`, `'portable'` or None", _check_numerics),
+        "the bits of the installed MXNet's built-in, or one definition for all versions: "
+        "[Numerics](optimizers.md#numerics); None: `'builtin'` where MXNet has the optimizer",
+        Resume.FROM_PROGRAM,
     ),
     Option(
         "use_fused_step",

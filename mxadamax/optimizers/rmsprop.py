@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Mapping, Optional, Sequence
 
 from mxnet.ndarray import NDArray, clip, sqrt, square
 
-from .arithmetic import Arithmetic, BySeries
+from .._mxnet.compatibility import IS_MXNET_1
+from .arithmetic import BUILTIN, Arithmetic, BySeries
 from .base import FusedOptimizer, Scalars, State, register
 from .options import (
     DECAY_RATE,
@@ -136,6 +137,23 @@ class RMSProp(FusedOptimizer):
             return plain
         return replace(plain, rule=plain.rule.replace("rmsprop", "rmsprop_centered"))
 
+    def from_built_in_state(self, state: State) -> State:
+        if not IS_MXNET_1:
+            return state
+        if not self.centered:
+            return _unpacked(state)
+        return state if self.numerics == BUILTIN else _swapped(state)
+
+    def to_built_in_state(self, state: State) -> State:
+        if not IS_MXNET_1:
+            return state
+        if not self.centered:
+            return _packed(state)
+        return state if self.numerics == BUILTIN else _swapped(state)
+
+    def other_numerics_state(self, state: State) -> State:
+        return _swapped(state) if IS_MXNET_1 and self.centered else state
+
     def scalars(self, lrs: Sequence[float], updates: Sequence[int]) -> Scalars:
         return {
             "lr": list(lrs),
@@ -182,3 +200,20 @@ class RMSProp(FusedOptimizer):
             weight -= s.lr * (grad / sqrt(v + s.epsilon))
         else:
             weight -= s.lr * grad / (sqrt(v) + s.epsilon)
+
+
+def _packed(state: State) -> State:
+    """The array of a plain RMSProp as a tuple, in which MXNet 1 has it, beside a master weight."""
+    return (state[0], (state[1],)) if isinstance(state, (tuple, list)) else (state,)
+
+
+def _unpacked(state: State) -> State:
+    return (state[0], state[1][0]) if len(state) == 2 else state[0]
+
+
+def _swapped(state: State) -> State:
+    """MXNet 1 has the second moment of a centered RMSProp first, the portable one the first."""
+    if len(state) == 3 and all(isinstance(part, NDArray) for part in state):
+        v, m, change = state
+        return m, v, change
+    return tuple(_swapped(part) if isinstance(part, (tuple, list)) else part for part in state)
