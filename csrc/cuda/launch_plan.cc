@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 
 #include "common/low_precision.h"
 #include "memory.h"
@@ -415,7 +416,7 @@ void LaunchPlan::Tables::prepare_sums(cudaStream_t stream) {
   has_sums = true;
 }
 
-void LaunchPlan::update(const std::vector<double>& scalars, const LaunchOptions& options,
+void LaunchPlan::update(const std::vector<double>& scalars, const StepOptions& options,
                         cudaStream_t stream) {
   if (tensors_.empty()) return;
   const auto columns = static_cast<std::size_t>(rule_of(rule_, Variant::float32).scalars);
@@ -435,14 +436,11 @@ void LaunchPlan::update(const std::vector<double>& scalars, const LaunchOptions&
                         tables.entries.as<TensorEntry>(), tables.refused.as<std::int32_t>()};
     start_row_check(rows, tables.processors, stream);
   }
-  const bool has_bound = options.clip_global_norm == options.clip_global_norm;
-  const bool has_options = has_bound || options.skip_nonfinite;
-  if (has_options) {
+  if (options.any()) {
     if (!tables.has_sums) tables.prepare_sums(stream);
     SumTable sums = tables.sums;
     sums.rescale_grad = scalars[rescale_grad_scalar];
-    sums.clip_global_norm = options.clip_global_norm;
-    sums.skip_nonfinite = options.skip_nonfinite;
+    sums.options = options;
     start_sums(sums, tables.processors, stream);
   }
   for (const Tables::Group& group : tables.groups) {
@@ -451,7 +449,7 @@ void LaunchPlan::update(const std::vector<double>& scalars, const LaunchOptions&
                             tables.entries.as<TensorEntry>(),
                             tables.device_rows.as<unsigned char>(),
                             tables.row_size,
-                            has_options ? tables.control.as<StepControl>() : nullptr,
+                            options.any() ? tables.control.as<StepControl>() : nullptr,
                             tables.refused.as<std::int32_t>(),
                             tables.delta_scales.as<double>()};
     if (group.tensor_count > 0) {

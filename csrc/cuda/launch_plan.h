@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -24,13 +23,6 @@ struct TensorError : std::runtime_error {
       : std::runtime_error("tensor " + std::to_string(position) + ": " + message) {}
 };
 
-// What a whole step asks of all gradients together.
-struct LaunchOptions {
-  // NaN for any norm.
-  double clip_global_norm = std::numeric_limits<double>::quiet_NaN();
-  bool skip_nonfinite = false;
-};
-
 class LaunchPlan {
  public:
   // Refuses types that do not go together, and memory that is not the device's, is not aligned to
@@ -48,8 +40,7 @@ class LaunchPlan {
   // stream, a step begins when the step before is done.
   //
   // With such gradients it waits, and refuses rows that are wrong, with nothing written.
-  void update(const std::vector<double>& scalars, const LaunchOptions& options,
-              cudaStream_t stream);
+  void update(const std::vector<double>& scalars, const StepOptions& options, cudaStream_t stream);
 
   // Waits for the last step. What the last one with options has found, and how many were skipped.
   StepControl report() const;

@@ -229,13 +229,11 @@ void push(engine::FusedUpdate& batch, const std::vector<py::dict>& tables,
   for (const py::dict& scalars : tables) {
     rows.push_back(table_of(batch.rule(), batch.size(), scalars, convert));
   }
-  engine::StepOptions options;
+  StepOptions options;
   if (!clip_global_norm.is_none()) options.clip_global_norm = clip_global_norm.cast<double>();
   options.skip_nonfinite = skip_nonfinite;
-  options.report = report;
-  options.skipped_before = skipped_before;
   const py::gil_scoped_release release;
-  std::move(batch).push(std::move(rows), std::move(options));
+  std::move(batch).push(std::move(rows), options, {report, skipped_before});
 }
 
 }  // namespace
