@@ -133,8 +133,11 @@ void square_root_all(float* numbers, std::int64_t count) noexcept {
   for (std::int64_t i = 0; i < count; ++i) numbers[i] = square_root(numbers[i]);
 }
 
+template <class Format>
+constexpr Int8Codec int8_codec = {decode_int8<Format>, encode_int8<Format>};
+
 constexpr SharedKernels shared_kernels = {{codec<Float16>, codec<Bfloat16>},
-                                          {decode_int8, encode_int8},
+                                          {int8_codec<SignedState>, int8_codec<RatioState>},
                                           random_bits,
                                           square_all,
                                           square_root_all,

@@ -48,13 +48,11 @@ class States {
 
   void* const* read(std::int64_t first, std::int64_t count) noexcept {
     if (tensor_.state_type == DType::int8) {
-      const auto decode = rule_.shared->int8_codec.decode;
-      decode(advanced(tensor_.states[0], DType::int8, first),
-             advanced(tensor_.states[1], DType::int8, first), scales(first), buffers_[0],
-             buffers_[1], count);
-      for (int k = 0; k < 2; ++k) {
+      const Int8Arrays arrays(*this, first);
+      int8_codec_of(rule_).decode(arrays.stored, arrays.scales, arrays.states, count);
+      for (int k = 0; k < rule_.states; ++k) {
         states_[k] = buffers_[k];
-        if (rule_.kinds[k] == StateKind::second_moment) rule_.shared->square(buffers_[k], count);
+        if (is_root(k)) rule_.shared->square(buffers_[k], count);
       }
       return states_;
     }
@@ -68,13 +66,14 @@ class States {
 
   void write(std::int64_t first, std::int64_t count) noexcept {
     if (tensor_.state_type == DType::int8) {
-      if (rule_.kinds[1] == StateKind::second_moment) rule_.shared->square_root(buffers_[1], count);
+      for (int k = 0; k < rule_.states; ++k) {
+        if (is_root(k)) rule_.shared->square_root(buffers_[k], count);
+      }
       const std::int64_t group = first / rng_block;
       rule_.shared->random_bits(rng_key(seed_, 0, group), static_cast<std::uint32_t>(group),
                                 random_, 1);
-      const auto encode = rule_.shared->int8_codec.encode;
-      encode(buffers_[0], buffers_[1], random_, advanced(tensor_.states[0], DType::int8, first),
-             advanced(tensor_.states[1], DType::int8, first), scales(first), count);
+      const Int8Arrays arrays(*this, first);
+      int8_codec_of(rule_).encode(arrays.states, random_, arrays.stored, arrays.scales, count);
       return;
     }
     if (!is_converted(tensor_.state_type)) return;
@@ -99,9 +98,19 @@ class States {
     return tensor_.stochastic_rounding && rule_.kinds[k] == StateKind::second_moment;
   }
 
-  float* scales(std::int64_t first) const {
-    return tensor_.scales + first / block_size * scales_per_block;
-  }
+  // What a codec of 8-bit states goes between.
+  struct Int8Arrays {
+    Int8Arrays(States& own, std::int64_t first)
+        : scales(own.tensor_.scales + first / block_size * own.rule_.states) {
+      for (int k = 0; k < own.rule_.states; ++k) {
+        stored[k] = advanced(own.tensor_.states[k], DType::int8, first);
+        states[k] = own.buffers_[k];
+      }
+    }
+    void* stored[max_states];
+    float* states[max_states];
+    float* scales;
+  };
 
   void make_random_bits(int pair, std::int64_t first, std::int64_t count) noexcept {
     const std::int64_t position = tensor_.offset + first;

@@ -111,7 +111,7 @@ std::vector<Array> arrays_of(const DeviceTensor& tensor, int states) {
   for (int k = 0; k < states; ++k) add("state", tensor.states[k], state_type(tensor));
   if (tensor.average != nullptr) add("average", tensor.average, op_math_type(tensor.type));
   if (tensor.low_precision_state && tensor.state_type == DType::int8) {
-    add_of("scales", tensor.scales, DType::float32, blocks_of(tensor.size) * scales_per_block);
+    add_of("scales", tensor.scales, DType::float32, blocks_of(tensor.size) * states);
   }
   if (holds_some_rows(tensor)) {
     constexpr std::int64_t number_size = sizeof *tensor.rows.numbers;

@@ -222,7 +222,7 @@ std::vector<FusedUpdate::Expected> FusedUpdate::expected_state() const {
     }
   }
   if (arrays_.format.state_dtype == DType::int8) {
-    const Shape shape(blocks_of(p.size), scales_per_block);
+    const Shape shape(blocks_of(p.size), arrays_.rule.states);
     list.push_back({scales_role, DType::float32, shape, other, other});
   }
   if (arrays_.format.average) {

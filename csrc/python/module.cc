@@ -255,7 +255,6 @@ PYBIND11_MODULE(_native, m) {
                     "How many sums over a tensor it needs before it updates the tensor.");
   m.attr("bound_scalars") = py::make_tuple(bound_scalars[0], bound_scalars[1], bound_scalars[2]);
   m.attr("block_size") = block_size;
-  m.attr("scales_per_block") = scales_per_block;
 
   // Refuses a bad MXADAMAX_INSTRUCTION_SET at import.
   m.attr("instruction_set") = cpu::chosen_instruction_set().name;

@@ -63,7 +63,7 @@ def _state_dtypes(rule: str, state_dtype: Optional[str]) -> List[Optional[str]]:
         native.rules_with_int8_state if is_int8 else native.rules_with_low_precision_state
     ):
         raise ValueError(f"state_dtype must be None with rule {rule!r}, got {state_dtype!r}")
-    return ["int8", "uint8"] if is_int8 else [state_dtype] * count
+    return ["int8", "uint8"][:count] if is_int8 else [state_dtype] * count
 
 
 def _one_per_weight(given: Any, count: int, name: str) -> List[Any]:
@@ -110,10 +110,10 @@ class Batch:
         The low-precision type of states, with stochastic rounding: those of `FusedOptimizer` with
         this option. Random bits depend on the scalars ``rng_stream``, a number for each weight, and
         ``step``, which counts its updates. Squares are kept as their roots. With ``'int8'``
-        states are an int8 and an uint8 array.
+        states are an int8 array, and an uint8 array if the rule has two.
     scales : sequence of arrays, optional
-        With ``'int8'``, for each weight a float32 array of shape (blocks, 2), where a block is 64
-        elements; zeros at first, like the states.
+        With ``'int8'``, for each weight a float32 array of shape (blocks, states), where a block is
+        64 elements; zeros at first, like the states.
     device : int, optional
         The number of the GPU; by default that of the first weight.
     stream : int or stream, optional
@@ -220,7 +220,7 @@ class Batch:
             if state_dtype is not None:
                 low_precision = (state_dtype, 0)
                 if state_dtype == "int8":
-                    ranges = (-(-elements // block_size), 2)
+                    ranges = (-(-elements // block_size), len(states))
                     found = reader.read(scales, prefix + "scales", "float32", ranges)
                     low_precision = (state_dtype, found.address)
             yield _Tensor(

@@ -139,7 +139,9 @@ class FusedOptimizer(CountingOptimizer):
     first as its ratio to that in 255, relative to the largest of each block of 64 elements. A NaN
     or infinity spreads over its block. States are then a tuple of an int8 array, an uint8 array,
     and a float32 array with two ranges for each block: 2.125 bytes for each parameter instead of 8.
-    For Adamax, Adam, AdamW, Nadam, AdaBelief and LAMB, and dense gradients.
+    For Adamax, Adam, AdamW, Nadam, AdaBelief and LAMB, and dense gradients. The one state of Lion,
+    SGD with momentum and NAG takes 127 levels of either sign: a tuple of an int8 array, and a
+    float32 array with one range for each block.
 
     Examples
     --------

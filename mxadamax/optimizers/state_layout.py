@@ -9,6 +9,7 @@ MXNet's updaters keep one object for each parameter, which checkpoints hold as i
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Callable, Iterator, NamedTuple, Optional, Tuple
 
 import numpy
@@ -38,10 +39,10 @@ def _like_weight(shape: Shape) -> Shape:
     return shape
 
 
-def _scales(shape: Shape) -> Shape:
-    """The scales of 8-bit states: some for each block of elements."""
+def _scales(states: int, shape: Shape) -> Shape:
+    """The scales of so many 8-bit states: one of each for each block of elements."""
     size = int(numpy.prod(shape, dtype=numpy.int64))
-    return -(-size // _native.block_size), _native.scales_per_block
+    return -(-size // _native.block_size), states
 
 
 def check_state_dtype(
@@ -76,14 +77,12 @@ class StateSpec:
 
 def state_specs(rule: str, dtype: Any, state_dtype: Optional[str]) -> Tuple[StateSpec, ...]:
     """The arrays that a rule keeps for a weight of a dtype, in its order."""
+    states = _native.rules[rule].states
     if state_dtype == "int8":
-        return (
-            StateSpec(numpy.int8),
-            StateSpec(numpy.uint8),
-            StateSpec(numpy.float32, _scales),
-        )
+        levels = (StateSpec(numpy.int8), StateSpec(numpy.uint8))[:states]
+        return (*levels, StateSpec(numpy.float32, partial(_scales, states)))
     kept_in = STATE_TYPES[state_dtype] if state_dtype else dtype
-    return (StateSpec(kept_in),) * _native.rules[rule].states
+    return (StateSpec(kept_in),) * states
 
 
 class ParameterState(NamedTuple):
