@@ -12,7 +12,7 @@
 namespace mxadamax::cpu {
 namespace {
 
-constexpr std::int64_t chunks_for_one_thread = 8;
+constexpr std::int64_t elements_for_one_thread = 8 * Chunks::length;
 // How many tensors ahead memory is asked for.
 constexpr std::size_t tensors_ahead = 8;
 // Elements that are converted at a time: seven arrays of them stay in the nearest cache.
@@ -245,8 +245,8 @@ double reduce_gradient(const RuleKernels& rule, const Tensor& tensor, Reduce red
 // Little work is done sooner than a team is woken, and a team that has been woken goes on spinning
 // on the processors that Python needs. It is never a smaller team: that would end threads which the
 // next operator starts again.
-bool is_for_one_thread(std::int64_t chunks, int threads) {
-  return threads == 0 && chunks <= chunks_for_one_thread;
+bool is_for_one_thread(std::int64_t elements, int threads) {
+  return threads == 0 && elements <= elements_for_one_thread;
 }
 
 int team_of(int threads) { return threads > 0 ? threads : omp_get_max_threads(); }
@@ -261,7 +261,7 @@ void for_each_part(const Chunks& chunks, int threads, Visit&& visit) {
       visit(chunk, tensor, first, elements);
     });
   };
-  if (is_for_one_thread(count, threads)) {
+  if (is_for_one_thread(count * Chunks::length, threads)) {
     for (std::int64_t chunk = 0; chunk < count; ++chunk) run(chunk);
     return;
   }
@@ -303,7 +303,9 @@ void update_after_sums(const RuleKernels& rule, const std::vector<Tensor>& tenso
   const std::vector<TensorGroup> groups = groups_of(tensors);
   std::vector<double> delta_scales(tensors.size());
   std::vector<std::int64_t> sizes_left(tensors.size());
+  std::int64_t elements = 0;
   for (const TensorGroup& group : groups) {
+    elements += group.size;
     if (group.size <= elements_in_cache) continue;
     for (std::size_t i = group.begin; i < group.end; ++i) sizes_left[i] = tensors[i].size;
   }
@@ -321,12 +323,12 @@ void update_after_sums(const RuleKernels& rule, const std::vector<Tensor>& tenso
     }
   };
   const auto update_chunk = [&](std::int64_t chunk) noexcept {
-    chunks_left.visit(chunk, [&](std::size_t i, std::int64_t first, std::int64_t elements) {
-      update_part(rule, tensors[i], delta_scales[i], first, elements);
+    chunks_left.visit(chunk, [&](std::size_t i, std::int64_t first, std::int64_t count) {
+      update_part(rule, tensors[i], delta_scales[i], first, count);
     });
   };
 
-  if (is_for_one_thread(chunks_of(tensors).count(), threads)) {
+  if (is_for_one_thread(elements, threads)) {
     for (const TensorGroup& group : groups) sum_up(group);
     for (std::int64_t chunk = 0; chunk < chunks_left.count(); ++chunk) update_chunk(chunk);
     return;
