@@ -63,7 +63,8 @@ def _state_dtypes(rule: str, state_dtype: Optional[str]) -> List[Optional[str]]:
         native.rules_with_int8_state if is_int8 else native.rules_with_low_precision_state
     ):
         raise ValueError(f"state_dtype must be None with rule {rule!r}, got {state_dtype!r}")
-    return ["int8", "uint8"][:count] if is_int8 else [state_dtype] * count
+    kept_in: List[Optional[str]] = ["int8", "uint8"] if is_int8 else [state_dtype] * count
+    return kept_in[:count]
 
 
 def _one_per_weight(given: Any, count: int, name: str) -> List[Any]:
