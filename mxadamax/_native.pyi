@@ -24,7 +24,6 @@ bound_scalars: tuple[str, ...]
 """The scalars of rules that are bounds, of which infinity is none."""
 block_size: int
 """How many 8-bit numbers share their ranges."""
-scales_per_block: int
 """How many ranges they share."""
 testing_hooks: object
 """A capsule for `_native_testing`."""

@@ -39,20 +39,19 @@ def encode_stochastic(
     """The same, rounded at random; of divisors nothing but 0 becomes 0."""
 
 def encode_int8(
-    plain: npt.NDArray[numpy.float32],
-    divisor: npt.NDArray[numpy.float32],
-    key: _Key,
-    instruction_set: str,
-) -> tuple[npt.NDArray[numpy.int8], npt.NDArray[numpy.uint8], npt.NDArray[numpy.float32]]:
-    """Ratios, divisors and scales that stand for two states in 8 bits each."""
+    states: Sequence[npt.NDArray[numpy.float32]], key: _Key, instruction_set: str
+) -> tuple[Any, ...]:
+    """Levels and scales that stand for a signed state in 8 bits.
+
+    With a divisor: ratios, divisors and scales that stand for both.
+    """
 
 def decode_int8(
-    ratios: npt.NDArray[numpy.int8],
-    divisors: npt.NDArray[numpy.uint8],
+    levels: Sequence[npt.NDArray[Any]],
     scales: npt.NDArray[numpy.float32],
     instruction_set: str,
-) -> tuple[npt.NDArray[numpy.float32], npt.NDArray[numpy.float32]]:
-    """The two states that they stand for."""
+) -> list[npt.NDArray[numpy.float32]]:
+    """The states that they stand for."""
 
 def update_numpy(
     rule: str,

@@ -10,11 +10,12 @@
 
 #include "dtype.h"
 #include "sparse_rows.h"
+#include "step_options.h"
 
 namespace mxadamax {
 
 // The name of the capsule. It changes with everything below.
-constexpr const char* device_backend_name = "mxadamax.DeviceBackend.4";
+constexpr const char* device_backend_name = "mxadamax.DeviceBackend.5";
 
 // The memory of one parameter. With `copy`, that is the weight, rounded, and `weight` its float32
 // master; states are like the latter, unless they are kept in low precision.
@@ -39,13 +40,13 @@ struct DeviceTensor {
   SparseRows rows;
 };
 
+// One update of a batch. Besides the options, where the numbers and the work of it are, which only
+// a call from module to module has to say.
 struct DeviceStep {
   // A row for each tensor, a double for each scalar of the rule; of an integer, its bits.
   const double* scalars;
   std::int64_t scalar_count;
-  // NaN for any norm.
-  double clip_global_norm;
-  bool skip_nonfinite;
+  StepOptions options;
   // Of the device: a cudaStream_t.
   void* stream;
 };

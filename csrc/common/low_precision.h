@@ -3,14 +3,18 @@
 //
 // Rounding is at random, so that the mean of many roundings is the number itself: steps that are
 // too small to change a rounded state do so now and then. In 16 bits each state is rounded by
-// itself, in 8 bits two go together.
+// itself; in 8 bits a signed state goes alone or with the one that it is divided by.
 //
-// Steps are a plain state divided by another (itself or its root, which is what comes in here). In
-// 8 bits neither survives alone: a denominator rounded towards zero under a first moment that was
-// not makes a step without bounds. So the first is kept as a ratio to the second, in equal levels
-// of both signs, which is the size of the step itself; whatever rounding does to the denominator,
-// the step is right. The denominator, which has no sign, uses all 256 levels, spaced like squares:
-// fine near 0, and nothing but 0 becomes 0. Each block of elements has its own ranges.
+// Where there are two, steps are a plain state divided by another (itself or its root, which is
+// what comes in here). In 8 bits neither survives alone: a denominator rounded towards zero under a
+// first moment that was not makes a step without bounds. So the first is kept as a ratio to the
+// second, in equal levels of both signs, which is the size of the step itself; whatever rounding
+// does to the denominator, the step is right. The denominator, which has no sign, uses all 256
+// levels, spaced like squares: fine near 0, and nothing but 0 becomes 0. Each block of elements has
+// its own ranges.
+//
+// A signed state alone has 127 levels of either sign, spaced like squares too: a rule that takes no
+// more than the sign of it (Lion) moves small elements of a block like large ones.
 //
 // No branches, so that loops of these are vectorised.
 #pragma once
@@ -22,22 +26,23 @@
 
 namespace mxadamax {
 
-// Elements that share the scales of their 8-bit states.
+// Elements that share the scales of their 8-bit states, one for each state.
 constexpr std::int64_t block_size = 64;
-constexpr int scales_per_block = 2;
 // Elements that share the random bits of their 8-bit states.
 constexpr std::int64_t rng_block = 512;
 
 // How many blocks an array has, of which the last may be shorter.
 constexpr std::int64_t blocks_of(std::int64_t size) { return (size + block_size - 1) / block_size; }
 
-// Whether the states of a rule can be kept in 8 bits.
+// Whether the states of a rule can be kept in 8 bits: a signed one, alone or with a denominator.
 template <class R>
 constexpr bool supports_int8_state = [] {
-  if constexpr (R::supports_low_precision_state && R::states == 2) {
+  if constexpr (!R::supports_low_precision_state) {
+    return false;
+  } else if constexpr (R::states == 2) {
     return R::kinds[0] == StateKind::with_sign && R::kinds[1] != StateKind::with_sign;
   } else {
-    return false;
+    return R::states == 1 && R::kinds[0] == StateKind::with_sign;
   }
 }();
 
@@ -125,6 +130,7 @@ MXADAMAX_RULE std::int32_t zero_preserving_encode(float x, std::int32_t encoded)
 
 constexpr float ratio_levels = 127;
 constexpr float denominator_levels = 255;
+constexpr float signed_levels = 127;
 
 // A plain state as its ratio to the denominator. Divided by infinity, what is finite becomes 0, and
 // what is not, NaN.
@@ -135,29 +141,35 @@ MXADAMAX_RULE float ratio_of(float plain, float denominator) {
 // What a range is divided by stays far from where quotients overflow.
 MXADAMAX_RULE float bounded_below(float range) { return range > 0x1p-100f ? range : 0x1p-100f; }
 
-// Units for each 1, of ratios and of denominators whose largest is `range`.
+// Units for each 1, of ratios, denominators and signed states whose largest is `range`.
 MXADAMAX_RULE float ratio_units(float range) {
   return 0x1p15f * ratio_levels / bounded_below(range);
 }
 MXADAMAX_RULE float denominator_units(float range) {
   return denominator_levels * denominator_levels / bounded_below(range);
 }
+MXADAMAX_RULE float signed_units(float range) {
+  return signed_levels * signed_levels / bounded_below(range);
+}
 
-// The other way round: how much the distance of two levels of ratios is, and a unit of
-// denominators.
+// The other way round: how much the distance of two levels of ratios is, and a unit of denominators
+// and signed states.
 MXADAMAX_RULE float ratio_level_size(float range) { return range / ratio_levels; }
 MXADAMAX_RULE float denominator_unit_size(float range) {
   return range / (denominator_levels * denominator_levels);
 }
+MXADAMAX_RULE float signed_unit_size(float range) {
+  return range / (signed_levels * signed_levels);
+}
 
-// Where element i of a block rounds up, of all whose group has these random bits: the denominator,
-// as a float from 0 to 1, and the ratio, in units of a 2^15th of a level.
+// Where element i of a block rounds up, of all whose group has these random bits: what has levels
+// like squares, as a float from 0 to 1, and the ratio, in units of a 2^15th of a level.
 //
 // A threshold is a bit pattern of the element's own with random bits exclusive-or: any of 2^16
 // (2^15) numbers, equally likely. So every rounding is without bias and independent of the other
 // state's and of other updates'. Within a block they differ by fixed patterns, which lie evenly,
 // also in pairs: 39 i and 37 i, modulo 64.
-MXADAMAX_RULE float denominator_threshold(std::uint32_t random, std::uint32_t i) {
+MXADAMAX_RULE float square_threshold(std::uint32_t random, std::uint32_t i) {
   // The fraction of a number from 1 to 2; half a unit off, so that none is 0.
   const std::uint32_t fraction = (39 * i % 64 << 10 ^ random >> 16) << 7 | 1u << 6;
   return bit_cast_to_float(bit_cast_to_integer(1.0f) | fraction) - 1;
@@ -178,25 +190,38 @@ MXADAMAX_RULE std::int32_t ratio_level(float ratio, float units_per_one, std::in
 // Level q stands for q^2 units. One goes from q to the next where, of the 2 q + 1 units between
 // them, there are more than a share of 1 - threshold. Solved for q, that is this, where `variance`
 // is threshold - threshold^2.
-MXADAMAX_RULE std::int32_t denominator_level(float denominator, float units_per_one,
-                                             float threshold, float variance) {
-  const float units = denominator * units_per_one - variance;
+MXADAMAX_RULE std::int32_t square_level(float number, float units_per_one, float threshold,
+                                        float variance, std::int32_t most) {
+  const float units = number * units_per_one - variance;
   const std::int32_t positive = bit_cast_to_signed(units) > 0 ? bit_cast_to_signed(units) : 0;
   const float root = square_root(bit_cast_to_float(static_cast<std::uint32_t>(positive)));
   const auto level = static_cast<std::int32_t>(root + threshold);
-  const std::int32_t bounded = level < 255 ? level : 255;
+  return level < most ? level : most;
+}
+MXADAMAX_RULE std::int32_t denominator_level(float denominator, float units_per_one,
+                                             float threshold, float variance) {
+  const std::int32_t bounded = square_level(denominator, units_per_one, threshold, variance, 255);
   const std::int32_t least =
       bit_cast_to_signed(denominator) < 1 ? bit_cast_to_signed(denominator) : 1;
   return bounded > least ? bounded : least;
 }
+MXADAMAX_RULE std::int32_t signed_level(float state, float units_per_one, float threshold,
+                                        float variance) {
+  const std::int32_t level = square_level(absolute(state), units_per_one, threshold, variance, 127);
+  return bit_cast_to_signed(state) < 0 ? -level : level;
+}
 
-// The two states that levels stand for.
+// The states that levels stand for.
 MXADAMAX_RULE float denominator_at(std::uint8_t level, float unit_size) {
   const float root = static_cast<float>(level);
   return unit_size * (root * root);
 }
 MXADAMAX_RULE float plain_at(std::int8_t level, float level_size, float denominator) {
   return level_size * static_cast<float>(level) * denominator;
+}
+MXADAMAX_RULE float signed_at(std::int8_t level, float unit_size) {
+  const float root = static_cast<float>(level);
+  return unit_size * (root * absolute(root));
 }
 
 }  // namespace mxadamax

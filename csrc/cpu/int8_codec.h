@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Two states of a rule in 8 bits each, as low_precision.h says.
+// The states of a rule in 8 bits each, as low_precision.h says: a signed one alone, or with the
+// denominator of steps.
 //
 // This is arithmetic of one core against the memory, so every operation counts. What depends on the
 // largest of a block is a loop of its own, after all blocks of a group have been looked at: else
@@ -30,143 +31,211 @@ float largest_of(const float* numbers) {
   return bit_cast_to_float(static_cast<std::uint32_t>(largest));
 }
 
-// Where the elements of a block round up.
-struct RoundingThresholds {
-  float denominator[block_size];
+// Where the elements of a block round up, where levels lie like squares.
+struct SquareThresholds {
+  explicit SquareThresholds(std::uint32_t random) {
+    for (std::uint32_t i = 0; i < block_size; ++i) {
+      const float found = square_threshold(random, i);
+      threshold[i] = found;
+      variance[i] = found - found * found;
+    }
+  }
+  float threshold[block_size];
   // threshold - threshold^2
   float variance[block_size];
-  std::int32_t ratio[block_size];
 };
 
-RoundingThresholds rounding_thresholds(std::uint32_t random) {
-  RoundingThresholds found;
-  for (std::uint32_t i = 0; i < block_size; ++i) {
-    const float threshold = denominator_threshold(random, i);
-    found.denominator[i] = threshold;
-    found.variance[i] = threshold - threshold * threshold;
-    found.ratio[i] = ratio_threshold(random, i);
-  }
-  return found;
+// Makes levels narrow, in a loop of their own.
+template <class Level>
+void narrow(const std::int32_t* found, Level* levels) {
+  for (int i = 0; i < block_size; ++i) levels[i] = static_cast<Level>(found[i]);
 }
 
-// Finds the ratios of a block, and the ranges of both states.
-void find_ratios(const float* plain, const float* denominator, float* ratio, float* scales) {
-  constexpr int n = block_size;
-  for (int i = 0; i < n; ++i) ratio[i] = ratio_of(plain[i], denominator[i]);
-  scales[0] = largest_of<n>(ratio);
-  scales[1] = largest_of<n>(denominator);
+// Makes scales of the ranges of one block. Returns whether they are finite; if not, nothing in the
+// block means anything any more, as its next step will show.
+template <int n>
+bool finish_scales(float* scales) {
+  float sum = 0;
+  for (int j = 0; j < n; ++j) sum += scales[j];
+  const bool finite = sum < __builtin_inff();
+  for (int j = 0; j < n; ++j) {
+    if (!finite) scales[j] = __builtin_nanf("");
+    if (scales[j] > 0) scales[j] = bounded_below(scales[j]);
+  }
+  return finite;
 }
 
-// `per_ratio` and `per_denominator` are units for each 1.
-void encode_block(const float* ratio, const float* denominator,
-                  const RoundingThresholds& thresholds, float per_ratio, float per_denominator,
-                  std::int8_t* ratios, std::uint8_t* denominators) {
-  constexpr int n = block_size;
-  // Made narrow in loops of their own.
-  std::int32_t ratio_levels_found[n], denominator_levels_found[n];
-  for (int i = 0; i < n; ++i) {
-    ratio_levels_found[i] = ratio_level(ratio[i], per_ratio, thresholds.ratio[i]);
-  }
-  for (int i = 0; i < n; ++i) {
-    denominator_levels_found[i] = denominator_level(
-        denominator[i], per_denominator, thresholds.denominator[i], thresholds.variance[i]);
-  }
-  for (int i = 0; i < n; ++i) ratios[i] = static_cast<std::int8_t>(ratio_levels_found[i]);
-  for (int i = 0; i < n; ++i)
-    denominators[i] = static_cast<std::uint8_t>(denominator_levels_found[i]);
-}
+// A signed state alone.
+struct SignedState {
+  static constexpr int states = 1;
 
-// Encodes whole blocks of one group.
-void encode_group(const float* plain, const float* denominator, std::uint32_t random,
-                  std::int8_t* ratios, std::uint8_t* denominators, float* scales, int blocks) {
-  constexpr int n = block_size;
-  constexpr int most = rng_block / block_size * scales_per_block;
-  const int numbers = blocks * scales_per_block;
-  float ratio[rng_block], per[most];
-  for (int k = 0; k < blocks; ++k) {
-    find_ratios(plain + k * n, denominator + k * n, ratio + k * n, scales + k * scales_per_block);
-  }
-  for (int k = 0; k < numbers; ++k) {
-    per[k] = k % 2 == 0 ? ratio_units(scales[k]) : denominator_units(scales[k]);
-  }
-  const RoundingThresholds thresholds = rounding_thresholds(random);
-  for (int k = 0; k < blocks; ++k) {
-    float* const range = scales + k * scales_per_block;
-    if (!(range[0] + range[1] < __builtin_inff())) {
-      // Nothing in the block means anything any more, as its next step will show.
-      std::memset(ratios + k * n, 0, n);
-      std::memset(denominators + k * n, 0, n);
-      range[0] = range[1] = __builtin_nanf("");
-      continue;
-    }
-    encode_block(ratio + k * n, denominator + k * n, thresholds, per[k * 2], per[k * 2 + 1],
-                 ratios + k * n, denominators + k * n);
-    for (int j = 0; j < scales_per_block; ++j) {
-      if (range[j] > 0) range[j] = bounded_below(range[j]);
+  // Encodes whole blocks of one group.
+  static void encode(const float* const* from, std::uint32_t random, void* const* to, float* scales,
+                     int blocks) {
+    constexpr int n = block_size;
+    const float* const state = from[0];
+    auto* const levels = static_cast<std::int8_t*>(to[0]);
+    float per_one[rng_block / block_size];
+    for (int k = 0; k < blocks; ++k) scales[k] = largest_of<n>(state + k * n);
+    for (int k = 0; k < blocks; ++k) per_one[k] = signed_units(scales[k]);
+    const SquareThresholds thresholds(random);
+    for (int k = 0; k < blocks; ++k) {
+      if (!finish_scales<states>(scales + k)) {
+        std::memset(levels + k * n, 0, n);
+        continue;
+      }
+      std::int32_t found[n];
+      for (int i = 0; i < n; ++i) {
+        found[i] = signed_level(state[k * n + i], per_one[k], thresholds.threshold[i],
+                                thresholds.variance[i]);
+      }
+      narrow(found, levels + k * n);
     }
   }
-}
 
-void decode_block(const std::int8_t* ratios, const std::uint8_t* denominators, const float* scales,
-                  float* plain, float* denominator) noexcept {
-  constexpr int n = block_size;
-  const float ratio_size = ratio_level_size(scales[0]);
-  const float denominator_size = denominator_unit_size(scales[1]);
-  for (int i = 0; i < n; ++i) {
-    denominator[i] = denominator_at(denominators[i], denominator_size);
-    plain[i] = plain_at(ratios[i], ratio_size, denominator[i]);
+  static void decode_block(const void* const* from, const float* scales, float* const* to) {
+    const auto* const levels = static_cast<const std::int8_t*>(from[0]);
+    float* const state = to[0];
+    const float unit_size = signed_unit_size(scales[0]);
+    for (int i = 0; i < block_size; ++i) state[i] = signed_at(levels[i], unit_size);
   }
-}
+};
 
-template <class T>
-void copy(const T* from, std::int64_t count, T* to) {
-  std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(T));
-}
+// A signed state as its ratio to the denominator of steps, and that.
+struct RatioState {
+  static constexpr int states = 2;
+
+  static void encode(const float* const* from, std::uint32_t random, void* const* to, float* scales,
+                     int blocks) {
+    constexpr int n = block_size;
+    const float* const plain = from[0];
+    const float* const denominator = from[1];
+    auto* const ratios = static_cast<std::int8_t*>(to[0]);
+    auto* const denominators = static_cast<std::uint8_t*>(to[1]);
+    constexpr int most = rng_block / block_size * states;
+    float ratio[rng_block], per_one[most];
+    for (int k = 0; k < blocks; ++k) {
+      find_ratios(plain + k * n, denominator + k * n, ratio + k * n, scales + k * states);
+    }
+    for (int k = 0; k < blocks * states; ++k) {
+      per_one[k] = k % states == 0 ? ratio_units(scales[k]) : denominator_units(scales[k]);
+    }
+    const SquareThresholds thresholds(random);
+    std::int32_t ratio_thresholds[n];
+    for (std::uint32_t i = 0; i < n; ++i) ratio_thresholds[i] = ratio_threshold(random, i);
+    for (int k = 0; k < blocks; ++k) {
+      if (!finish_scales<states>(scales + k * states)) {
+        std::memset(ratios + k * n, 0, n);
+        std::memset(denominators + k * n, 0, n);
+        continue;
+      }
+      const float* const per = per_one + k * states;
+      std::int32_t ratio_levels_found[n], denominator_levels_found[n];
+      for (int i = 0; i < n; ++i) {
+        ratio_levels_found[i] = ratio_level(ratio[k * n + i], per[0], ratio_thresholds[i]);
+      }
+      for (int i = 0; i < n; ++i) {
+        denominator_levels_found[i] = denominator_level(
+            denominator[k * n + i], per[1], thresholds.threshold[i], thresholds.variance[i]);
+      }
+      narrow(ratio_levels_found, ratios + k * n);
+      narrow(denominator_levels_found, denominators + k * n);
+    }
+  }
+
+  static void decode_block(const void* const* from, const float* scales, float* const* to) {
+    const auto* const ratios = static_cast<const std::int8_t*>(from[0]);
+    const auto* const denominators = static_cast<const std::uint8_t*>(from[1]);
+    float* const plain = to[0];
+    float* const denominator = to[1];
+    const float ratio_size = ratio_level_size(scales[0]);
+    const float denominator_size = denominator_unit_size(scales[1]);
+    for (int i = 0; i < block_size; ++i) {
+      denominator[i] = denominator_at(denominators[i], denominator_size);
+      plain[i] = plain_at(ratios[i], ratio_size, denominator[i]);
+    }
+  }
+
+ private:
+  // Finds the ratios of a block, and the ranges of both states.
+  static void find_ratios(const float* plain, const float* denominator, float* ratio,
+                          float* scales) {
+    constexpr int n = block_size;
+    for (int i = 0; i < n; ++i) ratio[i] = ratio_of(plain[i], denominator[i]);
+    scales[0] = largest_of<n>(ratio);
+    scales[1] = largest_of<n>(denominator);
+  }
+};
 
 // Arrays begin where a block does, and `random` with the group that they begin in; what goes beyond
 // it begins where it does. Only the last block may be shorter.
-void encode_int8(const float* plain, const float* denominator, const std::uint32_t* random,
-                 void* ratios, void* denominators, float* scales, std::int64_t count) noexcept {
-  auto* const r = static_cast<std::int8_t*>(ratios);
-  auto* const d = static_cast<std::uint8_t*>(denominators);
+template <class Format>
+void encode_int8(const float* const* from, const std::uint32_t* random, void* const* to,
+                 float* scales, std::int64_t count) noexcept {
+  constexpr int n = Format::states;
   const std::int64_t whole = count / block_size * block_size;
+  const float* from_here[n];
+  void* to_here[n];
+  const auto go_to = [&](std::int64_t i) {
+    for (int k = 0; k < n; ++k) {
+      from_here[k] = from[k] + i;
+      to_here[k] = static_cast<char*>(to[k]) + i;
+    }
+    return scales + i / block_size * n;
+  };
   for (std::int64_t i = 0; i < whole; i += rng_block) {
     const std::int64_t elements = whole - i < rng_block ? whole - i : rng_block;
-    encode_group(plain + i, denominator + i, random[i / rng_block], r + i, d + i,
-                 scales + i / block_size * scales_per_block,
-                 static_cast<int>(elements / block_size));
+    float* const scales_here = go_to(i);
+    Format::encode(from_here, random[i / rng_block], to_here, scales_here,
+                   static_cast<int>(elements / block_size));
   }
-  const std::int64_t rest = count - whole;
+  const auto rest = static_cast<std::size_t>(count - whole);
   if (rest == 0) return;
-  float rest_plain[block_size] = {}, rest_denominator[block_size] = {};
-  std::int8_t rest_ratios[block_size];
-  std::uint8_t rest_denominators[block_size];
-  copy(plain + whole, rest, rest_plain);
-  copy(denominator + whole, rest, rest_denominator);
-  encode_group(rest_plain, rest_denominator, random[whole / rng_block], rest_ratios,
-               rest_denominators, scales + whole / block_size * scales_per_block, 1);
-  copy(rest_ratios, rest, r + whole);
-  copy(rest_denominators, rest, d + whole);
+  float* const scales_here = go_to(whole);
+  float padded[n][block_size] = {};
+  char levels[n][block_size];
+  const float* padded_arrays[n];
+  void* level_arrays[n];
+  for (int k = 0; k < n; ++k) {
+    std::memcpy(padded[k], from_here[k], rest * sizeof(float));
+    padded_arrays[k] = padded[k];
+    level_arrays[k] = levels[k];
+  }
+  Format::encode(padded_arrays, random[whole / rng_block], level_arrays, scales_here, 1);
+  for (int k = 0; k < n; ++k) std::memcpy(to_here[k], levels[k], rest);
 }
 
-void decode_int8(const void* ratios, const void* denominators, const float* scales, float* plain,
-                 float* denominator, std::int64_t count) noexcept {
-  const auto* const r = static_cast<const std::int8_t*>(ratios);
-  const auto* const d = static_cast<const std::uint8_t*>(denominators);
+template <class Format>
+void decode_int8(const void* const* from, const float* scales, float* const* to,
+                 std::int64_t count) noexcept {
+  constexpr int n = Format::states;
+  const void* from_here[n];
+  float* to_here[n];
+  const auto go_to = [&](std::int64_t i) {
+    for (int k = 0; k < n; ++k) {
+      from_here[k] = static_cast<const char*>(from[k]) + i;
+      to_here[k] = to[k] + i;
+    }
+  };
   std::int64_t i = 0;
-  for (; i + block_size <= count; i += block_size, scales += scales_per_block) {
-    decode_block(r + i, d + i, scales, plain + i, denominator + i);
+  for (; i + block_size <= count; i += block_size, scales += n) {
+    go_to(i);
+    Format::decode_block(from_here, scales, to_here);
   }
   if (i == count) return;
-  const std::int64_t rest = count - i;
-  std::int8_t rest_ratios[block_size] = {};
-  std::uint8_t rest_denominators[block_size] = {};
-  float rest_plain[block_size], rest_denominator[block_size];
-  copy(r + i, rest, rest_ratios);
-  copy(d + i, rest, rest_denominators);
-  decode_block(rest_ratios, rest_denominators, scales, rest_plain, rest_denominator);
-  copy(rest_plain, rest, plain + i);
-  copy(rest_denominator, rest, denominator + i);
+  go_to(i);
+  const auto rest = static_cast<std::size_t>(count - i);
+  char levels[n][block_size] = {};
+  float padded[n][block_size];
+  const void* level_arrays[n];
+  float* padded_arrays[n];
+  for (int k = 0; k < n; ++k) {
+    std::memcpy(levels[k], from_here[k], rest);
+    level_arrays[k] = levels[k];
+    padded_arrays[k] = padded[k];
+  }
+  Format::decode_block(level_arrays, scales, padded_arrays);
+  for (int k = 0; k < n; ++k) std::memcpy(to_here[k], padded[k], rest * sizeof(float));
 }
 
 }  // namespace

@@ -37,20 +37,22 @@ struct Codec {
   StochasticEncode encode_stochastic, encode_denominator_stochastic;
 };
 
-// Two states of a rule in 8 bits each: a denominator of steps, and another relative to it. `random`
-// has one number for each rng_block.
+// All states of a rule in 8 bits each: a signed one, or that relative to the denominator of steps,
+// and the denominator. Each block has a scale for each of them. `random` has one number for each
+// rng_block.
 struct Int8Codec {
-  void (*decode)(const void* ratios, const void* denominators, const float* scales, float* plain,
-                 float* denominator, std::int64_t count) noexcept;
-  void (*encode)(const float* plain, const float* denominator, const std::uint32_t* random,
-                 void* ratios, void* denominators, float* scales, std::int64_t count) noexcept;
+  void (*decode)(const void* const* stored, const float* scales, float* const* states,
+                 std::int64_t count) noexcept;
+  void (*encode)(const float* const* states, const std::uint32_t* random, void* const* stored,
+                 float* scales, std::int64_t count) noexcept;
 };
 
 // What all rules of one instruction set share.
 struct SharedKernels {
   // By DType, from float16 on.
   Codec codecs[2];
-  Int8Codec int8_codec;
+  // Of rules with one state, and with two.
+  Int8Codec int8_codecs[2];
   void (*random_bits)(RngKey key, std::uint32_t first, std::uint32_t* bits,
                       std::int64_t count) noexcept;
   void (*square)(float* numbers, std::int64_t count) noexcept;
@@ -86,6 +88,10 @@ struct RuleKernels {
 // What the pass itself takes of a row.
 inline EpilogueScalars epilogue_scalars_of(const RuleKernels& rule, const double* row) {
   return epilogue_scalars_at(row + rule.scalars - epilogue_scalar_count);
+}
+
+inline const Int8Codec& int8_codec_of(const RuleKernels& rule) {
+  return rule.shared->int8_codecs[rule.states - 1];
 }
 
 // All rules as compiled for one instruction set, in the order of rules/all.h.

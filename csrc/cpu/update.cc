@@ -12,7 +12,7 @@
 namespace mxadamax::cpu {
 namespace {
 
-constexpr std::int64_t chunks_for_one_thread = 8;
+constexpr std::int64_t elements_for_one_thread = 8 * Chunks::length;
 // How many tensors ahead memory is asked for.
 constexpr std::size_t tensors_ahead = 8;
 // Elements that are converted at a time: seven arrays of them stay in the nearest cache.
@@ -48,13 +48,11 @@ class States {
 
   void* const* read(std::int64_t first, std::int64_t count) noexcept {
     if (tensor_.state_type == DType::int8) {
-      const auto decode = rule_.shared->int8_codec.decode;
-      decode(advanced(tensor_.states[0], DType::int8, first),
-             advanced(tensor_.states[1], DType::int8, first), scales(first), buffers_[0],
-             buffers_[1], count);
-      for (int k = 0; k < 2; ++k) {
+      const Int8Arrays arrays(*this, first);
+      int8_codec_of(rule_).decode(arrays.stored, arrays.scales, arrays.states, count);
+      for (int k = 0; k < rule_.states; ++k) {
         states_[k] = buffers_[k];
-        if (rule_.kinds[k] == StateKind::second_moment) rule_.shared->square(buffers_[k], count);
+        if (is_root(k)) rule_.shared->square(buffers_[k], count);
       }
       return states_;
     }
@@ -68,13 +66,14 @@ class States {
 
   void write(std::int64_t first, std::int64_t count) noexcept {
     if (tensor_.state_type == DType::int8) {
-      if (rule_.kinds[1] == StateKind::second_moment) rule_.shared->square_root(buffers_[1], count);
+      for (int k = 0; k < rule_.states; ++k) {
+        if (is_root(k)) rule_.shared->square_root(buffers_[k], count);
+      }
       const std::int64_t group = first / rng_block;
       rule_.shared->random_bits(rng_key(seed_, 0, group), static_cast<std::uint32_t>(group),
                                 random_, 1);
-      const auto encode = rule_.shared->int8_codec.encode;
-      encode(buffers_[0], buffers_[1], random_, advanced(tensor_.states[0], DType::int8, first),
-             advanced(tensor_.states[1], DType::int8, first), scales(first), count);
+      const Int8Arrays arrays(*this, first);
+      int8_codec_of(rule_).encode(arrays.states, random_, arrays.stored, arrays.scales, count);
       return;
     }
     if (!is_converted(tensor_.state_type)) return;
@@ -99,9 +98,19 @@ class States {
     return tensor_.stochastic_rounding && rule_.kinds[k] == StateKind::second_moment;
   }
 
-  float* scales(std::int64_t first) const {
-    return tensor_.scales + first / block_size * scales_per_block;
-  }
+  // What a codec of 8-bit states goes between.
+  struct Int8Arrays {
+    Int8Arrays(States& own, std::int64_t first)
+        : scales(own.tensor_.scales + first / block_size * own.rule_.states) {
+      for (int k = 0; k < own.rule_.states; ++k) {
+        stored[k] = advanced(own.tensor_.states[k], DType::int8, first);
+        states[k] = own.buffers_[k];
+      }
+    }
+    void* stored[max_states];
+    float* states[max_states];
+    float* scales;
+  };
 
   void make_random_bits(int pair, std::int64_t first, std::int64_t count) noexcept {
     const std::int64_t position = tensor_.offset + first;
@@ -236,8 +245,8 @@ double reduce_gradient(const RuleKernels& rule, const Tensor& tensor, Reduce red
 // Little work is done sooner than a team is woken, and a team that has been woken goes on spinning
 // on the processors that Python needs. It is never a smaller team: that would end threads which the
 // next operator starts again.
-bool is_for_one_thread(std::int64_t chunks, int threads) {
-  return threads == 0 && chunks <= chunks_for_one_thread;
+bool is_for_one_thread(std::int64_t elements, int threads) {
+  return threads == 0 && elements <= elements_for_one_thread;
 }
 
 int team_of(int threads) { return threads > 0 ? threads : omp_get_max_threads(); }
@@ -252,7 +261,7 @@ void for_each_part(const Chunks& chunks, int threads, Visit&& visit) {
       visit(chunk, tensor, first, elements);
     });
   };
-  if (is_for_one_thread(count, threads)) {
+  if (is_for_one_thread(count * Chunks::length, threads)) {
     for (std::int64_t chunk = 0; chunk < count; ++chunk) run(chunk);
     return;
   }
@@ -294,7 +303,9 @@ void update_after_sums(const RuleKernels& rule, const std::vector<Tensor>& tenso
   const std::vector<TensorGroup> groups = groups_of(tensors);
   std::vector<double> delta_scales(tensors.size());
   std::vector<std::int64_t> sizes_left(tensors.size());
+  std::int64_t elements = 0;
   for (const TensorGroup& group : groups) {
+    elements += group.size;
     if (group.size <= elements_in_cache) continue;
     for (std::size_t i = group.begin; i < group.end; ++i) sizes_left[i] = tensors[i].size;
   }
@@ -312,12 +323,12 @@ void update_after_sums(const RuleKernels& rule, const std::vector<Tensor>& tenso
     }
   };
   const auto update_chunk = [&](std::int64_t chunk) noexcept {
-    chunks_left.visit(chunk, [&](std::size_t i, std::int64_t first, std::int64_t elements) {
-      update_part(rule, tensors[i], delta_scales[i], first, elements);
+    chunks_left.visit(chunk, [&](std::size_t i, std::int64_t first, std::int64_t count) {
+      update_part(rule, tensors[i], delta_scales[i], first, count);
     });
   };
 
-  if (is_for_one_thread(chunks_of(tensors).count(), threads)) {
+  if (is_for_one_thread(elements, threads)) {
     for (const TensorGroup& group : groups) sum_up(group);
     for (std::int64_t chunk = 0; chunk < chunks_left.count(); ++chunk) update_chunk(chunk);
     return;

@@ -29,8 +29,7 @@ struct Tensor {
   // Whether 16-bit states are rounded at random, and their squares kept as roots. Those of 8 bits
   // always are.
   bool stochastic_rounding = false;
-  // Of 8-bit states: as many for each block as scales_per_block. Such a tensor is a whole
-  // parameter.
+  // Of 8-bit states: for each block one for each state. Such a tensor is a whole parameter.
   float* scales = nullptr;
   // Of a part of a parameter, where it begins, and whether the tensor before is another part of it.
   std::int64_t offset = 0;

@@ -43,11 +43,8 @@ bool update(void* batch, const DeviceStep* step, DeviceReport* report, DeviceErr
   const auto stream = static_cast<cudaStream_t>(step->stream);
   const bool done = succeeds(error, [&] {
     LaunchPlan& found = *static_cast<LaunchPlan*>(batch);
-    LaunchOptions options;
-    options.clip_global_norm = step->clip_global_norm;
-    options.skip_nonfinite = step->skip_nonfinite;
     const std::vector<double> scalars(step->scalars, step->scalars + step->scalar_count);
-    found.update(scalars, options, stream);
+    found.update(scalars, step->options, stream);
     const StepControl control = found.report();
     *report = {control.norm, control.skip != 0};
   });

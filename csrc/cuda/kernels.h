@@ -6,6 +6,7 @@
 
 #include "common/dtype.h"
 #include "common/sparse_rows.h"
+#include "common/step_options.h"
 #include "launch_config.h"
 #include "runtime.h"
 
@@ -117,9 +118,7 @@ struct SumTable {
   const std::int32_t* refused;
   // That of the first tensor.
   double rescale_grad;
-  // NaN for none.
-  double clip_global_norm;
-  bool skip_nonfinite;
+  StepOptions options;
 };
 
 // The parts of one tensor, among those of a kernel.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 
 #include "common/low_precision.h"
 #include "memory.h"
@@ -110,7 +111,7 @@ std::vector<Array> arrays_of(const DeviceTensor& tensor, int states) {
   for (int k = 0; k < states; ++k) add("state", tensor.states[k], state_type(tensor));
   if (tensor.average != nullptr) add("average", tensor.average, op_math_type(tensor.type));
   if (tensor.low_precision_state && tensor.state_type == DType::int8) {
-    add_of("scales", tensor.scales, DType::float32, blocks_of(tensor.size) * scales_per_block);
+    add_of("scales", tensor.scales, DType::float32, blocks_of(tensor.size) * states);
   }
   if (holds_some_rows(tensor)) {
     constexpr std::int64_t number_size = sizeof *tensor.rows.numbers;
@@ -414,7 +415,7 @@ void LaunchPlan::Tables::prepare_sums(cudaStream_t stream) {
   has_sums = true;
 }
 
-void LaunchPlan::update(const std::vector<double>& scalars, const LaunchOptions& options,
+void LaunchPlan::update(const std::vector<double>& scalars, const StepOptions& options,
                         cudaStream_t stream) {
   if (tensors_.empty()) return;
   const auto columns = static_cast<std::size_t>(rule_of(rule_, Variant::float32).scalars);
@@ -434,14 +435,11 @@ void LaunchPlan::update(const std::vector<double>& scalars, const LaunchOptions&
                         tables.entries.as<TensorEntry>(), tables.refused.as<std::int32_t>()};
     start_row_check(rows, tables.processors, stream);
   }
-  const bool has_bound = options.clip_global_norm == options.clip_global_norm;
-  const bool has_options = has_bound || options.skip_nonfinite;
-  if (has_options) {
+  if (options.any()) {
     if (!tables.has_sums) tables.prepare_sums(stream);
     SumTable sums = tables.sums;
     sums.rescale_grad = scalars[rescale_grad_scalar];
-    sums.clip_global_norm = options.clip_global_norm;
-    sums.skip_nonfinite = options.skip_nonfinite;
+    sums.options = options;
     start_sums(sums, tables.processors, stream);
   }
   for (const Tables::Group& group : tables.groups) {
@@ -450,7 +448,7 @@ void LaunchPlan::update(const std::vector<double>& scalars, const LaunchOptions&
                             tables.entries.as<TensorEntry>(),
                             tables.device_rows.as<unsigned char>(),
                             tables.row_size,
-                            has_options ? tables.control.as<StepControl>() : nullptr,
+                            options.any() ? tables.control.as<StepControl>() : nullptr,
                             tables.refused.as<std::int32_t>(),
                             tables.delta_scales.as<double>()};
     if (group.tensor_count > 0) {

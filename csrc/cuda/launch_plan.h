@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -24,13 +23,6 @@ struct TensorError : std::runtime_error {
       : std::runtime_error("tensor " + std::to_string(position) + ": " + message) {}
 };
 
-// What a whole step asks of all gradients together.
-struct LaunchOptions {
-  // NaN for any norm.
-  double clip_global_norm = std::numeric_limits<double>::quiet_NaN();
-  bool skip_nonfinite = false;
-};
-
 class LaunchPlan {
  public:
   // Refuses unsupported combinations of dtypes, and memory that is not on the device, not aligned
@@ -48,8 +40,7 @@ class LaunchPlan {
   // the previous one is done, on any stream.
   //
   // With row-sparse gradients it waits, and throws if row indices are invalid; nothing is written.
-  void update(const std::vector<double>& scalars, const LaunchOptions& options,
-              cudaStream_t stream);
+  void update(const std::vector<double>& scalars, const StepOptions& options, cudaStream_t stream);
 
   // Waits for the last step. Returns the norm of the last one with options, and the skip count.
   StepControl report() const;

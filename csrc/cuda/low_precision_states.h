@@ -42,16 +42,20 @@ MXADAMAX_RULE void load_states_in_16_bits(const TensorEntry& tensor, std::int64_
   }
 }
 
-// The two states of an element of a block that are kept in 8 bits.
+// The states of an element that are kept in 8 bits: a signed one, alone or with a denominator.
 template <class R>
 MXADAMAX_RULE void load_states_in_8_bits(const TensorEntry& tensor, std::int64_t i, float* state) {
-  constexpr bool is_root = states_of_kind<R, StateKind::second_moment> >> 1 & 1u;
-  const float* const scales = tensor.scales + i / block_size * scales_per_block;
-  const auto ratio = static_cast<const std::int8_t*>(tensor.states[0])[i];
-  const auto level = static_cast<const std::uint8_t*>(tensor.states[1])[i];
-  const float denominator = denominator_at(level, denominator_unit_size(scales[1]));
-  state[0] = plain_at(ratio, ratio_level_size(scales[0]), denominator);
-  state[1] = is_root ? square(denominator) : denominator;
+  const float* const scales = tensor.scales + i / block_size * R::states;
+  const auto plain = static_cast<const std::int8_t*>(tensor.states[0])[i];
+  if constexpr (R::states == 1) {
+    state[0] = signed_at(plain, signed_unit_size(scales[0]));
+  } else {
+    constexpr bool is_root = states_of_kind<R, StateKind::second_moment> >> 1 & 1u;
+    const auto level = static_cast<const std::uint8_t*>(tensor.states[1])[i];
+    const float denominator = denominator_at(level, denominator_unit_size(scales[1]));
+    state[0] = plain_at(plain, ratio_level_size(scales[0]), denominator);
+    state[1] = is_root ? square(denominator) : denominator;
+  }
 }
 
 }  // namespace mxadamax::cuda

@@ -128,11 +128,11 @@ __global__ void finalize_norm(SumTable table) {
     return;
   }
   const double norm = absolute(table.rescale_grad) * square_root(sum);
-  const double bound = table.clip_global_norm;
+  const double bound = table.options.clip_global_norm;
   control.norm = norm;
   // Without a bound the factor is 1. A NaN norm makes the factor NaN.
   control.factor = bound != bound || norm <= bound ? 1 : bound / norm;
-  control.skip = table.skip_nonfinite && control.nonfinite != 0 ? 1 : 0;
+  control.skip = table.options.skip_nonfinite && control.nonfinite != 0 ? 1 : 0;
   control.skipped += control.skip;
   control.nonfinite = 0;
 }

@@ -51,33 +51,37 @@ MXADAMAX_RULE void update_in_16_bits(const TensorEntry& tensor, const Row<R, flo
 
 constexpr int elements_of_lane = block_size / warp_size;
 
-// What one thread knows of a block.
+// What one thread knows of a block: signed states, or their ratios to denominators, and these.
 struct Share {
-  float ratio[elements_of_lane], denominator[elements_of_lane];
+  float plain[elements_of_lane], denominator[elements_of_lane];
 };
 
 // Updates the block of 8-bit states at `first` with the threads of a warp.
 template <class R>
 MXADAMAX_RULE void update_in_8_bits(const TensorEntry& tensor, const Row<R, float>& row,
                                     std::int64_t first, std::int32_t count, std::int32_t lane) {
-  constexpr bool is_root = states_of_kind<R, StateKind::second_moment> >> 1 & 1u;
-  float* const scales = tensor.scales + first / block_size * scales_per_block;
-  auto* const ratios = static_cast<std::int8_t*>(tensor.states[0]) + first;
-  auto* const denominators = static_cast<std::uint8_t*>(tensor.states[1]) + first;
+  constexpr bool is_ratio = R::states == 2;
+  float* const scales = tensor.scales + first / block_size * R::states;
+  auto* const plain_levels = static_cast<std::int8_t*>(tensor.states[0]) + first;
+  auto* const denominator_levels = static_cast<std::uint8_t*>(tensor.states[R::states - 1]) + first;
 
   const auto read = [&](std::int32_t own, Share& share, AbsMax& largest) {
 #pragma unroll
     for (int k = 0; k < elements_of_lane; ++k) {
       const std::int32_t i = own + k * warp_size;
-      share.ratio[k] = share.denominator[k] = 0;
+      share.plain[k] = share.denominator[k] = 0;
       if (i >= count) continue;
-      float state[2];
+      float state[R::states];
       load_states_in_8_bits<R>(tensor, first + i, state);
       float weight = load_number(tensor.weight_type, tensor.weight, first + i);
       run_rule(row, load_number(tensor.grad_type, tensor.grad, first + i), &weight, state);
-      share.denominator[k] = is_root ? square_root(state[1]) : state[1];
-      share.ratio[k] = ratio_of(state[0], share.denominator[k]);
-      largest.add(share.ratio[k], share.denominator[k]);
+      share.plain[k] = state[0];
+      if constexpr (is_ratio) {
+        constexpr bool is_root = states_of_kind<R, StateKind::second_moment> >> 1 & 1u;
+        share.denominator[k] = is_root ? square_root(state[1]) : state[1];
+        share.plain[k] = ratio_of(state[0], share.denominator[k]);
+      }
+      largest.add(share.plain[k], share.denominator[k]);
       write_weight(tensor, row, first + i, weight);
     }
   };
@@ -86,30 +90,35 @@ MXADAMAX_RULE void update_in_8_bits(const TensorEntry& tensor, const Row<R, floa
   const std::uint32_t random =
       random_bits_at(rng_key(row.seed, 0, group), static_cast<std::uint32_t>(group));
   const auto write = [&](std::int32_t own, const Share& share, const AbsMax& largest) {
-    float ratio_range = bit_cast_to_float(largest.first);
+    float plain_range = bit_cast_to_float(largest.first);
     float denominator_range = bit_cast_to_float(largest.second);
     // Otherwise nothing in the block means anything any more, as its next step will show.
-    const bool is_finite = ratio_range + denominator_range < __builtin_inff();
-    const float per_ratio = ratio_units(ratio_range);
+    const bool is_finite = plain_range + denominator_range < __builtin_inff();
+    const float per_plain = is_ratio ? ratio_units(plain_range) : signed_units(plain_range);
     const float per_denominator = denominator_units(denominator_range);
 #pragma unroll
     for (int k = 0; k < elements_of_lane; ++k) {
       const std::int32_t i = own + k * warp_size;
       if (i >= count) continue;
       const auto place = static_cast<std::uint32_t>(i);
-      const float threshold = denominator_threshold(random, place);
+      const float threshold = square_threshold(random, place);
       const float variance = threshold - threshold * threshold;
-      const std::int32_t ratio =
-          ratio_level(share.ratio[k], per_ratio, ratio_threshold(random, place));
-      const std::int32_t denominator =
-          denominator_level(share.denominator[k], per_denominator, threshold, variance);
-      ratios[i] = static_cast<std::int8_t>(is_finite ? ratio : 0);
-      denominators[i] = static_cast<std::uint8_t>(is_finite ? denominator : 0);
+      const std::int32_t plain =
+          is_ratio ? ratio_level(share.plain[k], per_plain, ratio_threshold(random, place))
+                   : signed_level(share.plain[k], per_plain, threshold, variance);
+      plain_levels[i] = static_cast<std::int8_t>(is_finite ? plain : 0);
+      if constexpr (is_ratio) {
+        const std::int32_t denominator =
+            denominator_level(share.denominator[k], per_denominator, threshold, variance);
+        denominator_levels[i] = static_cast<std::uint8_t>(is_finite ? denominator : 0);
+      }
     }
     if (own != 0) return;
-    if (!is_finite) ratio_range = denominator_range = __builtin_nanf("");
-    scales[0] = ratio_range > 0 ? bounded_below(ratio_range) : ratio_range;
-    scales[1] = denominator_range > 0 ? bounded_below(denominator_range) : denominator_range;
+    if (!is_finite) plain_range = denominator_range = __builtin_nanf("");
+    scales[0] = plain_range > 0 ? bounded_below(plain_range) : plain_range;
+    if constexpr (is_ratio) {
+      scales[1] = denominator_range > 0 ? bounded_below(denominator_range) : denominator_range;
+    }
   };
   warp_reduce<Share>(lane, read, write);
 }

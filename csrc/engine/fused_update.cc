@@ -222,7 +222,7 @@ std::vector<FusedUpdate::Expected> FusedUpdate::expected_state() const {
     }
   }
   if (arrays_.format.state_dtype == DType::int8) {
-    const Shape shape(blocks_of(p.size), scales_per_block);
+    const Shape shape(blocks_of(p.size), arrays_.rule.states);
     list.push_back({scales_role, DType::float32, shape, other, other});
   }
   if (arrays_.format.average) {
@@ -312,7 +312,8 @@ void FusedUpdate::restore_layouts() const {
   }
 }
 
-void FusedUpdate::push(std::vector<std::vector<double>> tables, StepOptions options) && {
+void FusedUpdate::push(std::vector<std::vector<double>> tables, const StepOptions& options,
+                       StepHistory history) && {
   if (arrays_.parameters.empty()) return;
   std::vector<Handle> read;
   std::vector<Handle> written;
@@ -326,8 +327,8 @@ void FusedUpdate::push(std::vector<std::vector<double>> tables, StepOptions opti
   restore_layouts();
   const Context context = arrays_.context;
   const char* const name = arrays_.rule.rule;
-  engine::push(update_of(std::move(arrays_), std::move(tables), std::move(options)), context, read,
-               written, name);
+  engine::push(update_of(std::move(arrays_), std::move(tables), options, std::move(history)),
+               context, read, written, name);
   pushed_ = true;
 }
 

@@ -64,7 +64,8 @@ class FusedUpdate {
   // parameter, as wide as the rule has scalars; there is more than one where it is not known yet
   // how many earlier steps are left out. What the engine cannot do surfaces as MXNetError at the
   // next wait, with no array written.
-  void push(std::vector<std::vector<double>> tables, StepOptions options) &&;
+  void push(std::vector<std::vector<double>> tables, const StepOptions& options,
+            StepHistory history) &&;
 
   // Whether the engine has it. False after a push that has thrown.
   bool pushed() const { return pushed_; }

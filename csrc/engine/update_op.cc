@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <limits>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -108,11 +107,13 @@ void rethrow_with_context(const char* rule, Body&& body) {
 
 class UpdateOp final : public EngineOp {
  public:
-  UpdateOp(UpdateArguments arrays, std::vector<std::vector<double>> tables, StepOptions options)
+  UpdateOp(UpdateArguments arrays, std::vector<std::vector<double>> tables,
+           const StepOptions& options, StepHistory history)
       : arrays_(std::move(arrays)),
         tables_(std::move(tables)),
-        options_(std::move(options)),
-        finish_{options_.report} {}
+        options_(options),
+        history_(std::move(history)),
+        finish_{history_.report} {}
 
   void run(const RunContext& context) const override {
     const Finish now = std::move(finish_);
@@ -149,7 +150,7 @@ class UpdateOp final : public EngineOp {
         tensor.scalars = row;
         const Gradient gradient = gradient_of(parameter);
         split_rows(tensor, gradient, tensors);
-        if (has_option()) {
+        if (options_.any()) {
           tensor.grad = gradient.data;
           tensor.size = held_elements(gradient.rows, parameter.size);
           gradients.push_back(tensor);
@@ -157,17 +158,17 @@ class UpdateOp final : public EngineOp {
       }
       row += arrays_.rule.scalars;
     }
-    if (has_option()) {
+    if (options_.any()) {
       const double norm =
           std::abs(table()[rescale_grad_scalar]) * cpu::gradient_norm(arrays_.rule, gradients);
-      options_.report->gradient_norm = norm;
+      history_.report->gradient_norm = norm;
       // A sum of squares of float64 numbers may overflow.
       if (options_.skip_nonfinite && !std::isfinite(norm) &&
           !cpu::gradients_finite(arrays_.rule, gradients)) {
-        ++options_.report->skipped;
+        ++history_.report->skipped;
         return;
       }
-      if (options_.clip_global_norm) clipped = clip(tensors, norm);
+      if (options_.clips()) clipped = clip(tensors, norm);
     }
     cpu::update(arrays_.rule, tensors);
   }
@@ -183,25 +184,21 @@ class UpdateOp final : public EngineOp {
     DeviceStep step{};
     step.scalars = table().data();
     step.scalar_count = static_cast<std::int64_t>(table().size());
-    step.clip_global_norm =
-        options_.clip_global_norm.value_or(std::numeric_limits<double>::quiet_NaN());
-    step.skip_nonfinite = options_.skip_nonfinite;
+    step.options = options_;
     if (is_gpu(arrays_.context) && context.stream != nullptr) {
       step.stream = *static_cast<void* const*>(context.stream);
     }
     const DeviceReport found = arrays_.device_batch_cache->update(
         *arrays_.device_backend, arrays_.rule.rule, tensors,
         is_gpu(arrays_.context) ? arrays_.context.device_id : 0, step);
-    if (!has_option()) return;
-    options_.report->gradient_norm = found.norm;
-    if (found.skipped) ++options_.report->skipped;
+    if (!options_.any()) return;
+    history_.report->gradient_norm = found.norm;
+    if (found.skipped) ++history_.report->skipped;
   }
-
-  bool has_option() const { return options_.clip_global_norm || options_.skip_nonfinite; }
 
   const std::vector<double>& table() const {
     if (!options_.skip_nonfinite) return tables_[0];
-    const std::int64_t more = options_.report->skipped - options_.skipped_before;
+    const std::int64_t more = history_.report->skipped - history_.skipped_before;
     if (static_cast<std::size_t>(more) >= tables_.size()) {
       throw std::runtime_error("got " + std::to_string(tables_.size()) +
                                " tables of scalars, but " + std::to_string(more) +
@@ -214,10 +211,10 @@ class UpdateOp final : public EngineOp {
   // with which they do not, to which it points the tensors.
   std::vector<double> clip(std::vector<cpu::Tensor>& tensors, double norm) const {
     // NaN goes through.
-    if (norm <= *options_.clip_global_norm) return {};
+    if (norm <= options_.clip_global_norm) return {};
     const std::vector<double>& scalars = table();
     std::vector<double> clipped = scalars;
-    const double factor = *options_.clip_global_norm / norm;
+    const double factor = options_.clip_global_norm / norm;
     for (std::size_t first = 0; first < clipped.size();
          first += static_cast<std::size_t>(arrays_.rule.scalars)) {
       clipped[first + rescale_grad_scalar] *= factor;
@@ -299,6 +296,7 @@ class UpdateOp final : public EngineOp {
   UpdateArguments arrays_;
   std::vector<std::vector<double>> tables_;
   StepOptions options_;
+  StepHistory history_;
   mutable Finish finish_;
 };
 
@@ -306,8 +304,9 @@ class UpdateOp final : public EngineOp {
 
 std::unique_ptr<const EngineOp> update_of(UpdateArguments arrays,
                                           std::vector<std::vector<double>> tables,
-                                          StepOptions options) {
-  return std::make_unique<const UpdateOp>(std::move(arrays), std::move(tables), std::move(options));
+                                          const StepOptions& options, StepHistory history) {
+  return std::make_unique<const UpdateOp>(std::move(arrays), std::move(tables), options,
+                                          std::move(history));
 }
 
 }  // namespace mxadamax::engine

@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "common/step_options.h"
 #include "cpu/update.h"
 #include "device_batch_cache.h"
 #include "engine_op.h"
@@ -79,12 +80,10 @@ struct StepStatus {
   std::atomic<std::int64_t> finished{0};
 };
 
-// What a whole step asks of all gradients together.
-struct StepOptions {
-  // The largest norm that they may have after rescaling; infinite for any.
-  std::optional<double> clip_global_norm;
-  // Whether a step with NaN or infinite gradients is left out.
-  bool skip_nonfinite = false;
+// A step among those before it, which run later than they are pushed. The engine's alone: kernels
+// get the one table of scalars that counts.
+struct StepHistory {
+  // Null only for a step without options.
   std::shared_ptr<StepStatus> report;
   // How many steps had been left out at least when the first table of scalars was made; the next
   // table is for one more, and so on.
@@ -96,6 +95,6 @@ struct StepOptions {
 // left out.
 std::unique_ptr<const EngineOp> update_of(UpdateArguments arrays,
                                           std::vector<std::vector<double>> tables,
-                                          StepOptions options);
+                                          const StepOptions& options, StepHistory history);
 
 }  // namespace mxadamax::engine

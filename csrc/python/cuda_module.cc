@@ -86,7 +86,7 @@ using ScalarArray = py::array_t<double, py::array::c_style | py::array::forcecas
 void update(LaunchPlan& batch, const ScalarArray& given, std::optional<double> clip_global_norm,
             bool skip_nonfinite, std::uintptr_t stream) {
   const std::vector<double> scalars(given.data(), given.data() + given.size());
-  LaunchOptions options;
+  StepOptions options;
   if (clip_global_norm) options.clip_global_norm = *clip_global_norm;
   options.skip_nonfinite = skip_nonfinite;
   const py::gil_scoped_release release;

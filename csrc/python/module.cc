@@ -238,13 +238,11 @@ void push(engine::FusedUpdate& batch, const std::vector<py::dict>& tables,
   for (const py::dict& scalars : tables) {
     rows.push_back(table_of(batch.rule(), batch.size(), scalars, convert));
   }
-  engine::StepOptions options;
+  StepOptions options;
   if (!clip_global_norm.is_none()) options.clip_global_norm = clip_global_norm.cast<double>();
   options.skip_nonfinite = skip_nonfinite;
-  options.report = report;
-  options.skipped_before = skipped_before;
   const py::gil_scoped_release release;
-  std::move(batch).push(std::move(rows), std::move(options));
+  std::move(batch).push(std::move(rows), options, {report, skipped_before});
 }
 
 }  // namespace
@@ -272,7 +270,6 @@ PYBIND11_MODULE(_native, m) {
                     "How many sums over a tensor it needs before it updates the tensor.");
   m.attr("bound_scalars") = py::make_tuple(bound_scalars[0], bound_scalars[1], bound_scalars[2]);
   m.attr("block_size") = block_size;
-  m.attr("scales_per_block") = scales_per_block;
 
   // Refuses a bad MXADAMAX_INSTRUCTION_SET at import.
   m.attr("instruction_set") = cpu::chosen_instruction_set().name;

@@ -67,31 +67,49 @@ Bits encode_stochastic(const Floats& from, const std::string& type, bool divisor
   return to;
 }
 
-py::tuple encode_int8(const Floats& plain, const Floats& divisor, const Key& key,
-                      const std::string& instruction_set) {
+const cpu::Int8Codec& int8_codec(std::size_t states, const std::string& instruction_set) {
   const cpu::SharedKernels& shared = *hooks->instruction_set(instruction_set).table.rules[0].shared;
-  if (plain.size() != divisor.size()) throw std::invalid_argument("sizes differ");
-  py::array_t<std::int8_t> ratios(plain.size());
-  py::array_t<std::uint8_t> divisors(plain.size());
-  Floats scales(blocks_of(plain.size()) * scales_per_block);
-  const auto bits = random_bits(key, plain.size(), shared);
-  shared.int8_codec.encode(plain.data(), divisor.data(), bits.data(), ratios.mutable_data(),
-                           divisors.mutable_data(), scales.mutable_data(), plain.size());
-  return py::make_tuple(ratios, divisors, scales);
+  if (states != 1 && states != 2) throw std::invalid_argument("expected one state or two");
+  return shared.int8_codecs[states - 1];
 }
 
-py::tuple decode_int8(const py::array_t<std::int8_t>& ratios,
-                      const py::array_t<std::uint8_t>& divisors, const Floats& scales,
+template <class Array>
+py::ssize_t size_of_all(const std::vector<Array>& arrays) {
+  for (const Array& array : arrays) {
+    if (array.size() != arrays[0].size()) throw std::invalid_argument("sizes differ");
+  }
+  return arrays[0].size();
+}
+
+py::tuple encode_int8(const std::vector<Floats>& states, const Key& key,
                       const std::string& instruction_set) {
-  const cpu::SharedKernels& shared = *hooks->instruction_set(instruction_set).table.rules[0].shared;
-  if (divisors.size() != ratios.size() ||
-      scales.size() != blocks_of(ratios.size()) * scales_per_block) {
+  const cpu::Int8Codec& codec = int8_codec(states.size(), instruction_set);
+  const py::ssize_t size = size_of_all(states);
+  py::array_t<std::int8_t> levels(size);
+  py::array_t<std::uint8_t> denominators(size);
+  Floats scales(blocks_of(size) * static_cast<std::int64_t>(states.size()));
+  const auto bits =
+      random_bits(key, size, *hooks->instruction_set(instruction_set).table.rules[0].shared);
+  const float* const from[] = {states[0].data(), states.back().data()};
+  void* const to[] = {levels.mutable_data(), denominators.mutable_data()};
+  codec.encode(from, bits.data(), to, scales.mutable_data(), size);
+  if (states.size() == 1) return py::make_tuple(levels, scales);
+  return py::make_tuple(levels, denominators, scales);
+}
+
+py::list decode_int8(const std::vector<py::array>& levels, const Floats& scales,
+                     const std::string& instruction_set) {
+  const cpu::Int8Codec& codec = int8_codec(levels.size(), instruction_set);
+  const py::ssize_t size = size_of_all(levels);
+  if (scales.size() != blocks_of(size) * static_cast<std::int64_t>(levels.size())) {
     throw std::invalid_argument("sizes differ");
   }
-  Floats plain(ratios.size()), divisor(ratios.size());
-  shared.int8_codec.decode(ratios.data(), divisors.data(), scales.data(), plain.mutable_data(),
-                           divisor.mutable_data(), ratios.size());
-  return py::make_tuple(plain, divisor);
+  std::vector<Floats> states;
+  for (std::size_t k = 0; k < levels.size(); ++k) states.emplace_back(size);
+  const void* const from[] = {levels[0].data(), levels.back().data()};
+  float* const to[] = {states[0].mutable_data(), states.back().mutable_data()};
+  codec.decode(from, scales.data(), to, size);
+  return py::cast(states);
 }
 
 // Updates NumPy arrays, without MXNet, in the calling thread.
@@ -166,7 +184,7 @@ void update_numpy(const std::string& rule_name, const std::vector<py::array>& we
       tensor.states[k] = state.mutable_data();
     }
     if (in_int8) {
-      const std::int64_t numbers = blocks_of(tensor.size) * scales_per_block;
+      const std::int64_t numbers = blocks_of(tensor.size) * rule.states;
       check_bytes((*scales)[i], numbers * dtype_size(DType::float32), "scales");
       py::array own = (*scales)[i];
       tensor.scales = static_cast<float*>(own.mutable_data());
@@ -212,11 +230,11 @@ PYBIND11_MODULE(_native_testing, m) {
   m.def("encode_stochastic", &encode_stochastic, py::arg("array"), py::arg("type"),
         py::arg("divisor"), py::arg("key"), py::arg("instruction_set"),
         "The same, rounded at random; of divisors nothing but 0 becomes 0.");
-  m.def("encode_int8", &encode_int8, py::arg("plain"), py::arg("divisor"), py::arg("key"),
-        py::arg("instruction_set"),
-        "Ratios, divisors and scales that stand for two states in 8 bits each.");
-  m.def("decode_int8", &decode_int8, py::arg("ratios"), py::arg("divisors"), py::arg("scales"),
-        py::arg("instruction_set"), "The two states that they stand for.");
+  m.def("encode_int8", &encode_int8, py::arg("states"), py::arg("key"), py::arg("instruction_set"),
+        "Levels and scales that stand for a signed state in 8 bits; with a divisor, ratios, "
+        "divisors and scales that stand for both.");
+  m.def("decode_int8", &decode_int8, py::arg("levels"), py::arg("scales"),
+        py::arg("instruction_set"), "The states that they stand for.");
   m.def("update_numpy", &update_numpy, py::arg("rule"), py::arg("weights"), py::arg("grads"),
         py::arg("states"), py::arg("scalars"), py::arg("instruction_set") = "",
         py::arg("threads") = 0, py::arg("state_dtype") = "", py::arg("scales") = py::none(),

@@ -63,7 +63,8 @@ def _state_dtypes(rule: str, state_dtype: Optional[str]) -> List[Optional[str]]:
         native.rules_with_int8_state if is_int8 else native.rules_with_low_precision_state
     ):
         raise ValueError(f"state_dtype must be None with rule {rule!r}, got {state_dtype!r}")
-    return ["int8", "uint8"] if is_int8 else [state_dtype] * count
+    kept_in: List[Optional[str]] = ["int8", "uint8"] if is_int8 else [state_dtype] * count
+    return kept_in[:count]
 
 
 def _one_per_weight(given: Any, count: int, name: str) -> List[Any]:
@@ -110,9 +111,9 @@ class Batch:
         The dtype of low-precision states, with stochastic rounding, as in `FusedOptimizer`. Random
         bits depend on the scalars ``rng_stream``, an integer for each weight, and ``step``, the
         number of its update. Second moments are stored as their roots. With ``'int8'``, the states
-        are an int8 and a uint8 array.
+        are an int8 array, and a uint8 array if the rule has two.
     scales : sequence of arrays, optional
-        With ``'int8'``, for each weight a float32 array of shape (blocks, 2) with blocks of 64
+        With ``'int8'``, for each weight a float32 array of shape (blocks, states) with blocks of 64
         elements; initially zeros, like the states.
     device : int, optional
         The number of the GPU; by default that of the first weight.
@@ -220,7 +221,7 @@ class Batch:
             if state_dtype is not None:
                 low_precision = (state_dtype, 0)
                 if state_dtype == "int8":
-                    ranges = (-(-elements // block_size), 2)
+                    ranges = (-(-elements // block_size), len(states))
                     found = reader.read(scales, prefix + "scales", "float32", ranges)
                     low_precision = (state_dtype, found.address)
             yield _Tensor(

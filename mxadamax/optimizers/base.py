@@ -160,6 +160,8 @@ class FusedOptimizer(CountingOptimizer):
     elements. A NaN or infinity spreads over its block. The state is a tuple of an int8 array, a
     uint8 array, and a float32 array with two scales per block: 2.125 bytes per element instead of
     8. It works with Adamax, Adam, AdamW, Nadam, AdaBelief and LAMB, and dense gradients.
+    The one state of Lion, SGD with momentum and NAG has 127 levels of either sign: a tuple of an
+    int8 array and a float32 array with one scale per block.
 
     Examples
     --------

@@ -9,6 +9,7 @@ MXNet's updaters keep one object per parameter, and checkpoints contain it uncha
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Callable, Iterator, NamedTuple, Optional, Tuple
 
 import numpy
@@ -38,10 +39,10 @@ def _like_weight(shape: Shape) -> Shape:
     return shape
 
 
-def _scales(shape: Shape) -> Shape:
-    """Return the shape of the scales of 8-bit states: a row per block of elements."""
+def _scales(states: int, shape: Shape) -> Shape:
+    """Return the shape of the scales of 8-bit states: a row per block, a column per state."""
     size = int(numpy.prod(shape, dtype=numpy.int64))
-    return -(-size // _native.block_size), _native.scales_per_block
+    return -(-size // _native.block_size), states
 
 
 def check_state_dtype(
@@ -76,14 +77,12 @@ class StateSpec:
 
 def state_specs(rule: str, dtype: Any, state_dtype: Optional[str]) -> Tuple[StateSpec, ...]:
     """Return the arrays of a rule for a weight of a dtype, in the rule's order."""
+    states = _native.rules[rule].states
     if state_dtype == "int8":
-        return (
-            StateSpec(numpy.int8),
-            StateSpec(numpy.uint8),
-            StateSpec(numpy.float32, _scales),
-        )
+        levels = (StateSpec(numpy.int8), StateSpec(numpy.uint8))[:states]
+        return (*levels, StateSpec(numpy.float32, partial(_scales, states)))
     kept_in = STATE_TYPES[state_dtype] if state_dtype else dtype
-    return (StateSpec(kept_in),) * _native.rules[rule].states
+    return (StateSpec(kept_in),) * states
 
 
 class ParameterState(NamedTuple):

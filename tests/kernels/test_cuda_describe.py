@@ -52,10 +52,16 @@ def test_all_is_well(answers):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"driver": 0, "devices": []}, "no NVIDIA driver is found: install one"),
-        ({"driver": 12040, "devices": []}, "the driver supports CUDA 12.4, the kernels need"),
+        (
+            {"driver": 0, "devices": []},
+            "no NVIDIA driver is found: install one; start a container with access to the GPUs",
+        ),
+        (
+            {"driver": 12040, "devices": []},
+            "the driver supports CUDA 12.4, the kernels need CUDA 13.0: install a newer driver",
+        ),
         ({"devices": [], "error": "CUDA: no device"}, "CUDA: no device; does nvidia-smi list"),
-        ({"devices": []}, "there is no device; does nvidia-smi list a GPU"),
+        ({"devices": []}, "CUDA: there is no device; does nvidia-smi list a GPU"),
         (
             {"devices": [["Tesla V100", 16 * 10**9, 7, 0]]},
             "GPU 0, Tesla V100, has architecture 70, the kernels need 75 or later: "
@@ -69,6 +75,16 @@ def test_problems(changes, problem, answers):
     found = answers(**changes)
     assert found.built
     assert problem in found.problem
+
+
+def test_no_driver_has_no_version(answers):
+    assert answers(driver=0, devices=[]).driver == ""
+
+
+def test_the_least_architecture_is_no_problem(answers):
+    found = answers(devices=[["NVIDIA T4", 16 * 10**9, 7, 5]])
+    assert found.gpus[0].architecture == 75
+    assert found.problem == ""
 
 
 def test_an_older_driver_of_the_same_first_number_is_no_problem(answers):
@@ -86,13 +102,17 @@ def test_a_driver_that_does_not_answer(monkeypatch):
     monkeypatch.setattr(diagnosis, "MODULE", "json")
     monkeypatch.setattr(diagnosis, "_QUESTION", "import time; time.sleep(60)")
     monkeypatch.setattr(diagnosis, "_SECONDS", 0.2)
-    assert "did not answer in 0.2 s" in cuda.describe().problem
+    found = cuda.describe()
+    assert found.built
+    assert "did not answer in 0.2 s" in found.problem
 
 
 def test_a_python_that_cannot_be_started(monkeypatch):
     monkeypatch.setattr(diagnosis, "MODULE", "json")
     monkeypatch.setattr(sys, "executable", "/not/there/python")
-    assert "cannot be loaded" in cuda.describe().problem
+    problem = cuda.describe().problem
+    assert "cannot be loaded" in problem
+    assert "/not/there/python" in problem
 
 
 def test_the_module_that_stands_for_it_on_the_host(monkeypatch):

@@ -347,6 +347,17 @@ def test_strides_of_arrays_without_gaps(emulated):
         assert_same_bits(found, wanted)
 
 
+def test_bounds_may_be_infinite(emulated):
+    w, g, m, u = columns()
+    g[0] = 1e30
+    expected = [np.array(x) for x in (w, g, m, u)]
+    own = {**scalars(), "clip_gradient": np.inf}
+    emulated.update("adamax", [Shown(w)], [Shown(g)], [[Shown(m), Shown(u)]], own)
+    _native_testing.update_numpy("adamax", expected[:1], expected[1:2], [expected[2:]], own)
+    for found, wanted in zip((w, g, m, u), expected):
+        assert_same_bits(found, wanted)
+
+
 def test_a_batch_is_used_again(emulated):
     w, g, m, u = columns()
     expected = [np.array(x) for x in (w, g, m, u)]
@@ -429,6 +440,49 @@ def test_rows(emulated, show, lazy):
     batch.update(scalars(), skip_nonfinite=True)
     assert batch.skipped_steps == 0
     assert not np.array_equal(weight[2], expected[0][2])
+
+
+@pytest.mark.parametrize("options", [{}, {"lazy": True}, {"skip_nonfinite": True}], ids=str)
+def test_update_takes_the_options_of_a_batch(emulated, options):
+    """Rows that no gradient has change unless lazily updated; a NaN does unless skipped."""
+    weight, _, m, u = (x[:32].reshape(8, 4).copy() for x in columns())
+    held, rows = columns()[1][:8].reshape(2, 4).copy(), np.array([2, 5])
+    if "lazy" not in options:
+        held[1, 1] = np.nan
+    before = np.array(weight)
+    states = [[Shown(m), Shown(u)]]
+    emulated.update(
+        *("adamax", [Shown(weight)], [Shown(held)], states, scalars()),
+        rows=[Shown(rows)],
+        **options,
+    )
+    changed = (weight != before).any(axis=1)
+    if "skip_nonfinite" in options:
+        assert not changed.any()
+    else:
+        assert list(changed) == [k in rows or "lazy" not in options for k in range(8)]
+        assert np.isnan(weight).any() == ("lazy" not in options)
+
+
+def test_update_with_int8_states(emulated):
+    w, g, _, _ = columns(100)
+    states = [np.zeros(100, kind) for kind in ("int8", "uint8")]
+    scales = np.zeros((2, 2), "float32")
+    own = {**scalars("adam"), "step": 1, "rng_stream": 1000}
+    expected = [np.array(x) for x in (w, *states, scales)]
+    emulated.update(
+        *("adam", [Shown(w)], [Shown(g)], [[Shown(state) for state in states]], own),
+        state_dtype="int8",
+        scales=[Shown(scales)],
+    )
+    _native_testing.update_numpy(
+        *("adam", expected[:1], [g], [expected[1:3]], own),
+        state_dtype="int8",
+        scales=expected[3:],
+    )
+    for found, wanted in zip((w, *states, scales), expected):
+        assert np.array_equal(found.view(np.uint8), wanted.view(np.uint8))
+    assert scales.any()
 
 
 @pytest.mark.parametrize("state_dtype", ["float16", "int8"])
@@ -549,8 +603,14 @@ def refused(emulated, error, message, place=None, by=None, **options):
             TypeError,
             "gradient is of DLPack's type 0 with 32 bits",
         ),
-        (0, Shown(np.zeros(33, "int32")), TypeError, "weight is int32, expected one of float32"),
+        (0, Shown(np.zeros(33, "int32")), TypeError, "one of float32, float64, float16"),
         (2, Shown(np.zeros(33, "int8")), TypeError, "state 0 is int8, expected float32"),
+        (
+            3,
+            Shown(np.zeros(32, "float32")),
+            ValueError,
+            r"state 1 has shape \(32,\), expected \(33,",
+        ),
         (3, Shown(np.zeros(33, "float16")), TypeError, "state 1 is float16, expected float32"),
         (1, Shown(np.zeros(66, "float32")[::2]), ValueError, "gradient is not C-contiguous"),
         (1, Packed(np.zeros(66, "float32")[::2]), ValueError, "gradient is not C-contiguous"),
@@ -562,6 +622,31 @@ def refused(emulated, error, message, place=None, by=None, **options):
 )
 def test_arrays_that_are_refused(emulated, place, by, error, message):
     refused(emulated, error, message, place, by)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "option", "array", "message"),
+    [
+        ("float16", "masters", np.zeros(33), "tensor 0: master is float64, expected float32"),
+        ("float16", "masters", np.zeros(32, "float32"), r"tensor 0: master has shape \(32,\)"),
+        ("float16", "averages", np.zeros(33), "tensor 0: average is float64, expected float32"),
+        ("float16", "averages", np.zeros(32, "float32"), r"tensor 0: average has shape \(32,\)"),
+        ("float64", "averages", np.zeros(33, "float32"), "average is float32, expected float64"),
+    ],
+)
+def test_masters_and_averages_that_are_refused(emulated, dtype, option, array, message):
+    weight, grad = (Shown(x) for x in columns(dtype=dtype)[:2])
+    states = [Shown(x) for x in columns(dtype="float32" if option == "masters" else dtype)[2:]]
+    with pytest.raises((TypeError, ValueError), match=message):
+        emulated.Batch("adamax", [weight], [grad], [states], **{option: [Shown(array)]})
+
+
+@pytest.mark.parametrize("name", ["states", "masters", "averages", "rows", "scales"])
+def test_one_for_each_weight(emulated, name):
+    w, g, m, u = (Shown(x) for x in columns())
+    given = {"states": [[m, u]], "state_dtype": "int8", name: [None, None]}
+    with pytest.raises(ValueError, match=f"got 2 {name} for 1 weights"):
+        emulated.Batch("adam", [w], [g], **given)
 
 
 def test_a_read_only_gradient_is_as_good_as_any(emulated):

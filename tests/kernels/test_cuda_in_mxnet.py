@@ -63,7 +63,7 @@ class Step(ctypes.Structure):
     )
 
 
-CAPSULE = b"mxadamax.DeviceBackend.4"
+CAPSULE = b"mxadamax.DeviceBackend.5"
 
 
 def functions_of(capsule):

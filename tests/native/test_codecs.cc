@@ -142,8 +142,9 @@ void test_int8(const cpu::SharedKernels& shared, const cpu::SharedKernels& plain
     const std::vector<std::uint32_t> random(n / rng_block + 1, source());
     const auto encode = [&](const cpu::SharedKernels& kernels, auto& ratios, auto& denominators,
                             auto& scales) {
-      kernels.int8_codec.encode(plain.data(), denominator.data(), random.data(), ratios.data(),
-                                denominators.data(), scales.data(), size);
+      const float* const from[] = {plain.data(), denominator.data()};
+      void* const to[] = {ratios.data(), denominators.data()};
+      kernels.int8_codecs[1].encode(from, random.data(), to, scales.data(), size);
       CHECK(ratios.guards_stand() && denominators.guards_stand() && scales.guards_stand(), size);
     };
     Guarded<std::int8_t> ratios(n, 1), expected_ratios(n);
@@ -152,8 +153,9 @@ void test_int8(const cpu::SharedKernels& shared, const cpu::SharedKernels& plain
     encode(shared, ratios, denominators, scales);
     encode(plainest, expected_ratios, expected_denominators, expected_scales);
     Guarded<float> plain_again(n, 1), denominator_again(n, 1);
-    shared.int8_codec.decode(ratios.data(), denominators.data(), scales.data(), plain_again.data(),
-                             denominator_again.data(), size);
+    const void* const stored[] = {ratios.data(), denominators.data()};
+    float* const again[] = {plain_again.data(), denominator_again.data()};
+    shared.int8_codecs[1].decode(stored, scales.data(), again, size);
     CHECK(plain_again.guards_stand() && denominator_again.guards_stand(), size);
     for (std::size_t i = 0; i < n; ++i) {
       CHECK(ratios[i] == expected_ratios[i] && denominators[i] == expected_denominators[i], size);
@@ -182,12 +184,56 @@ void test_int8(const cpu::SharedKernels& shared, const cpu::SharedKernels& plain
       std::int8_t ratios[64];
       std::uint8_t denominators[64];
       float scales[2];
-      shared.int8_codec.encode(plain.data(), denominator.data(), &random, ratios, denominators,
-                               scales, 64);
-      shared.int8_codec.decode(ratios, denominators, scales, plain.data(), denominator.data(), 64);
+      float* const states[] = {plain.data(), denominator.data()};
+      void* const stored[] = {ratios, denominators};
+      shared.int8_codecs[1].encode(states, &random, stored, scales, 64);
+      shared.int8_codecs[1].decode(stored, scales, states, 64);
       if (std::isfinite(special)) continue;
       for (int i = 0; i < 64; ++i) CHECK(!std::isfinite(plain[i] + denominator[i]), special);
     }
+  }
+}
+
+void test_signed_int8(const cpu::SharedKernels& shared, const cpu::SharedKernels& plainest) {
+  std::mt19937 source(4);
+  for (std::int64_t size = 0; size <= 3 * rng_block + 1; size += size < 200 ? 1 : 61) {
+    const auto n = static_cast<std::size_t>(size);
+    const std::size_t blocks = (n + block_size - 1) / block_size;
+    std::vector<float> state(n);
+    for (float& x : state) x = random_number<float>(source);
+    const std::vector<std::uint32_t> random(n / rng_block + 1, source());
+    const float* const from[] = {state.data()};
+    Guarded<std::int8_t> levels(n, 1), expected(n);
+    Guarded<float> scales(blocks, 1), expected_scales(blocks), again(n, 1);
+    void* const to[] = {levels.data()};
+    void* const to_expected[] = {expected.data()};
+    shared.int8_codecs[0].encode(from, random.data(), to, scales.data(), size);
+    plainest.int8_codecs[0].encode(from, random.data(), to_expected, expected_scales.data(), size);
+    CHECK(levels.guards_stand() && scales.guards_stand(), size);
+    const void* const stored[] = {levels.data()};
+    float* const decoded[] = {again.data()};
+    shared.int8_codecs[0].decode(stored, scales.data(), decoded, size);
+    CHECK(again.guards_stand(), size);
+    for (std::size_t i = 0; i < n; ++i) {
+      CHECK(levels[i] == expected[i] && scales[i / 64] == expected_scales[i / 64], size);
+      // No further than the next level.
+      const float root = std::sqrt(std::fabs(state[i]) / scales[i / 64]) * 127;
+      CHECK(std::fabs(again[i] - state[i]) <= scales[i / 64] * (2 * root + 2) / 16129,
+            state[i] << " became " << again[i]);
+      CHECK(again[i] * state[i] >= 0 && (state[i] != 0 || again[i] == 0), state[i]);
+    }
+  }
+  for (const float special : {INFINITY, -INFINITY, NAN, bit_cast_to_float(0xffffffff)}) {
+    std::vector<float> state(64, 0.5f);
+    state[17] = special;
+    const std::uint32_t random = 0xffffffff;
+    std::int8_t levels[64];
+    float scale;
+    float* const states[] = {state.data()};
+    void* const stored[] = {levels};
+    shared.int8_codecs[0].encode(states, &random, stored, &scale, 64);
+    shared.int8_codecs[0].decode(stored, &scale, states, 64);
+    for (int i = 0; i < 64; ++i) CHECK(std::isnan(state[i]), special);
   }
 }
 
@@ -250,6 +296,7 @@ void test_codecs() {
     test_16_bits(shared.codecs[0], false);
     test_16_bits(shared.codecs[1], true);
     test_int8(shared, plainest);
+    test_signed_int8(shared, plainest);
     test_random_bits(shared, plainest);
     test_reductions<float>(shared, plainest);
     test_reductions<double>(shared, plainest);

@@ -64,7 +64,7 @@ class Model {
       if (kind.state == DType::int8) {
         const std::int64_t blocks = (size + block_size - 1) / block_size;
         tensor.scales =
-            static_cast<float*>(memory(blocks * scales_per_block, DType::float32, source, false));
+            static_cast<float*>(memory(blocks * rule.states, DType::float32, source, false));
       }
       tensors.push_back(tensor);
     }
@@ -260,7 +260,8 @@ void test_update() {
       const cpu::RuleKernels& rule = set.table.rules[k];
       // Storing is no matter of the rule: all ways with two of them, one with the others.
       for (const Kind& kind : kinds) {
-        if (fits(rule, kind) && (k < 2 || &kind == kinds)) test_threads(rule, kind);
+        const bool is_signed = rule.states == 1 && kind.state == DType::int8;
+        if (fits(rule, kind) && (k < 2 || &kind == kinds || is_signed)) test_threads(rule, kind);
       }
       test_against_kernels(rule);
     }

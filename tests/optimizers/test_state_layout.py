@@ -93,7 +93,10 @@ def test_scales_of_states_in_8_bits(shape, blocks):
     specs = state_specs("adam", np.float32, "int8")
     assert [spec.dtype for spec in specs] == [np.int8, np.uint8, np.float32]
     found = [spec.shape(shape) for spec in specs]
-    assert found == [shape, shape, (blocks, _native.scales_per_block)]
+    assert found == [shape, shape, (blocks, 2)]
+    specs = state_specs("lion", np.float32, "int8")
+    assert [spec.dtype for spec in specs] == [np.int8, np.float32]
+    assert [spec.shape(shape) for spec in specs] == [shape, (blocks, 1)]
 
 
 def test_descriptions():

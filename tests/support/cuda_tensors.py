@@ -120,7 +120,7 @@ class Tensor:
             if state_dtype:
                 self.arrays[f"state {k}"] = np.zeros(size, STATE_DTYPES[state_dtype][k])
         if state_dtype == "int8":
-            self.arrays["scales"] = np.zeros(-(-size // 64) * 2, np.float32)
+            self.arrays["scales"] = np.zeros(-(-size // 64) * len(states), np.float32)
         if average:
             self.arrays["average"] = np.asarray(w * 0.5, computed)
         if rows is not None:
