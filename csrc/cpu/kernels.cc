@@ -39,18 +39,6 @@ Scalars read_scalars(const double*& row) {
 template <class R>
 constexpr int state_slots = R::states > 0 ? R::states : 1;
 
-// So many elements of each array, four cache lines, are asked for at a time, well before they are
-// needed: the processor itself does not look ahead far enough to keep the memory busy.
-template <class T>
-constexpr std::int64_t prefetched = 256 / sizeof(T);
-
-// Inlined by force, for the reason at `prefetch` in update.cc.
-template <class T>
-__attribute__((always_inline)) inline void prefetch(const T* array) {
-  constexpr std::int64_t line = 64 / sizeof(T);
-  for (std::int64_t k = 0; k < prefetched<T>; k += line) __builtin_prefetch(array + k);
-}
-
 template <class R, class T>
 void run(const double* scalars, double delta_scale, const void* grad, void* weight,
          void* const* states, std::int64_t count) noexcept {
@@ -64,22 +52,13 @@ void run(const double* scalars, double delta_scale, const void* grad, void* weig
   T* st[state_slots<R>];
   for (int k = 0; k < R::states; ++k) st[k] = static_cast<T*>(states[k]);
 
-  for (std::int64_t first = 0; first < count; first += prefetched<T>) {
-    const std::int64_t ahead = first + 8 * prefetched<T>;
-    if (ahead < count) {
-      prefetch(g + ahead);
-      prefetch(w + ahead);
-      for (int k = 0; k < R::states; ++k) prefetch(st[k] + ahead);
-    }
-    const std::int64_t end = count - first < prefetched<T> ? count : first + prefetched<T>;
-    MXADAMAX_INDEPENDENT_ITERATIONS
-    for (std::int64_t i = first; i < end; ++i) {
-      T state[state_slots<R>];
-      for (int k = 0; k < R::states; ++k) state[k] = st[k][i];
-      const T x = updated_weight<R>(transform, s, scale, g[i], w[i], state);
-      for (int k = 0; k < R::states; ++k) st[k][i] = state[k];
-      w[i] = x;
-    }
+  MXADAMAX_INDEPENDENT_ITERATIONS
+  for (std::int64_t i = 0; i < count; ++i) {
+    T state[state_slots<R>];
+    for (int k = 0; k < R::states; ++k) state[k] = st[k][i];
+    const T x = updated_weight<R>(transform, s, scale, g[i], w[i], state);
+    for (int k = 0; k < R::states; ++k) st[k][i] = state[k];
+    w[i] = x;
   }
 }
 
