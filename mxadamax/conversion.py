@@ -163,7 +163,7 @@ def _options(cls: Type[FusedOptimizer]) -> Dict[str, Any]:
         if issubclass(base, FusedOptimizer):
             parameters = inspect.signature(base.__init__).parameters.values()
             found.update({p.name: p.default for p in parameters})
-    apart = (*_CALLS, "self", "args", "kwargs", "learning_rate")
+    apart = (*_CALLS, "numerics", "self", "args", "kwargs", "learning_rate")
     return {name: default for name, default in found.items() if name not in apart}
 
 

@@ -82,8 +82,8 @@ def register(
 class FusedOptimizer(CountingOptimizer):
     """Base class of the optimizers: a step is one call to a native rule.
 
-    A subclass names its rule and the ranges of its own hyperparameters, and defines `scalars` and
-    `reference_step`. Every optimizer first computes::
+    A subclass names its arithmetic and the ranges of its own hyperparameters, and defines `scalars`
+    and `reference_step`. Every optimizer first computes, unless `numerics` says otherwise::
 
         weight *= 1 - lr * wd                  # with decoupled_wd
         grad = clip(grad * rescale_grad, -clip_gradient, clip_gradient)
@@ -98,6 +98,11 @@ class FusedOptimizer(CountingOptimizer):
     aggregate_num : int >= 0 or numpy.inf, optional
         How many parameters MXNet passes per call; 0 means 1. All by default; 1 on a parameter
         server (``DMLC_ROLE`` in the environment), which updates parameters one by one.
+    numerics : {'builtin', 'portable'} or None, default None
+        ``'builtin'`` computes what the installed MXNet's optimizer of the same name computes by
+        default, bit for bit, and takes its arguments by their names, positions and defaults there.
+        ``'portable'`` computes the same on every MXNet. None is ``'builtin'`` if the installed
+        MXNet has the optimizer, else ``'portable'``.
     maximize : bool, default False
         Ascend instead of descend: negate the gradient. Weight decay still shrinks weights.
     decoupled_wd : bool, default False
@@ -198,8 +203,10 @@ class FusedOptimizer(CountingOptimizer):
         ema_decay: Optional[float] = None,
         state_dtype: Optional[str] = None,
         state_seed: int = 0,
+        numerics: Optional[str] = None,
         **kwargs: Any,
     ):
+        # The constructor that `register` makes has set `numerics`.
         owner = self.registered_name
         unknown = sorted(set(kwargs) - set(inspect.signature(Optimizer.__init__).parameters))
         if unknown:

@@ -510,7 +510,7 @@ OWN_OPTIONS = (
     ),
     Option(
         "schedule_per_parameter",
-        False,
+        inspect.Parameter.empty,
         FLAG,
         "count Nadam's schedule as the built-in does",
         Resume.SAME_FORMULA,

@@ -70,7 +70,8 @@ def test_which_options_a_built_in_has(member):
 def test_what_a_file_decides_follows_from_the_table():
     """An option for which there is no check in its place would be taken from anywhere."""
     assert {option.resume for option in OPTIONS} == set(Resume)
-    of_the_program = {"rescale_grad", "use_fused_step", "aggregate_num", "allow_np_array"}
+    of_the_program = {"rescale_grad", "numerics", "use_fused_step", "aggregate_num"}
+    of_the_program.add("allow_np_array")
     assert set(checkpoints._OF_THE_PROGRAM) == of_the_program
     assert conversion._IN_ANY_BUILT_IN == {"state_dtype": None, "ema_decay": None, "amsgrad": False}
     assert set(RANGES) == {"rescale_grad", "wd", "clip_gradient", "clip_global_norm", "ema_decay"}

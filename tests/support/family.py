@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import mxnet as mx
 
 import mxadamax
-from mxadamax._mxnet.compatibility import IS_MXNET_1
 from mxadamax.optimizers.info import OPTIMIZERS, OptimizerInfo
 
 CLASSES = {
@@ -21,18 +19,12 @@ CLASSES = {
 
 
 def built_in(name: str, **options: Any) -> mx.optimizer.Optimizer:
-    """MXNet 2's built-in; in MXNet 1, whose built-ins compute something else, what stands for it.
+    """The installed MXNet's built-in; where it has none, what equals ours.
 
-    That is ours computed by MXNet's operators, one parameter after another, of which MXNet 2 shows
-    that it equals the built-in.
+    That is ours computed by MXNet's operators, one parameter after another.
     """
-    if not IS_MXNET_1:
-        return mx.optimizer.create(name, **options)
-    if name == "nadam":
-        options["schedule_per_parameter"] = True
-    return mx.optimizer.create(
-        f"{name}_ext", **{**options, "use_fused_step": False, "aggregate_num": 1}
-    )
+    member = next(m for m in FAMILY if m.built_in == name)
+    return member.create_reference(**options)
 
 
 def create(name: str, **options: Any) -> mx.optimizer.Optimizer:
@@ -42,16 +34,6 @@ def create(name: str, **options: Any) -> mx.optimizer.Optimizer:
     return built_in(name, **options)
 
 
-@dataclass(frozen=True)
-class Member(OptimizerInfo):
-    """An optimizer, or one of its rules."""
-
-    @property
-    def ulps(self) -> int:
-        """How far a step may be from MXNet's fused operator; 0 where there is none."""
-        # Where that cancels no digits: test_parity.py tells where.
-        return 6 if self.built_in == "adabelief" else self.fused_ulps
-
-
-FAMILY = [Member(**vars(info)) for info in OPTIMIZERS]
+Member = OptimizerInfo
+FAMILY = OPTIMIZERS
 WITH_BUILT_IN = [member for member in FAMILY if member.built_in]
