@@ -90,7 +90,8 @@ def from_built_in(
     make: Any = type(like)
     default = make(numerics=like.numerics)
     options = {name: taken.get(name, getattr(like, name)) for name in _options(type(like))}
-    changed = {k: v for k, v in options.items() if v != getattr(default, k)}
+    implied_here = _IN_BUILT_IN.get(name, {})
+    changed = {k: v for k, v in options.items() if v != getattr(default, k) or k in implied_here}
     target: FusedOptimizer = make(numerics=like.numerics, **changed)
     for attribute, value in taken.items():
         # Some are arrays: MXNet 2's AdamW turns rescale_grad into one.

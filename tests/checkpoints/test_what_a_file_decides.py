@@ -71,7 +71,7 @@ class Training:
         ("adam_ext", "correct_bias", False),
         ("adamw_ext", "correct_bias", False),
         ("adabelief_ext", "correct_bias", False),
-        ("nadam_ext", "schedule_per_parameter", True),
+        ("nadam_ext", "schedule_per_parameter", False),
         ("rmsprop_ext", "clip_weights", 2.0),
     ],
 )
