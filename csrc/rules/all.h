@@ -14,6 +14,7 @@
 #include "nag.h"
 #include "rmsprop.h"
 #include "sgd.h"
+#include "signum.h"
 
 namespace mxadamax {
 
@@ -28,6 +29,6 @@ using AllRules =
              CenteredRmspropOfMxnet<1>, CenteredRmspropOfMxnet<2>, Adagrad, AdagradOfMxnet1,
              Adadelta, AdadeltaOfMxnet1, Sgd, SgdMomentum, SgdOfMxnet1, SingleSgdOfMxnet1,
              SgdMomentumOfMxnet1, Nag, NagOfMxnet1<false>, NagOfMxnet1<true>, NagOfMxnet2, Lion,
-             Lamb, LambOfMxnet1>;
+             Lamb, LambOfMxnet1, Signum, Signsgd, SignumOfMxnet1, SignumOfMxnet2, SignsgdOfMxnet>;
 
 }  // namespace mxadamax

@@ -23,6 +23,7 @@ from .nadam import Nadam
 from .nag import NAG
 from .rmsprop import RMSProp
 from .sgd import SGD
+from .signum import Signum
 
 # What `import mxadamax` gives.
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Lion",
     "Nadam",
     "RMSProp",
+    "Signum",
 ]
 
 
@@ -237,6 +239,18 @@ OPTIMIZERS = [
         ),
         bench="lamb",
         bench_options={"wd": 0.01},
+    ),
+    OptimizerInfo(
+        *("signum_ext", "signum"),
+        fused_ulps=4,
+        variants=({"momentum": 0.123, "wd_lh": 0.1},),
+        bench="signum",
+    ),
+    OptimizerInfo(
+        *("signum_ext", "signum", {"momentum": 0.0}),
+        fused_ulps=4,
+        variants=({"wd_lh": 0.1},),
+        bench="signsgd",
     ),
 ]
 """All of them."""

@@ -14,7 +14,7 @@ from .options import DECAY_RATE, Range
 
 
 class MomentumOptimizer(FusedOptimizer):
-    """What SGD and NAG share: a momentum, and no state at all without it.
+    """What SGD, NAG and Signum share: a momentum, and no state at all without it.
 
     Parameters are those of the subclasses.
     """

@@ -38,7 +38,8 @@ dtypes = pytest.mark.parametrize("state_dtype", DTYPES)
 
 
 def rule_of(member):
-    return member.create(**member.options).rule
+    """What it computes, on whichever MXNet."""
+    return member.create(**member.options).rule.partition("_mxnet")[0]
 
 
 def allowed(member, state_dtype):
@@ -596,7 +597,7 @@ def test_bytes_for_each_parameter(state_dtype, expected):
 @combinations
 def test_seeds(member, state_dtype):
     """Each random bit follows from the seed, and depends on it."""
-    if rule_of(member) == "sgd":
+    if rule_of(member) in ("sgd", "signsgd"):
         pytest.skip("keeps no state")
     options = {**member.options, "state_dtype": state_dtype}
     first, again, other, none = (

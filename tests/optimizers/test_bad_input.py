@@ -101,6 +101,7 @@ REFUSED_OF_THE_FAMILY = [
         "lazy_update must be False without use_fused_step",
     ),
     ("nag_ext", {"momentum": math.nan}, r"momentum must be in \[0, 1\), got nan"),
+    ("signum_ext", {"wd_lh": -0.1}, r"wd_lh must be in \[0, inf\), got -0.1"),
 ]
 
 
