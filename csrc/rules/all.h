@@ -8,6 +8,7 @@
 #include "adam.h"
 #include "adamax.h"
 #include "adamw.h"
+#include "ftml.h"
 #include "lamb.h"
 #include "lion.h"
 #include "nadam.h"
@@ -29,6 +30,7 @@ using AllRules =
              CenteredRmspropOfMxnet<1>, CenteredRmspropOfMxnet<2>, Adagrad, AdagradOfMxnet1,
              Adadelta, AdadeltaOfMxnet1, Sgd, SgdMomentum, SgdOfMxnet1, SingleSgdOfMxnet1,
              SgdMomentumOfMxnet1, Nag, NagOfMxnet1<false>, NagOfMxnet1<true>, NagOfMxnet2, Lion,
-             Lamb, LambOfMxnet1, Signum, Signsgd, SignumOfMxnet1, SignumOfMxnet2, SignsgdOfMxnet>;
+             Lamb, LambOfMxnet1, Signum, Signsgd, SignumOfMxnet1, SignumOfMxnet2, SignsgdOfMxnet,
+             Ftml, FtmlOfMxnet<1>, FtmlOfMxnet<2>>;
 
 }  // namespace mxadamax

@@ -17,6 +17,7 @@ from .adagrad import AdaGrad
 from .adam import Adam, AMSGrad
 from .adamax import Adamax
 from .adamw import AdamW
+from .ftml import FTML
 from .lamb import LAMB
 from .lion import Lion
 from .nadam import Nadam
@@ -27,6 +28,7 @@ from .signum import Signum
 
 # What `import mxadamax` gives.
 __all__ = [
+    "FTML",
     "LAMB",
     "NAG",
     "SGD",
@@ -251,6 +253,11 @@ OPTIMIZERS = [
         fused_ulps=4,
         variants=({"wd_lh": 0.1},),
         bench="signsgd",
+    ),
+    OptimizerInfo(
+        *("ftml_ext", "ftml"),
+        variants=({"beta1": 0.0, "beta2": 0.0}, {"epsilon": 1e-3}, {"begin_num_update": 500}),
+        bench="ftml",
     ),
 ]
 """All of them."""

@@ -102,6 +102,7 @@ REFUSED_OF_THE_FAMILY = [
     ),
     ("nag_ext", {"momentum": math.nan}, r"momentum must be in \[0, 1\), got nan"),
     ("signum_ext", {"wd_lh": -0.1}, r"wd_lh must be in \[0, inf\), got -0.1"),
+    ("ftml_ext", {"beta1": 1.0}, r"beta1 must be in \[0, 1\), got 1.0"),
 ]
 
 

@@ -89,6 +89,9 @@ def test_options(member, dtype):
     )
     shapes = [(257,), (3, 5)]
     for both in (*common, *member.variants):
+        if member.name == "ftml_ext" and both.get("learning_rate") == 0:
+            # It divides by it.
+            continue
         variant = replace(member, options={**member.options, **both})
         if member.built_in == "adamw":
             variant.options["wd"] = 0.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signum against the installed MXNet's built-ins, as they are by default."""
+"""Signum and FTML against the installed MXNet's built-ins, as they are by default."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mxadamax._mxnet.compatibility import IS_MXNET_1
 SHAPES = [(33, 3), (1,), (257,), (3, 4, 5)]
 OWN = {
     "signum": [{}, {"momentum": 0.0}, {"momentum": 0.123, "wd_lh": 0.3}],
+    "ftml": [{}, {"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-3}],
 }
 COMMON = [
     {},
@@ -101,6 +102,16 @@ def test_a_scheduler(name):
             found.append(optimizer.learning_rate)
         rates.append(found)
     assert rates[0] == rates[1]
+
+
+def test_a_learning_rate_of_zero():
+    """FTML divides by it: NaN in the built-in, an error where its `step` raises one."""
+    compare("ftml", {"learning_rate": 0.0}, "float32", steps=3)
+    update = mx.optimizer.get_updater(
+        mx.optimizer.create("ftml_ext", learning_rate=0.0, numerics="portable")
+    )
+    with pytest.raises(ValueError, match="^ftml_ext: the learning rate, which a step divides by, "):
+        update(0, mx.nd.ones((2,)), mx.nd.ones((2,)))
 
 
 @pytest.mark.parametrize("numerics", ["builtin", "portable"])

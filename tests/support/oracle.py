@@ -475,6 +475,27 @@ def signsgd(g, w, *, t, lr, momentum, wd, wd_lh):
     return ((1 - lr * (wd + wd_lh)) * w - lr * sign_or_zero(g),)
 
 
+@rule(
+    "ftml_ext",
+    {"lr": 0.0123, "beta1": 0.6, "beta2": 0.999, "epsilon": 1e-8},
+    kinds=("non_negative", "second_moment", "with_sign"),
+    # The weight is a quotient of two states.
+    ulps={"float32": 2.3, "float64": 2.3},
+    low_precision=False,
+    scalars=lambda h, t: {
+        "correction2": 1 - h["beta2"] ** t,
+        "d_factor": (1 - h["beta1"] ** t) / h["lr"],
+    },
+)
+def ftml(g, w, d, v, z, *, t, lr, beta1, beta2, epsilon):
+    """Zheng & Kwok, ICML 2017, algorithm 1."""
+    v = beta2 * v + (1 - beta2) * square(g)
+    before = d
+    d = (1 - beta1**t) / lr * (sqrt(v / (1 - beta2**t)) + epsilon)
+    z = beta1 * z + (1 - beta1) * g - (d - beta1 * before) * w
+    return -z / d, d, v, z
+
+
 def step(
     formula: Callable[..., tuple[Rounded, ...]],
     weight: np.ndarray,
