@@ -9,6 +9,7 @@
 #include "adamax.h"
 #include "adamw.h"
 #include "ftml.h"
+#include "ftrl.h"
 #include "lamb.h"
 #include "lion.h"
 #include "nadam.h"
@@ -31,6 +32,6 @@ using AllRules =
              Adadelta, AdadeltaOfMxnet1, Sgd, SgdMomentum, SgdOfMxnet1, SingleSgdOfMxnet1,
              SgdMomentumOfMxnet1, Nag, NagOfMxnet1<false>, NagOfMxnet1<true>, NagOfMxnet2, Lion,
              Lamb, LambOfMxnet1, Signum, Signsgd, SignumOfMxnet1, SignumOfMxnet2, SignsgdOfMxnet,
-             Ftml, FtmlOfMxnet<1>, FtmlOfMxnet<2>>;
+             Ftml, FtmlOfMxnet<1>, FtmlOfMxnet<2>, Ftrl, FtrlOfMxnet<1>, FtrlOfMxnet<2>>;
 
 }  // namespace mxadamax

@@ -18,6 +18,7 @@ from .adam import Adam, AMSGrad
 from .adamax import Adamax
 from .adamw import AdamW
 from .ftml import FTML
+from .ftrl import Ftrl
 from .lamb import LAMB
 from .lion import Lion
 from .nadam import Nadam
@@ -39,6 +40,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "Ftrl",
     "Lion",
     "Nadam",
     "RMSProp",
@@ -115,7 +117,7 @@ class OptimizerInfo:
         found = mxnet.optimizer.create(
             self.built_in, use_fused_step=False, **{**self.options, **options}
         )
-        if self.built_in in ("adadelta", "adagrad", "rmsprop"):
+        if self.built_in in ("adadelta", "adagrad", "ftrl", "rmsprop"):
             # Theirs are float32 whatever the weight.
             found.create_state = self.create().create_state
         return found
@@ -258,6 +260,12 @@ OPTIMIZERS = [
         *("ftml_ext", "ftml"),
         variants=({"beta1": 0.0, "beta2": 0.0}, {"epsilon": 1e-3}, {"begin_num_update": 500}),
         bench="ftml",
+    ),
+    OptimizerInfo(
+        *("ftrl_ext", "ftrl"),
+        fused_ulps=4,
+        variants=({"lamda1": 0.0}, {"beta": 0.1}),
+        bench="ftrl",
     ),
 ]
 """All of them."""

@@ -26,7 +26,7 @@ from mxadamax.dtypes import BFLOAT16
 
 DTYPES = ("float16", "bfloat16", "int8")
 IN_INT8 = {"adamax", "adam", "adamw", "nadam", "adabelief"}
-NOT_IN_LOW_PRECISION = {"rmsprop_centered", "ftml"}
+NOT_IN_LOW_PRECISION = {"rmsprop_centered", "ftml", "ftrl"}
 BLOCK = 64
 DRAWS = 10**6
 KEYS = [(0, 0), (1, 0), (0, 1), (0xDEADBEEF, 0x12345678), (2**32 - 1, 2**32 - 1)]

@@ -47,6 +47,7 @@ OWN = {
     "sgd_ext": {"momentum": 0.5},
     "signum_ext": {"momentum": 0.5, "wd_lh": 0.1},
     "ftml_ext": {"beta1": 0.5, "beta2": 0.9, "epsilon": 1e-3},
+    "ftrl_ext": {"lamda1": 0.1, "beta": 0.5},
 }
 
 

@@ -496,6 +496,24 @@ def ftml(g, w, d, v, z, *, t, lr, beta1, beta2, epsilon):
     return -z / d, d, v, z
 
 
+@rule(
+    "ftrl_ext",
+    {"lr": 1.23, "lamda1": 0.1, "beta": 0.1},
+    kinds=("with_sign", "second_moment"),
+    ulps={"float32": 3.6, "float64": 3.6},
+    low_precision=False,
+    scalars=lambda h, t: {"wd": -1.0, "weight_decay": 0.0 if h.get("decoupled_wd") else h["wd"]},
+    takes_wd=True,
+)
+def ftrl(g, w, z, n, *, t, lr, wd, lamda1, beta):
+    """McMahan et al., KDD 2013, algorithm 1, with `wd` as its lambda2 and `lr` as its alpha."""
+    root = sqrt(n + square(g))
+    z = z + (g - (root - sqrt(n)) / lr * w)
+    n = n + square(g)
+    excess = maximum(abs(z) - lamda1, Rounded(0.0, z.dtype))
+    return -(sign(z) * excess) / ((beta + root) / lr + wd), z, n
+
+
 def step(
     formula: Callable[..., tuple[Rounded, ...]],
     weight: np.ndarray,
