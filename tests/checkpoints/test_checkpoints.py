@@ -321,7 +321,7 @@ def test_a_converted_file_is_loaded_by_the_plain_trainer(tmp_path):
         ),
         ("adamax_ext", {}, "adamax_ext", "which only adamax can go on with"),
         ("adam", {}, "sgd_ext", "holds states of MXNet's adam, which only adam_ext can go on with"),
-        ("ftrl", {}, "ftrl_ext", "holds states of MXNet's ftrl, which nothing here can go on with"),
+        ("test", {}, "test_ext", "holds states of MXNet's test, which nothing here can go on with"),
         ("adamax_ext", {}, "nonsense", "not 'nonsense'"),
     ],
 )
