@@ -202,7 +202,8 @@ bool is_among(const char* const (&names)[count], const std::string& name) {
 void push(engine::FusedUpdate& batch, const std::vector<py::dict>& tables,
           const py::object& clip_global_norm, bool skip_nonfinite,
           const std::shared_ptr<engine::StepStatus>& report, std::int64_t skipped_before,
-          bool in_single_precision, const std::vector<std::string>& rounded) {
+          bool in_single_precision, const std::vector<std::string>& rounded,
+          const std::vector<std::string>& exact) {
   if (tables.empty() || (!skip_nonfinite && tables.size() > 1)) {
     throw std::invalid_argument("got " + std::to_string(tables.size()) +
                                 " tables of scalars, expected one, or with skip_nonfinite as many "
@@ -226,6 +227,7 @@ void push(engine::FusedUpdate& batch, const std::vector<py::dict>& tables,
                                          ", expected a finite number");
     }
     if (!in_single_precision) return engine::as_mxnet_reads<double>(value);
+    if (std::find(exact.begin(), exact.end(), name) != exact.end()) return value;
     // What an operator takes in a list is read by the C++ library.
     const bool is_rounded = std::find(rounded.begin(), rounded.end(), name) != rounded.end();
     const float read =
@@ -363,11 +365,12 @@ PYBIND11_MODULE(_native, m) {
       .def("push", &push, py::arg("tables"), py::arg("clip_global_norm"), py::arg("skip_nonfinite"),
            py::arg("report"), py::arg("skipped_before"), py::arg("in_single_precision") = false,
            py::arg("rounded") = std::vector<std::string>{},
+           py::arg("exact") = std::vector<std::string>{},
            "Hand the update to MXNet's engine, once. Each table is a dict, in which each scalar of "
            "the rule is one number, or a list with one for each parameter. The first table counts "
            "if skipped_before steps of the report have been skipped, the next if one more, and so "
            "on. With in_single_precision, scalars are read as by an operator of MXNet's that takes "
-           "single precision, and those in `rounded` to the nearest.")
+           "single precision, those in `rounded` to the nearest, and those in `exact` not at all.")
       .def_property_readonly("pushed", &engine::FusedUpdate::pushed,
                              "Whether the engine has it: it will be done, whatever comes.");
   add_bandwidth_baseline(m);

@@ -8,12 +8,15 @@
 #include "adam.h"
 #include "adamax.h"
 #include "adamw.h"
+#include "ftml.h"
+#include "ftrl.h"
 #include "lamb.h"
 #include "lion.h"
 #include "nadam.h"
 #include "nag.h"
 #include "rmsprop.h"
 #include "sgd.h"
+#include "signum.h"
 
 namespace mxadamax {
 
@@ -28,6 +31,7 @@ using AllRules =
              CenteredRmspropOfMxnet<1>, CenteredRmspropOfMxnet<2>, Adagrad, AdagradOfMxnet1,
              Adadelta, AdadeltaOfMxnet1, Sgd, SgdMomentum, SgdOfMxnet1, SingleSgdOfMxnet1,
              SgdMomentumOfMxnet1, Nag, NagOfMxnet1<false>, NagOfMxnet1<true>, NagOfMxnet2, Lion,
-             Lamb, LambOfMxnet1>;
+             Lamb, LambOfMxnet1, Signum, Signsgd, SignumOfMxnet1, SignumOfMxnet2, SignsgdOfMxnet,
+             Ftml, FtmlOfMxnet<1>, FtmlOfMxnet<2>, Ftrl, FtrlOfMxnet<1>, FtrlOfMxnet<2>>;
 
 }  // namespace mxadamax

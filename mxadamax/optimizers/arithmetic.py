@@ -31,6 +31,8 @@ class Arithmetic:
         precision, and 0 as a bound for none.
     listed : tuple of str, default ()
         The scalars that this operator takes in lists, which round to the nearest number.
+    exact : tuple of str, default ()
+        The scalars that are given as this operator has them, in single or double precision.
     clip_after_wd : bool, default False
         Whether `clip_gradient` bounds the sum of gradient and weight decay, not the gradient.
     decay_in_rule : {"", "coupled", "decoupled"}, default ""
@@ -48,6 +50,7 @@ class Arithmetic:
     rule: str
     by_operator: bool = False
     listed: Tuple[str, ...] = ()
+    exact: Tuple[str, ...] = ()
     clip_after_wd: bool = False
     decay_in_rule: str = ""
     decays_first: bool = False

@@ -19,15 +19,19 @@ from .adam import Adam, AMSGrad
 from .adamax import Adamax
 from .adamw import AdamW
 from .arithmetic import PORTABLE, SERIES, built_in_class, names_in_mxnet
+from .ftml import FTML
+from .ftrl import Ftrl
 from .lamb import LAMB
 from .lion import Lion
 from .nadam import Nadam
 from .nag import NAG
 from .rmsprop import RMSProp
 from .sgd import SGD
+from .signum import Signum
 
 # The optimizers that `import mxadamax` provides.
 __all__ = [
+    "FTML",
     "LAMB",
     "NAG",
     "SGD",
@@ -38,9 +42,11 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "Ftrl",
     "Lion",
     "Nadam",
     "RMSProp",
+    "Signum",
 ]
 
 
@@ -119,7 +125,7 @@ class OptimizerInfo:
         if options.pop("numerics", None) == PORTABLE:
             options["use_fused_step"] = False
         found = self.create_built_in(**options)
-        if self.built_in in ("adadelta", "adagrad", "rmsprop"):
+        if self.built_in in ("adadelta", "adagrad", "ftrl", "rmsprop"):
             # Theirs are float32 for any weight.
             found.create_state = lambda index, weight: ours.to_built_in_state(
                 ours.create_state(index, weight)
@@ -245,6 +251,26 @@ OPTIMIZERS = [
         ),
         bench="lamb",
         bench_options={"wd": 0.01},
+    ),
+    OptimizerInfo(
+        *("signum_ext", "signum"),
+        variants=({"momentum": 0.123, "wd_lh": 0.1},),
+        bench="signum",
+    ),
+    OptimizerInfo(
+        *("signum_ext", "signum", {"momentum": 0.0}),
+        variants=({"wd_lh": 0.1},),
+        bench="signsgd",
+    ),
+    OptimizerInfo(
+        *("ftml_ext", "ftml"),
+        variants=({"beta1": 0.0, "beta2": 0.0}, {"epsilon": 1e-3}, {"begin_num_update": 500}),
+        bench="ftml",
+    ),
+    OptimizerInfo(
+        *("ftrl_ext", "ftrl"),
+        variants=({"lamda1": 0.0}, {"beta": 0.1}),
+        bench="ftrl",
     ),
 ]
 """All optimizers."""

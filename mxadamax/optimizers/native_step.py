@@ -139,7 +139,8 @@ def _checked(
 
 
 def _hand_over(arithmetic: Arithmetic, batch: Any, tables: List[Scalars], *how: Any) -> None:
-    batch.push(tables, *how, arithmetic.by_operator, list(arithmetic.listed))
+    names = list(arithmetic.listed), list(arithmetic.exact)
+    batch.push(tables, *how, arithmetic.by_operator, *names)
 
 
 def _push_whole_model(

@@ -118,7 +118,7 @@ def _update_one(
     has_bound = gradient_bound(optimizer) is not None
     has_penalty, is_decayed = s.wd != NO_L2, s.decay_factor != 1.0
     if arithmetic.by_operator:
-        s = _as_operator_reads(s, arithmetic.listed, weight)
+        s = _as_operator_reads(s, arithmetic, weight)
     s.rule = arithmetic.rule
     grad = grad * s.rescale_grad
     if has_bound and not arithmetic.clip_after_wd:
@@ -140,7 +140,7 @@ def _clipped(grad: NDArray, bound: Union[float, NDArray]) -> NDArray:
 
 
 def _as_operator_reads(
-    s: SimpleNamespace, listed: Sequence[str], weight: NDArray
+    s: SimpleNamespace, arithmetic: Arithmetic, weight: NDArray
 ) -> SimpleNamespace:
     """Scalars in single precision, as arrays like the weight.
 
@@ -150,9 +150,10 @@ def _as_operator_reads(
     def read(name: str, value: float) -> NDArray:
         with numpy.errstate(over="ignore"):
             rounded = float(numpy.float32(value))
-        read = rounded if name in listed else _native.as_mxnet_reads_float32(value)
+        read = rounded if name in arithmetic.listed else _native.as_mxnet_reads_float32(value)
         # A large number stays finite.
-        value = value if math.isinf(value) else max(-FLOAT32[1], min(read, FLOAT32[1]))
+        if not math.isinf(value) and name not in arithmetic.exact:
+            value = max(-FLOAT32[1], min(read, FLOAT32[1]))
         return array(numpy.full(weight.shape, value), weight.context, weight.dtype)
 
     return SimpleNamespace(**{name: read(name, value) for name, value in vars(s).items()})

@@ -38,7 +38,8 @@ def update_scalars(
         **optimizer._weight_decay(lrs, wds, updates, arithmetic),
         **optimizer.scalars(lrs, updates),
     }
-    if arithmetic.scale_in_rule and bound is None:
+    # The norm of all gradients is taken of rescaled ones.
+    if arithmetic.scale_in_rule and bound is None and optimizer.clip_global_norm is None:
         found["rescale_grad"], found["grad_scale"] = 1.0, rescale_grad
     names = _native.rules[arithmetic.rule].scalars
     return {name: found[name] for name in names if name in found}

@@ -14,7 +14,7 @@ from .options import DECAY_RATE, Range
 
 
 class MomentumOptimizer(FusedOptimizer):
-    """Base class of SGD and NAG: a momentum; no state without it.
+    """Base class of SGD, NAG and Signum: a momentum; no state without it.
 
     Parameters are those of the subclasses.
     """

@@ -294,7 +294,7 @@ def test_a_converted_file_is_loaded_by_the_plain_trainer(tmp_path):
         ),
         ("adamax_ext", {}, "adamax_ext", "which only adamax can continue"),
         ("adam", {}, "sgd_ext", "holds states of MXNet's adam, which only adam_ext can continue"),
-        ("ftrl", {}, "ftrl_ext", "holds states of MXNet's ftrl, which nothing here can continue"),
+        ("test", {}, "test_ext", "holds states of MXNet's test, which nothing here can continue"),
         ("adamax_ext", {}, "nonsense", "not 'nonsense'"),
     ],
 )

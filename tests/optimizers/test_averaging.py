@@ -104,7 +104,8 @@ def test_definition(member, dtype, decay):
                 assert_same_bits(a.asnumpy(), b.asnumpy(), where)
             average = average.asnumpy()
             if t == 1 or decay == 0:
-                assert_same_bits(average, history[-1][k], where)
+                # But that it may be 0 for -0.
+                assert_same_bits(average + 0, history[-1][k] + 0, where)
             past = [arrays[k] for arrays in history]
             assert average.shape == past[0].shape
             assert ulps(average, averaged(past, decay), past, decay) <= ULPS, where
@@ -214,6 +215,9 @@ def test_lazy_updates_leave_the_averages_of_other_rows(member, dtype):
 def test_row_sparse_gradients_without_lazy_updates(member, stype):
     shapes = [(50, 7), (9, 2, 3)]
     options = {**OPTIONS, **member.options, "ema_decay": 0.9}
+    if member.name == "ftrl_ext":
+        # MXNet's leaves rows of a row_sparse weight alone.
+        options["numerics"] = "portable"
     sparse, dense = (Run(member.create(**options), weights(shapes, "float32")) for _ in range(2))
     sparse.weights = [weight.tostype(stype) for weight in sparse.weights]
     rng = np.random.RandomState(2)

@@ -101,6 +101,10 @@ REFUSED_OF_THE_FAMILY = [
         "lazy_update must be False without use_fused_step",
     ),
     ("nag_ext", {"momentum": math.nan}, r"momentum must be in \[0, 1\), got nan"),
+    ("signum_ext", {"wd_lh": -0.1}, r"wd_lh must be in \[0, inf\), got -0.1"),
+    ("ftml_ext", {"beta1": 1.0}, r"beta1 must be in \[0, 1\), got 1.0"),
+    ("ftrl_ext", {"lamda1": math.inf}, r"lamda1 must be in \[0, inf\), got inf"),
+    ("ftrl_ext", {"beta": -1}, r"beta must be in \[0, inf\), got -1"),
 ]
 
 

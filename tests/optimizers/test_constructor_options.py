@@ -122,7 +122,7 @@ def test_numerics_are_checked():
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_a_scheduler_without_a_learning_rate(name):
-    """As the built-in: MXNet 1's has none of its own in four cases."""
+    """As the built-in: MXNet 1's has none of its own in six cases."""
     if name not in mx.optimizer.Optimizer.opt_registry:
         pytest.skip(f"this MXNet has no {name}")
 
@@ -139,5 +139,5 @@ def test_a_scheduler_without_a_learning_rate(name):
     ours, theirs = rates(f"{name}_ext"), rates(name)
     assert theirs == ours
     assert ours[4] == ours[0] / 4
-    if IS_MXNET_1 and name in ("adadelta", "adagrad", "nag", "sgd"):
+    if IS_MXNET_1 and name in ("adadelta", "adagrad", "ftml", "ftrl", "nag", "sgd"):
         assert ours[0] == 0.37

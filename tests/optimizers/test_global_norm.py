@@ -60,6 +60,16 @@ def test_like_gradients_scaled_before(member, dtype):
     assert max(factors) == 1
 
 
+@members
+def test_the_norm_is_of_rescaled_gradients_where_nothing_is_clipped(member):
+    run = Run(
+        member.create(**member.options, rescale_grad=0.5, clip_global_norm=1e3),
+        [np.ones(4, "float32")],
+    )
+    run.step([np.full(4, 100, "float32")])
+    assert run.optimizer.gradient_norm == pytest.approx(100.0)
+
+
 @dtypes
 def test_large_bounds_change_nothing(dtype):
     for bound in (1e30, math.inf):

@@ -45,6 +45,9 @@ OWN = {
     "rmsprop_ext": {"rho": 0.8, "momentum": 0.5, "epsilon": 1e-3, "clip_weights": 1.5},
     "adadelta_ext": {"rho": 0.8, "epsilon": 1e-3},
     "sgd_ext": {"momentum": 0.5},
+    "signum_ext": {"momentum": 0.5, "wd_lh": 0.1},
+    "ftml_ext": {"beta1": 0.5, "beta2": 0.9, "epsilon": 1e-3},
+    "ftrl_ext": {"lamda1": 0.1, "beta": 0.5},
 }
 
 

@@ -108,6 +108,9 @@ def test_options(member, dtype, numerics):
     )
     shapes = [(257,), (3, 5)]
     for both in (*common, *member.variants):
+        if member.name == "ftml_ext" and both.get("learning_rate") == 0:
+            # It divides by it.
+            continue
         variant = replace(member, options={**member.options, **both})
         special: Sequence[float] = SPECIAL
         if divides_by_zero(member, numerics):

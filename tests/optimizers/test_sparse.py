@@ -57,6 +57,9 @@ def start(shapes, dtype):
 def test_like_the_dense_gradient(member, dtype, stype):
     shapes = SHAPES[:4] if stype == "default" else SHAPES[:3]
     options = {**OPTIONS, **member.options}
+    if member.name == "ftrl_ext":
+        # MXNet's leaves rows of a row_sparse weight alone.
+        options["numerics"] = "portable"
     sparse = Sparse(member.create(**options), start(shapes, dtype), stype)
     dense = Sparse(member.create(**options), start(shapes, dtype))
     rng = np.random.RandomState(2)

@@ -26,6 +26,13 @@ SCALARS = {
     "rho": 0.95,
     "one_minus_rho": 1 - 0.95,
     "momentum": 0.9,
+    "wd_lh": 0.3,
+    "grad_scale": 0.37,
+    "d_factor": 3.0,
+    "double_correction1": 0.2,
+    "double_correction2": 0.3,
+    "lamda1": 0.1,
+    "beta": 1.0,
     "epsilon": 1e-3,
     "clip_weights": 2.5,
     "one_minus_momentum": 0.1,
@@ -311,7 +318,8 @@ class Device:
 def scalars_of(rule: str, names: Sequence[str], tensor: int = 0, step: int = 0) -> dict[str, float]:
     """Scalars that differ from tensor to tensor and from step to step."""
     found = {name: SCALARS[name] for name in names}
-    found["lr"] *= 1 + tensor % 7 + 0.1 * step
+    rate = "lr" if "lr" in found else "d_factor"
+    found[rate] *= 1 + tensor % 7 + 0.1 * step
     found["step"], found["rng_stream"] = 1 + step, 1000 * tensor
     found["wd"] = (-1.0, 0.0, 0.013)[tensor % 3]
     return found

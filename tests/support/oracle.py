@@ -191,6 +191,8 @@ class Rule(NamedTuple):
         Whether decoupled weight decay is part of the formula.
     sums : bool
         Whether a step depends on sums over all elements.
+    takes_wd : bool
+        Whether weight decay that is not decoupled is part of the formula, not of the gradient.
     """
 
     formula: Callable[..., tuple[Rounded, ...]]
@@ -204,6 +206,7 @@ class Rule(NamedTuple):
     scalars: Callable[[Mapping[str, float], int], dict[str, float]] | None = None
     decays: bool = False
     sums: bool = False
+    takes_wd: bool = False
 
 
 RULES: dict[str, Rule] = {}
@@ -432,6 +435,85 @@ def lamb_mxnet1(*arguments, **hyperparameters):
     return lamb(*arguments, **hyperparameters)
 
 
+def sign_or_zero(x: Rounded) -> Rounded:
+    """The sign, which is 0 for NaN."""
+    found = sign(x)
+    return Rounded(np.where(np.isnan(found.value), 0, found.value), x.dtype, found.error)
+
+
+def signum_decay(h: Mapping[str, float]) -> float:
+    """What decoupled weight decay leaves of a weight."""
+    wd = h["wd"] if h.get("decoupled_wd") else 0.0
+    return (1 - h["lr"] * wd) * (1 - h["lr"] * h["wd_lh"])
+
+
+@rule(
+    *("signum_ext", {"lr": 0.0123, "momentum": 0.9, "wd_lh": 1.7}, ("with_sign",)),
+    # The weight is first multiplied by what decay leaves of it.
+    ulps={"float32": 1.0, "float64": 1.0},
+    scalars=lambda h, t: {"decay_factor": signum_decay(h)},
+)
+def signum(g, w, m, *, t, lr, momentum, wd_lh):
+    """arXiv 1802.04434, algorithm 2, where MXNet keeps -m, and with decoupled decay."""
+    m = momentum * m - (1 - momentum) * g
+    return (1 - lr * wd_lh) * w + lr * sign_or_zero(m), m
+
+
+@rule(
+    *("signum_ext", {"lr": 0.0123, "momentum": 0.0, "wd_lh": 1.7}, ()),
+    ulps={"float32": 1.0, "float64": 1.0},
+    scalars=lambda h, t: {
+        "wd": -1.0,
+        "decay_factor": signum_decay(h)
+        if h.get("decoupled_wd")
+        else 1 - h["lr"] * (h["wd"] + h["wd_lh"]),
+    },
+    takes_wd=True,
+)
+def signsgd(g, w, *, t, lr, momentum, wd, wd_lh):
+    """arXiv 1802.04434, algorithm 1, with decoupled decay."""
+    return ((1 - lr * (wd + wd_lh)) * w - lr * sign_or_zero(g),)
+
+
+@rule(
+    "ftml_ext",
+    {"lr": 0.0123, "beta1": 0.6, "beta2": 0.999, "epsilon": 1e-8},
+    kinds=("non_negative", "second_moment", "with_sign"),
+    # The weight is a quotient of two states.
+    ulps={"float32": 2.3, "float64": 2.3},
+    low_precision=False,
+    scalars=lambda h, t: {
+        "correction2": 1 - h["beta2"] ** t,
+        "d_factor": (1 - h["beta1"] ** t) / h["lr"],
+    },
+)
+def ftml(g, w, d, v, z, *, t, lr, beta1, beta2, epsilon):
+    """Zheng & Kwok, ICML 2017, algorithm 1."""
+    v = beta2 * v + (1 - beta2) * square(g)
+    before = d
+    d = (1 - beta1**t) / lr * (sqrt(v / (1 - beta2**t)) + epsilon)
+    z = beta1 * z + (1 - beta1) * g - (d - beta1 * before) * w
+    return -z / d, d, v, z
+
+
+@rule(
+    "ftrl_ext",
+    {"lr": 1.23, "lamda1": 0.1, "beta": 0.1},
+    kinds=("with_sign", "second_moment"),
+    ulps={"float32": 3.6, "float64": 3.6},
+    low_precision=False,
+    scalars=lambda h, t: {"wd": -1.0, "weight_decay": 0.0 if h.get("decoupled_wd") else h["wd"]},
+    takes_wd=True,
+)
+def ftrl(g, w, z, n, *, t, lr, wd, lamda1, beta):
+    """McMahan et al., KDD 2013, algorithm 1, with `wd` as its lambda2 and `lr` as its alpha."""
+    root = sqrt(n + square(g))
+    z = z + (g - (root - sqrt(n)) / lr * w)
+    n = n + square(g)
+    excess = maximum(abs(z) - lamda1, Rounded(0.0, z.dtype))
+    return -(sign(z) * excess) / ((beta + root) / lr + wd), z, n
+
+
 def step(
     formula: Callable[..., tuple[Rounded, ...]],
     weight: np.ndarray,
@@ -475,7 +557,7 @@ def step(
     }
     rescale_grad, bound, wd = (given.pop(x) for x in ("rescale_grad", "clip_gradient", "wd"))
     g = (-g if maximize else g) * rescale_grad
-    decays = RULES[formula.__name__].decays
+    decays, takes_wd = RULES[formula.__name__].decays, RULES[formula.__name__].takes_wd
     if decays and decoupled_wd:
         g, given["wd"] = clip(g, bound), wd
     elif decoupled_wd:
@@ -483,6 +565,10 @@ def step(
         if corrects_decay:
             rate = corrected(rate, t, given["beta1"], given["beta2"])
         g, w = clip(g, bound), (1 - rate * wd) * w
+        if takes_wd:
+            given["wd"] = Rounded(0.0, "float64")
+    elif takes_wd:
+        g, given["wd"] = clip(g, bound), wd
     elif formula is adabelief:
         g = clip(g + wd * w, bound)
     else:
