@@ -31,7 +31,9 @@ _IN_BUILT_IN: Mapping[str, Mapping[str, Any]] = {
 """Our options that a built-in lacks, with the values that match it: MXNet 1's AdaMax has no
 epsilon, and both MXNets count Nadam's schedule per parameter."""
 
-_ZERO_IS_NONE = ("adam", "adamw", "adabelief", "rmsprop", "sgd", "nag")
+_ZERO_IS_NONE = (
+    *("adam", "adamw", "adabelief", "rmsprop", "sgd", "nag", "signum", "ftml", "ftrl", "lamb"),
+)
 """Built-ins with fused operators, which treat `clip_gradient` of 0 or less as no clipping."""
 
 _MASTER_LAST = ("sgd", "ccsgd", "nag", "lars", "lbsgd")
