@@ -65,7 +65,7 @@ struct UpdateTable {
   // Not 0 where rows are wrong, and nothing may be written. Null where no gradient is of rows.
   const std::int32_t* refused;
   // A number for each tensor, for rules that sum.
-  double* delta_scales;
+  double* scales;
 };
 
 struct UpdateKernel {
@@ -133,7 +133,7 @@ struct PartRange {
 constexpr int sums_per_part = 8;
 
 struct TensorSumTable {
-  // Of the kernel that updates afterwards; its delta_scales are what is written.
+  // Of the kernel that updates afterwards; its scales are what is written.
   UpdateTable update;
   const PartRange* ranges;
   std::int64_t tensor_count;
@@ -144,7 +144,7 @@ struct TensorSumTable {
 struct TensorSumKernels {
   using Start = void (*)(const TensorSumTable& table, bool some_rows, int processors,
                          cudaStream_t stream);
-  int sums;
+  int sums, scales;
   Start float32, float64, low_precision;
 
   Start of(Variant variant) const {

@@ -214,7 +214,7 @@ struct LaunchPlan::Tables {
   DeviceMemory row_parts, refused;
   // Of rules that sum up each tensor first: what the parts of the largest group add to the sums,
   // and what deltas are multiplied by.
-  DeviceMemory part_sums, delta_scales;
+  DeviceMemory part_sums, scales;
   // Made when a step first asks for it.
   bool has_sums = false;
   SumTable sums{};
@@ -357,7 +357,8 @@ void LaunchPlan::Tables::upload_layout(cudaStream_t stream) {
   if (most_parts > 0) {
     const auto numbers = static_cast<std::size_t>(most_parts * sums_per_part * sum_kernels.sums);
     part_sums = DeviceMemory(numbers * sizeof(double));
-    delta_scales = DeviceMemory(tensors.size() * sizeof(double));
+    scales = DeviceMemory(tensors.size() * static_cast<std::size_t>(sum_kernels.scales) *
+                          sizeof(double));
   }
   row_part_count = static_cast<std::int64_t>(row_numbers.size());
   if (row_part_count > 0) {
@@ -453,7 +454,7 @@ void LaunchPlan::update(const std::vector<double>& scalars, const LaunchOptions&
                             tables.row_size,
                             has_options ? tables.control.as<StepControl>() : nullptr,
                             tables.refused.as<std::int32_t>(),
-                            tables.delta_scales.as<double>()};
+                            tables.scales.as<double>()};
     if (group.tensor_count > 0) {
       const TensorSumTable sums{table, group.ranges.as<PartRange>(), group.tensor_count,
                                 tables.part_sums.as<double>()};

@@ -25,10 +25,14 @@
 // scalars as MXNet's operator has them: `1 - beta` is taken in the type that is computed in.
 //
 // A rule whose step depends on norms of the whole tensor has
-//   sums             how many sums over the elements it needs,
-//   add_terms(...)   what an element, with its delta, adds to each of them,
-//   delta_scale(...) what all deltas of the tensor are multiplied by, from the sums.
-// Its kernels go over a tensor twice: once to sum up, with nothing written, then to update.
+//   sums              how many sums over the elements it needs in a stage,
+//   stages            how many stages there are, each of which knows what the last one found,
+//   scales            how many numbers it finds from the sums: see `Scales`,
+//   Total<T>          the type that sums are added up in,
+//   add_terms<stage>  what an element, with its gradient as it comes, adds to each of them,
+//   find_scales<stage>(...) the numbers that follow from the sums of a stage,
+//   scaled_delta(...) in the place of `delta`, with these numbers.
+// Its kernels go over a tensor once for each stage, with nothing written, then to update.
 #pragma once
 
 // Always inlined: one header is compiled for several instruction sets into one library, and an
@@ -51,8 +55,15 @@ struct Rule {
   static constexpr bool supports_low_precision_state = true;
   // Whether `clip_gradient` bounds the sum of gradient and weight decay, instead of the gradient.
   static constexpr bool clip_after_wd = false;
-  // How many sums over a tensor it needs.
+  // How many sums over a tensor it needs in each of its stages.
   static constexpr int sums = 0;
+  static constexpr int stages = 1;
+  // How many numbers follow from them.
+  static constexpr int scales = 1;
+  // What sums are added up in, one after another; or in any order, in lanes.
+  template <class T>
+  using Total = T;
+  static constexpr bool sums_in_any_order = false;
   // Whether it has `new_weight` in the place of `delta`.
   static constexpr bool gives_weight = false;
 
@@ -96,29 +107,26 @@ MXADAMAX_RULE T decayed_weight(const GradientTransform<T>& s, T weight) {
   return s.decay_factor * weight;
 }
 
+// What a rule finds from its sums over a tensor.
+template <class R, class T>
+struct Scales {
+  T found[R::scales];
+};
+
 // The new weight of one element, whose states become new. `w - x` and `w + -x` are the same bits.
-// `delta_scale` counts for rules that sum.
+// `scales` count for rules that sum.
 template <class R, class Scalars, class T>
 MXADAMAX_RULE T updated_weight(const GradientTransform<T>& transform, const Scalars& s,
-                               T delta_scale, T grad, T weight, T* state) {
+                               const Scales<R, T>& scales, T grad, T weight, T* state) {
   const T g = prepared_gradient<R>(transform, grad, weight);
   const T decayed = decayed_weight(transform, weight);
   if constexpr (R::gives_weight) {
     return R::finished(s, R::new_weight(s, g, decayed, state));
+  } else if constexpr (R::sums > 0) {
+    return R::finished(s, decayed + R::scaled_delta(s, scales.found, g, decayed, state));
   } else {
-    T delta = R::delta(s, g, decayed, state);
-    if constexpr (R::sums > 0) delta *= delta_scale;
-    return R::finished(s, decayed + delta);
+    return R::finished(s, decayed + R::delta(s, g, decayed, state));
   }
-}
-
-// Adds to the sums of a tensor what one element does. Its states become new, for nobody.
-template <class R, class Scalars, class T>
-MXADAMAX_RULE void add_terms(const GradientTransform<T>& transform, const Scalars& s, T grad,
-                             T weight, T* state, T* sum) {
-  const T g = prepared_gradient<R>(transform, grad, weight);
-  const T decayed = decayed_weight(transform, weight);
-  R::add_terms(decayed, R::delta(s, g, decayed, state), sum);
 }
 
 // The larger of two; NaN if either is.
