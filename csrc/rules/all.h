@@ -9,6 +9,8 @@
 #include "adamax.h"
 #include "adamw.h"
 #include "lamb.h"
+#include "lans.h"
+#include "lars.h"
 #include "lion.h"
 #include "nadam.h"
 #include "nag.h"
@@ -28,6 +30,7 @@ using AllRules =
              CenteredRmspropOfMxnet<1>, CenteredRmspropOfMxnet<2>, Adagrad, AdagradOfMxnet1,
              Adadelta, AdadeltaOfMxnet1, Sgd, SgdMomentum, SgdOfMxnet1, SingleSgdOfMxnet1,
              SgdMomentumOfMxnet1, Nag, NagOfMxnet1<false>, NagOfMxnet1<true>, NagOfMxnet2, Lion,
-             Lamb, LambOfMxnet1>;
+             Lamb, LambOfMxnet1, LarsRule<false>, LarsRule<true>, LarsOfMxnet<1, false>,
+             LarsOfMxnet<1, true>, LarsOfMxnet<2, false>, LarsOfMxnet<2, true>, Lans>;
 
 }  // namespace mxadamax

@@ -18,6 +18,8 @@ from .adam import Adam, AMSGrad
 from .adamax import Adamax
 from .adamw import AdamW
 from .lamb import LAMB
+from .lans import LANS
+from .lars import LARS
 from .lion import Lion
 from .nadam import Nadam
 from .nag import NAG
@@ -27,6 +29,8 @@ from .sgd import SGD
 # What `import mxadamax` gives.
 __all__ = [
     "LAMB",
+    "LANS",
+    "LARS",
     "NAG",
     "SGD",
     "AMSGrad",
@@ -236,6 +240,25 @@ OPTIMIZERS = [
             {"lower_bound": 3.0, "upper_bound": 5.0},
         ),
         bench="lamb",
+        bench_options={"wd": 0.01},
+    ),
+    OptimizerInfo(
+        *("lars_ext", "lars"),
+        by_operator=True,
+        variants=({"eta": 0.1}, {"epsilon": 1e-3}),
+        bench="lars",
+    ),
+    OptimizerInfo(
+        *("lars_ext", "lars", {"momentum": 0.9}),
+        by_operator=True,
+        variants=({"momentum": 0.123}, {"eta": 0.1}),
+        bench="lars-momentum",
+    ),
+    OptimizerInfo(
+        *("lans_ext", "lans"),
+        by_operator=True,
+        variants=(*_MOMENTS, {"lower_bound": 3.0, "upper_bound": 5.0}),
+        bench="lans",
         bench_options={"wd": 0.01},
     ),
 ]

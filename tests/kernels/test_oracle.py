@@ -121,7 +121,7 @@ CASES = [
     *(
         Case(rule, optimizer_of(rule), bound, ulps=rule.ulps)
         for rule in oracle.RULES.values()
-        if rule.sums
+        if rule.has_bounds
         for bound in ({"lower_bound": 100.0}, {"upper_bound": 3.0})
     ),
 ]
@@ -131,7 +131,7 @@ RUNS = [
     for variant in VARIANTS
     # These have it anyway, or not at all.
     if variant != "decoupled_wd"
-    or not issubclass(case.optimizer, (mxadamax.AdamW, mxadamax.Lion, mxadamax.LAMB))
+    or not issubclass(case.optimizer, (mxadamax.AdamW, mxadamax.Lion, mxadamax.LAMB, mxadamax.LANS))
 ]
 dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
 

@@ -110,7 +110,7 @@ def cases(rule: oracle.Rule) -> Iterator[tuple[list[np.ndarray], dict[str, Any],
     if "correct_bias" in inspect.signature(rule.formula).parameters:
         own["correct_bias"] = False
     for dtype in ("float32", "float64"):
-        bounds = [{"lower_bound": 50.0}, {"upper_bound": 0.5}] if rule.sums else []
+        bounds = [{"lower_bound": 50.0}, {"upper_bound": 0.5}] if rule.has_bounds else []
         for seed, variant in enumerate(VARIANTS + bounds):
             given = {**COMMON, **own, **variant}
             if "clip_weights" not in own:
