@@ -509,7 +509,7 @@ def _lars_rate(g, w, lr, wd, eta, epsilon):
 def _lars(hyperparameters: Mapping[str, Any], kinds: tuple[str, ...]) -> Callable[..., Any]:
     return rule(
         "lars_ext",
-        {"lr": 1.23, "eta": 0.01, "epsilon": 1e-3, **hyperparameters},
+        {"lr": 1.23, "eta": 0.01, "epsilon": 5.0, **hyperparameters},
         kinds,
         # Relative to the length of the whole weight.
         ulps={"float32": np.inf, "float64": np.inf},
