@@ -104,8 +104,7 @@ void compare(const cpu::RuleKernels& rule, const Case& test, std::size_t number)
         sums);
     find_scales(row.data(), sums, scales);
   }
-  rule.kernels[compute](row.data(), scales, arrays[0].data(), arrays[1].data(), states,
-                        elements);
+  rule.kernels[compute](row.data(), scales, arrays[0].data(), arrays[1].data(), states, elements);
   for (std::size_t i = 0; i < count; ++i) {
     for (std::size_t k = 0; k < test.after[i].size(); ++k) {
       const Expected expected = test.after[i][k];
