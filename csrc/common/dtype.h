@@ -73,6 +73,9 @@ constexpr DType updated_type(DType type, bool has_master) {
 }
 constexpr int max_states = 4;
 constexpr int max_sums = 2;
+constexpr int max_stages = 2;
+// And the numbers that follow from them.
+constexpr int max_scales = 3;
 
 // Which of the scalars of every rule multiplies the gradient.
 constexpr int rescale_grad_scalar = 0;
@@ -98,7 +101,8 @@ constexpr bool is_integer_scalar(std::string_view name) {
 }
 
 // Scalars that are bounds, of which infinity is none.
-constexpr const char* bound_scalars[] = {"clip_gradient", "clip_weights", "upper_bound"};
+constexpr const char* bound_scalars[] = {"clip_gradient", "clip_weights", "upper_bound",
+                                         "direction_bound"};
 
 // The names of all scalars of a rule, in the order of a row: those of every rule first, then the
 // rule's own, then those that no kernel sees.

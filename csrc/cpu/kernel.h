@@ -13,18 +13,18 @@ namespace mxadamax::cpu {
 //
 // `scalars` holds one double for each of RuleKernels::scalar_names; the kernel rounds each once to
 // the type it computes in. Arrays need the alignment of their element type only, and must not
-// overlap. `count` may be 0. `delta_scale` is what SumKernels found for the whole tensor.
-using Kernel = void (*)(const double* scalars, double delta_scale, const void* grad, void* weight,
+// overlap. `count` may be 0. `scales` are what SumKernels found for the whole tensor.
+using Kernel = void (*)(const double* scalars, const double* scales, const void* grad, void* weight,
                         void* const* states, std::int64_t count) noexcept;
 
-// What a rule sums up over a tensor before it updates it. Numbers are of the type that is computed
-// in, and are added in the order of the elements, which is MXNet's.
+// What a rule sums up over a tensor in one stage, before it updates it. Numbers are of the type
+// that is computed in, and are added in the order of the elements, which is MXNet's.
 struct SumKernels {
   // Adds what `count` consecutive elements do; no array is written.
-  void (*add)(const double* scalars, const void* grad, const void* weight,
+  void (*add)(const double* scalars, const double* scales, const void* grad, const void* weight,
               const void* const* states, std::int64_t count, double* sums) noexcept;
-  // What deltas are multiplied by.
-  double (*delta_scale)(const double* scalars, const double* sums) noexcept;
+  // Finds the scales that follow from the sums.
+  void (*find_scales)(const double* scalars, const double* sums, double* scales) noexcept;
 };
 
 // Converts `count` consecutive numbers.
@@ -79,9 +79,9 @@ struct RuleKernels {
   const char* const* scalar_names;
   int scalars;
   Kernel kernels[op_math_types];
-  // How many sums over a tensor the rule needs; kernels where there are any.
-  int sums;
-  SumKernels sum_kernels[op_math_types];
+  // How many sums over a tensor the rule needs, in how many stages; kernels where there are any.
+  int sums, stages;
+  SumKernels sum_kernels[max_stages][op_math_types];
   const SharedKernels* shared;
 };
 

@@ -40,12 +40,22 @@ template <class R>
 constexpr int state_slots = R::states > 0 ? R::states : 1;
 
 template <class R, class T>
-void run(const double* scalars, double delta_scale, const void* grad, void* weight,
+Scales<R, T> read_scales(const double* scales) {
+  static_assert(R::scales <= max_scales, "raise max_scales");
+  Scales<R, T> rounded{};
+  if constexpr (R::sums > 0) {
+    for (int k = 0; k < R::scales; ++k) rounded.found[k] = static_cast<T>(scales[k]);
+  }
+  return rounded;
+}
+
+template <class R, class T>
+void run(const double* scalars, const double* scales, const void* grad, void* weight,
          void* const* states, std::int64_t count) noexcept {
   static_assert(R::states <= max_states, "raise max_states");
   const auto transform = read_scalars<GradientTransform<T>, T>(scalars);
   const auto s = read_scalars<typename R::template Scalars<T>, T>(scalars);
-  const T scale = static_cast<T>(delta_scale);
+  const Scales<R, T> scale = read_scales<R, T>(scales);
 
   const T* const g = static_cast<const T*>(grad);
   T* const w = static_cast<T*>(weight);
@@ -62,53 +72,78 @@ void run(const double* scalars, double delta_scale, const void* grad, void* weig
   }
 }
 
-// Terms are computed for many elements at once, and added one after another.
-template <class R, class T>
-void add_to_sums(const double* scalars, const void* grad, const void* weight,
+// The sum of numbers, added in lanes.
+template <class T>
+T added_up_in_lanes(T total, const T* terms, std::int64_t count) {
+  constexpr int lanes = 16;
+  T sums[lanes] = {};
+  std::int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    for (int k = 0; k < lanes; ++k) sums[k] += terms[i + k];
+  }
+  for (int k = 0; i + k < count; ++k) sums[k] += terms[i + k];
+  for (const T sum : sums) total += sum;
+  return total;
+}
+
+// Terms are computed for many elements at once, and then added up.
+template <class R, class T, int stage>
+void add_to_sums(const double* scalars, const double* scales, const void* grad, const void* weight,
                  const void* const* states, std::int64_t count, double* sums) noexcept {
   static_assert(R::sums <= max_sums, "raise max_sums");
+  using Total = typename R::template Total<T>;
+  using Term = std::common_type_t<T, Total>;
   const auto transform = read_scalars<GradientTransform<T>, T>(scalars);
   const auto s = read_scalars<typename R::template Scalars<T>, T>(scalars);
+  const Scales<R, T> scale = read_scales<R, T>(scales);
 
   const T* const g = static_cast<const T*>(grad);
   const T* const w = static_cast<const T*>(weight);
   const T* st[state_slots<R>];
   for (int k = 0; k < R::states; ++k) st[k] = static_cast<const T*>(states[k]);
-  T total[R::sums];
-  for (int k = 0; k < R::sums; ++k) total[k] = static_cast<T>(sums[k]);
+  Total total[R::sums];
+  for (int k = 0; k < R::sums; ++k) total[k] = static_cast<Total>(sums[k]);
 
   constexpr std::int64_t block = 256;
-  alignas(64) T terms[R::sums][block];
+  alignas(64) Term terms[R::sums][block];
   for (std::int64_t first = 0; first < count; first += block) {
     const std::int64_t here = count - first < block ? count - first : block;
     MXADAMAX_INDEPENDENT_ITERATIONS
     for (std::int64_t i = 0; i < here; ++i) {
       T state[state_slots<R>];
       for (int k = 0; k < R::states; ++k) state[k] = st[k][first + i];
-      T term[R::sums] = {};
-      add_terms<R>(transform, s, g[first + i], w[first + i], state, term);
+      Term term[R::sums] = {};
+      R::template add_terms<stage>(transform, s, scale.found, g[first + i], w[first + i], state,
+                                   term);
       for (int k = 0; k < R::sums; ++k) terms[k][i] = term[k];
     }
-    for (std::int64_t i = 0; i < here; ++i) {
-      for (int k = 0; k < R::sums; ++k) total[k] += terms[k][i];
+    if constexpr (R::sums_in_any_order) {
+      for (int k = 0; k < R::sums; ++k) total[k] = added_up_in_lanes(total[k], terms[k], here);
+    } else {
+      for (std::int64_t i = 0; i < here; ++i) {
+        for (int k = 0; k < R::sums; ++k) total[k] = static_cast<Total>(total[k] + terms[k][i]);
+      }
     }
   }
   for (int k = 0; k < R::sums; ++k) sums[k] = total[k];
 }
 
-template <class R, class T>
-double delta_scale(const double* scalars, const double* sums) noexcept {
-  scalars += sizeof(GradientTransform<T>) / sizeof(T);
+template <class R, class T, int stage>
+void find_scales(const double* scalars, const double* sums, double* scales) noexcept {
+  using Total = typename R::template Total<T>;
+  const auto transform = read_scalars<GradientTransform<T>, T>(scalars);
   const auto s = read_scalars<typename R::template Scalars<T>, T>(scalars);
-  T total[R::sums];
-  for (int k = 0; k < R::sums; ++k) total[k] = static_cast<T>(sums[k]);
-  return R::delta_scale(s, total);
+  Total total[R::sums];
+  for (int k = 0; k < R::sums; ++k) total[k] = static_cast<Total>(sums[k]);
+  Scales<R, T> found = read_scales<R, T>(scales);
+  R::template find_scales<stage>(transform, s, total, found.found);
+  for (int k = 0; k < R::scales; ++k) scales[k] = found.found[k];
 }
 
-template <class R, class T>
+template <class R, class T, int stage>
 constexpr SumKernels sum_kernels_of() {
-  if constexpr (R::sums > 0) {
-    return {add_to_sums<R, T>, delta_scale<R, T>};
+  if constexpr (R::sums > 0 && stage < R::stages) {
+    return {add_to_sums<R, T, stage>, find_scales<R, T, stage>};
   } else {
     return {};
   }
@@ -157,7 +192,9 @@ constexpr RuleKernels describe() {
           static_cast<int>(names.size()),
           {run<R, float>, run<R, double>},
           R::sums,
-          {sum_kernels_of<R, float>(), sum_kernels_of<R, double>()},
+          R::stages,
+          {{sum_kernels_of<R, float, 0>(), sum_kernels_of<R, double, 0>()},
+           {sum_kernels_of<R, float, 1>(), sum_kernels_of<R, double, 1>()}},
           &shared_kernels};
 }
 

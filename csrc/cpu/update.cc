@@ -4,6 +4,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numeric>
 
@@ -151,14 +152,14 @@ void for_each_block(const RuleKernels& rule, const Tensor& tensor, std::int64_t 
 }
 
 // Updates what is more than one kernel's work on arrays in place, block by block.
-void update_blocks(const RuleKernels& rule, const Tensor& tensor, double delta_scale,
+void update_blocks(const RuleKernels& rule, const Tensor& tensor, const double* scales,
                    std::int64_t begin, std::int64_t end) noexcept {
   const auto compute = static_cast<std::size_t>(tensor.compute);
   const double ema_weight = epilogue_scalars_of(rule, tensor.scalars).ema_weight;
   for_each_block(
       rule, tensor, begin, end,
       [&](std::int64_t first, std::int64_t count, const void* grad, void* weight, States& states) {
-        rule.kernels[compute](tensor.scalars, delta_scale, grad, weight, states.read(first, count),
+        rule.kernels[compute](tensor.scalars, scales, grad, weight, states.read(first, count),
                               count);
         states.write(first, count);
         if (is_converted(tensor.weight_type)) {
@@ -180,10 +181,10 @@ bool is_computed_in_place(const Tensor& tensor) {
          !is_converted(tensor.state_type) && tensor.state_type != DType::int8;
 }
 
-void update_part(const RuleKernels& rule, const Tensor& tensor, double delta_scale,
+void update_part(const RuleKernels& rule, const Tensor& tensor, const double* scales,
                  std::int64_t first, std::int64_t count) noexcept {
   if (tensor.copy != nullptr || tensor.average != nullptr || !is_computed_in_place(tensor)) {
-    update_blocks(rule, tensor, delta_scale, first, first + count);
+    update_blocks(rule, tensor, scales, first, first + count);
     return;
   }
   void* states[max_states] = {};
@@ -191,21 +192,23 @@ void update_part(const RuleKernels& rule, const Tensor& tensor, double delta_sca
     states[k] = advanced(tensor.states[k], tensor.state_type, first);
   }
   rule.kernels[static_cast<std::size_t>(tensor.compute)](
-      tensor.scalars, delta_scale, advanced(tensor.grad, tensor.grad_type, first),
+      tensor.scalars, scales, advanced(tensor.grad, tensor.grad_type, first),
       advanced(tensor.weight, tensor.weight_type, first), states, count);
 }
 
-// Adds to the sums of a parameter what a tensor does.
-void add_to_sums(const RuleKernels& rule, const Tensor& tensor, double* sums) noexcept {
-  const auto add = rule.sum_kernels[static_cast<std::size_t>(tensor.compute)].add;
+// Adds to the sums of a parameter what a tensor does in a stage.
+void add_to_sums(const RuleKernels& rule, int stage, const Tensor& tensor, const double* scales,
+                 double* sums) noexcept {
+  const auto add = rule.sum_kernels[stage][static_cast<std::size_t>(tensor.compute)].add;
   if (is_computed_in_place(tensor)) {
-    add(tensor.scalars, tensor.grad, tensor.weight, tensor.states, tensor.size, sums);
+    add(tensor.scalars, scales, tensor.grad, tensor.weight, tensor.states, tensor.size, sums);
     return;
   }
   for_each_block(rule, tensor, 0, tensor.size,
                  [&](std::int64_t first, std::int64_t count, const void* grad, const void* weight,
                      States& states) {
-                   add(tensor.scalars, grad, weight, states.read(first, count), count, sums);
+                   add(tensor.scalars, scales, grad, weight, states.read(first, count), count,
+                       sums);
                  });
 }
 
@@ -295,13 +298,14 @@ std::vector<TensorGroup> groups_of(const std::vector<Tensor>& tensors) {
   return groups;
 }
 
-// For rules that sum over a tensor before they update it: two stages in one parallel region. In the
-// first, one thread sums up a whole parameter, in the order of its elements, and updates it at once
-// if it is small enough to be in the cache still; the second updates the others in chunks.
+// For rules that sum over a tensor before they update it: two loops in one parallel region. In the
+// first, one thread sums up a whole parameter, in the order of its elements and stage by stage, and
+// updates it at once if it is small enough to be in the cache still; the second updates the others
+// in chunks.
 void update_after_sums(const RuleKernels& rule, const std::vector<Tensor>& tensors, int threads) {
   constexpr std::int64_t elements_in_cache = 4 * Chunks::length;
   const std::vector<TensorGroup> groups = groups_of(tensors);
-  std::vector<double> delta_scales(tensors.size());
+  std::vector<std::array<double, max_scales>> scales_of(tensors.size());
   std::vector<std::int64_t> sizes_left(tensors.size());
   std::int64_t elements = 0;
   for (const TensorGroup& group : groups) {
@@ -312,19 +316,24 @@ void update_after_sums(const RuleKernels& rule, const std::vector<Tensor>& tenso
   const Chunks chunks_left(sizes_left);
 
   const auto sum_up = [&](const TensorGroup& group) noexcept {
-    double sums[max_sums] = {};
-    for (std::size_t i = group.begin; i < group.end; ++i) add_to_sums(rule, tensors[i], sums);
+    std::array<double, max_scales> scales{};
     const Tensor& first = tensors[group.begin];
     const auto compute = static_cast<std::size_t>(first.compute);
-    const double scale = rule.sum_kernels[compute].delta_scale(first.scalars, sums);
+    for (int stage = 0; stage < rule.stages; ++stage) {
+      double sums[max_sums] = {};
+      for (std::size_t i = group.begin; i < group.end; ++i) {
+        add_to_sums(rule, stage, tensors[i], scales.data(), sums);
+      }
+      rule.sum_kernels[stage][compute].find_scales(first.scalars, sums, scales.data());
+    }
     for (std::size_t i = group.begin; i < group.end; ++i) {
-      delta_scales[i] = scale;
-      if (sizes_left[i] == 0) update_part(rule, tensors[i], scale, 0, tensors[i].size);
+      scales_of[i] = scales;
+      if (sizes_left[i] == 0) update_part(rule, tensors[i], scales.data(), 0, tensors[i].size);
     }
   };
   const auto update_chunk = [&](std::int64_t chunk) noexcept {
     chunks_left.visit(chunk, [&](std::size_t i, std::int64_t first, std::int64_t count) {
-      update_part(rule, tensors[i], delta_scales[i], first, count);
+      update_part(rule, tensors[i], scales_of[i].data(), first, count);
     });
   };
 
@@ -354,7 +363,7 @@ void update(const RuleKernels& rule, const std::vector<Tensor>& tensors, int thr
                 [&](std::int64_t, std::size_t tensor, std::int64_t first, std::int64_t elements) {
                   const std::size_t later = tensor + tensors_ahead;
                   if (first == 0 && later < tensors.size()) prefetch(rule, tensors[later]);
-                  update_part(rule, tensors[tensor], 1, first, elements);
+                  update_part(rule, tensors[tensor], nullptr, first, elements);
                 });
 }
 

@@ -65,8 +65,8 @@ struct UpdateTable {
   const StepControl* control;
   // Not 0 if row indices are invalid and nothing may be written. Null without row-sparse gradients.
   const std::int32_t* refused;
-  // A factor for each tensor, for rules with sums.
-  double* delta_scales;
+  // Numbers for each tensor, for rules with sums.
+  double* scales;
 };
 
 struct UpdateKernel {
@@ -132,7 +132,7 @@ struct PartRange {
 constexpr int sums_per_part = 8;
 
 struct TensorSumTable {
-  // The table of the update kernel that runs next; delta_scales is written.
+  // The table of the update kernel that runs next; scales is written.
   UpdateTable update;
   const PartRange* ranges;
   std::int64_t tensor_count;
@@ -143,7 +143,7 @@ struct TensorSumTable {
 struct TensorSumKernels {
   using Start = void (*)(const TensorSumTable& table, bool some_rows, int processors,
                          cudaStream_t stream);
-  int sums;
+  int sums, scales;
   Start float32, float64, low_precision;
 
   Start of(Variant variant) const {

@@ -212,9 +212,9 @@ struct LaunchPlan::Tables {
   // For the row indices of gradients.
   std::int64_t row_part_count = 0;
   DeviceMemory row_parts, refused;
-  // For rules with sums over each tensor: the partial sums of the largest group, and the factors of
-  // deltas.
-  DeviceMemory part_sums, delta_scales;
+  // For rules with sums over each tensor: the partial sums of the largest group, and what
+  // follows from them.
+  DeviceMemory part_sums, scales;
   // Created when a step first needs it.
   bool has_sums = false;
   SumTable sums{};
@@ -357,7 +357,8 @@ void LaunchPlan::Tables::upload_layout(cudaStream_t stream) {
   if (most_parts > 0) {
     const auto numbers = static_cast<std::size_t>(most_parts * sums_per_part * sum_kernels.sums);
     part_sums = DeviceMemory(numbers * sizeof(double));
-    delta_scales = DeviceMemory(tensors.size() * sizeof(double));
+    scales = DeviceMemory(tensors.size() * static_cast<std::size_t>(sum_kernels.scales) *
+                          sizeof(double));
   }
   row_part_count = static_cast<std::int64_t>(row_numbers.size());
   if (row_part_count > 0) {
@@ -450,7 +451,7 @@ void LaunchPlan::update(const std::vector<double>& scalars, const StepOptions& o
                             tables.row_size,
                             options.any() ? tables.control.as<StepControl>() : nullptr,
                             tables.refused.as<std::int32_t>(),
-                            tables.delta_scales.as<double>()};
+                            tables.scales.as<double>()};
     if (group.tensor_count > 0) {
       const TensorSumTable sums{table, group.ranges.as<PartRange>(), group.tensor_count,
                                 tables.part_sums.as<double>()};

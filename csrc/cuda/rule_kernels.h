@@ -19,14 +19,15 @@ template <class R, class T>
 struct Row {
   using Number = T;
   static constexpr bool has_sums = R::sums > 0;
+  static constexpr int scale_count = R::scales;
   double rescale_grad;
   // The seed of stochastic rounding.
   std::uint64_t seed;
   GradientTransform<T> transform;
   typename R::template Scalars<T> scalars;
   T share_of_old, share_of_new;
-  // The factor of deltas for rules with sums; set by the kernels.
-  T delta_scale;
+  // What follows from the sums, for rules with sums; set by the kernels.
+  Scales<R, T> scales;
 };
 
 template <class R, class T>
@@ -43,14 +44,14 @@ void write_row(const double* scalars, void* row) {
   std::memcpy(&made.scalars, rounded + common, sizeof made.scalars);
   made.share_of_old = static_cast<T>(1 - pass.ema_weight);
   made.share_of_new = static_cast<T>(pass.ema_weight);
-  made.delta_scale = 1;
+  made.scales = {};
   std::memcpy(row, &made, sizeof made);
 }
 
 // Updates one element.
 template <class R, class T>
 MXADAMAX_RULE void run_rule(const Row<R, T>& row, T grad, T* weight, T* state) {
-  *weight = updated_weight<R>(row.transform, row.scalars, row.delta_scale, grad, *weight, state);
+  *weight = updated_weight<R>(row.transform, row.scalars, row.scales, grad, *weight, state);
 }
 
 template <class R, class T>
@@ -72,7 +73,10 @@ MXADAMAX_RULE Row row_of(const UpdateTable& table, std::int32_t tensor, double f
   Row row = *reinterpret_cast<const Row*>(table.rows + tensor * table.row_size);
   row.transform.rescale_grad = static_cast<typename Row::Number>(row.rescale_grad * factor);
   if constexpr (Row::has_sums) {
-    row.delta_scale = static_cast<typename Row::Number>(table.delta_scales[tensor]);
+    for (int k = 0; k < Row::scale_count; ++k) {
+      row.scales.found[k] =
+          static_cast<typename Row::Number>(table.scales[tensor * Row::scale_count + k]);
+    }
   }
   return row;
 }

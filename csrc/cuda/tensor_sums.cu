@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compute a rule's sums over each tensor (LAMB's norms) before the update, and the factor of the
-// tensor's deltas. Two kernels: each warp writes its share of a part, then one warp adds the shares
-// of a tensor. Sums are in double precision, in an order that depends only on sizes.
+// Compute a rule's sums over each tensor (LAMB's norms) before the update, and what follows from
+// them. Two kernels for each stage: each warp writes its share of a part, then one warp adds the
+// shares of a tensor. Sums are in double precision, in an order that depends only on sizes.
 //
 // Threads process single elements, as in update_low_precision.cu.
 #include <type_traits>
@@ -52,7 +52,7 @@ MXADAMAX_RULE T load_gradient(const TensorEntry& tensor, std::int64_t i) {
   }
 }
 
-template <class R, class T, Kept kept, bool some_rows>
+template <class R, class T, Kept kept, bool some_rows, int stage>
 __global__ void __launch_bounds__(threads_per_block, 2) sum_parts(TensorSumTable table) {
   for_each_part<Row<R, T>>(table.update, [&](const Tile& part, const TensorEntry& tensor,
                                              const Row<R, T>& row, std::int64_t number) {
@@ -60,8 +60,9 @@ __global__ void __launch_bounds__(threads_per_block, 2) sum_parts(TensorSumTable
     const auto add_element = [&](T grad, std::int64_t i, double* sums) {
       T weight, state[R::states > 0 ? R::states : 1];
       load_element<R, T, kept>(tensor, i, &weight, state);
-      T terms[R::sums] = {};
-      add_terms<R>(row.transform, row.scalars, grad, weight, state, terms);
+      std::common_type_t<T, typename R::template Total<T>> terms[R::sums] = {};
+      R::template add_terms<stage>(row.transform, row.scalars, row.scales.found, grad, weight,
+                                   state, terms);
 #pragma unroll
       for (int k = 0; k < R::sums; ++k) sums[k] += terms[k];
     };
@@ -85,8 +86,8 @@ __global__ void __launch_bounds__(threads_per_block, 2) sum_parts(TensorSumTable
   });
 }
 
-template <class R, class T>
-__global__ void __launch_bounds__(threads_per_block) scale_deltas(TensorSumTable table) {
+template <class R, class T, int stage>
+__global__ void __launch_bounds__(threads_per_block) find_scales(TensorSumTable table) {
   double factor;
   if (!goes_on(table.update, &factor)) return;
   const auto lane = static_cast<std::int32_t>(threadIdx.x) % warp_size;
@@ -104,33 +105,41 @@ __global__ void __launch_bounds__(threads_per_block) scale_deltas(TensorSumTable
       }
     };
     warp_sum<R::sums>(lane, add_all, [&](const double* sums) {
-      const auto row = row_of<Row<R, T>>(table.update, range.tensor, factor);
-      T rounded[R::sums];
+      using Total = typename R::template Total<T>;
+      auto row = row_of<Row<R, T>>(table.update, range.tensor, factor);
+      Total rounded[R::sums];
 #pragma unroll
-      for (int k = 0; k < R::sums; ++k) rounded[k] = static_cast<T>(sums[k]);
-      table.update.delta_scales[range.tensor] = R::delta_scale(row.scalars, rounded);
+      for (int k = 0; k < R::sums; ++k) rounded[k] = static_cast<Total>(sums[k]);
+      R::template find_scales<stage>(row.transform, row.scalars, rounded, row.scales.found);
+#pragma unroll
+      for (int k = 0; k < R::scales; ++k) {
+        table.update.scales[range.tensor * R::scales + k] = row.scales.found[k];
+      }
     });
   }
 }
 
-template <class R, class T, Kept kept>
+template <class R, class T, Kept kept, int stage = 0>
 void start(const TensorSumTable& table, bool some_rows, int processors, cudaStream_t stream) {
   const unsigned blocks =
       grid_size(table.update.part_count, processors, small_blocks_per_processor);
   if (some_rows) {
-    launch(sum_parts<R, T, kept, true>, blocks, threads_per_block, stream, table);
+    launch(sum_parts<R, T, kept, true, stage>, blocks, threads_per_block, stream, table);
   } else {
-    launch(sum_parts<R, T, kept, false>, blocks, threads_per_block, stream, table);
+    launch(sum_parts<R, T, kept, false, stage>, blocks, threads_per_block, stream, table);
   }
   const std::int64_t work = (table.tensor_count + warps_per_block - 1) / warps_per_block;
-  launch(scale_deltas<R, T>, grid_size(work, processors, small_blocks_per_processor),
+  launch(find_scales<R, T, stage>, grid_size(work, processors, small_blocks_per_processor),
          threads_per_block, stream, table);
+  if constexpr (stage + 1 < R::stages) {
+    start<R, T, kept, stage + 1>(table, some_rows, processors, stream);
+  }
 }
 
 template <class R>
 constexpr TensorSumKernels kernels_of() {
   if constexpr (R::sums > 0) {
-    return {R::sums, start<R, float, Kept::plain>, start<R, double, Kept::plain>,
+    return {R::sums, R::scales, start<R, float, Kept::plain>, start<R, double, Kept::plain>,
             start<R, float, Kept::low_precision>};
   } else {
     return {};

@@ -232,7 +232,8 @@ PYBIND11_MODULE(MXADAMAX_MODULE, m) {
     if (is_integer_scalar(name)) integers.append(name);
   }
   m.attr("integer_scalars") = py::tuple(integers);
-  m.attr("bound_scalars") = py::make_tuple(bound_scalars[0], bound_scalars[1], bound_scalars[2]);
+  m.attr("bound_scalars") = py::tuple(
+      py::cast(std::vector<std::string>(std::begin(bound_scalars), std::end(bound_scalars))));
   m.attr("tile_length") = tile_length;
   m.attr("block_size") = block_size;
   m.attr("architectures") = MXADAMAX_CUDA_ARCHITECTURES;

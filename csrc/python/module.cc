@@ -270,7 +270,8 @@ PYBIND11_MODULE(_native, m) {
           "The names of its scalars.")
       .def_readonly("sums", &cpu::RuleKernels::sums,
                     "How many sums over a tensor it needs before it updates the tensor.");
-  m.attr("bound_scalars") = py::make_tuple(bound_scalars[0], bound_scalars[1], bound_scalars[2]);
+  m.attr("bound_scalars") = py::tuple(
+      py::cast(std::vector<std::string>(std::begin(bound_scalars), std::end(bound_scalars))));
   m.attr("block_size") = block_size;
 
   // Refuses a bad MXADAMAX_INSTRUCTION_SET at import.

@@ -11,6 +11,8 @@
 #include "ftml.h"
 #include "ftrl.h"
 #include "lamb.h"
+#include "lans.h"
+#include "lars.h"
 #include "lion.h"
 #include "nadam.h"
 #include "nag.h"
@@ -32,6 +34,8 @@ using AllRules =
              Adadelta, AdadeltaOfMxnet1, Sgd, SgdMomentum, SgdOfMxnet1, SingleSgdOfMxnet1,
              SgdMomentumOfMxnet1, Nag, NagOfMxnet1<false>, NagOfMxnet1<true>, NagOfMxnet2, Lion,
              Lamb, LambOfMxnet1, Signum, Signsgd, SignumOfMxnet1, SignumOfMxnet2, SignsgdOfMxnet,
-             Ftml, FtmlOfMxnet<1>, FtmlOfMxnet<2>, Ftrl, FtrlOfMxnet<1>, FtrlOfMxnet<2>>;
+             Ftml, FtmlOfMxnet<1>, FtmlOfMxnet<2>, Ftrl, FtrlOfMxnet<1>, FtrlOfMxnet<2>,
+             LarsRule<false>, LarsRule<true>, LarsOfMxnet<1, false>, LarsOfMxnet<1, true>,
+             LarsOfMxnet<2, false>, LarsOfMxnet<2, true>, Lans>;
 
 }  // namespace mxadamax

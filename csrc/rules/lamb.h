@@ -42,23 +42,32 @@ struct LambRule : Rule {
     return corrected_m / (square_root(corrected_v) + s.epsilon) + decay;
   }
 
-  // The squared norms of weight and delta.
+  // The squared norms of weight and delta. States become new, for nobody.
   static constexpr int sums = 2;
-  template <class T>
-  MXADAMAX_RULE static void add_terms(T weight, T delta, T* sum) {
-    sum[0] += square(weight);
-    sum[1] += square(delta);
+  template <int, class T>
+  MXADAMAX_RULE static void add_terms(const GradientTransform<T>& transform, const Scalars<T>& s,
+                                      const T*, T grad, T weight, T* state, T* sum) {
+    const T g = prepared_gradient<LambRule>(transform, grad, weight);
+    const T decayed = decayed_weight(transform, weight);
+    sum[0] += square(decayed);
+    sum[1] += square(delta(s, g, decayed, state));
   }
-  // The learning rate times the trust ratio.
-  template <class T>
-  MXADAMAX_RULE static T delta_scale(const Scalars<T>& s, const T* sum) {
+  // What deltas are multiplied by: the learning rate, times the trust ratio.
+  template <int, class T>
+  MXADAMAX_RULE static void find_scales(const GradientTransform<T>&, const Scalars<T>& s,
+                                        const T* sum, T* scale) {
     const T found = square_root(sum[0]);
     const T delta_norm = square_root(sum[1]);
     // NaN passes through.
     const T bounded_below = found < s.lower_bound ? s.lower_bound : found;
     const T weight_norm = s.upper_bound < bounded_below ? s.upper_bound : bounded_below;
     const bool has_ratio = weight_norm != 0 && delta_norm != 0;
-    return -(s.lr * (has_ratio ? weight_norm / delta_norm : 1));
+    scale[0] = -(s.lr * (has_ratio ? weight_norm / delta_norm : 1));
+  }
+  template <class T>
+  MXADAMAX_RULE static T scaled_delta(const Scalars<T>& s, const T* scale, T g, T weight,
+                                      T* state) {
+    return delta(s, g, weight, state) * scale[0];
   }
 };
 

@@ -25,10 +25,14 @@
 // scalars as MXNet's operator has them: `1 - beta` is taken in the type that is computed in.
 //
 // A rule that needs norms of the whole tensor also has
-//   sums             the number of sums over the elements,
-//   add_terms(...)   adds the terms of one element, with its delta, to the sums,
-//   delta_scale(...) returns the factor of all deltas of the tensor, from the sums.
-// Its kernels read a tensor twice: first to sum, then to update.
+//   sums              the number of sums over the elements, in each stage,
+//   stages            the number of stages; each knows what the one before has found,
+//   scales            how many numbers it finds from the sums: see `Scales`,
+//   Total<T>          the type of the sums,
+//   add_terms<stage>  adds the terms of one element, with its raw gradient, to the sums,
+//   find_scales<stage>(...) finds numbers from the sums of a stage,
+//   scaled_delta(...) in the place of `delta`, with these numbers.
+// Its kernels read a tensor once for each stage, without writing, then to update.
 #pragma once
 
 // Always inlined: one library contains this header compiled for several instruction sets, and the
@@ -51,8 +55,15 @@ struct Rule {
   static constexpr bool supports_low_precision_state = true;
   // Whether `clip_gradient` bounds the gradient plus weight decay, instead of the gradient.
   static constexpr bool clip_after_wd = false;
-  // The number of sums over a tensor.
+  // The number of sums over a tensor in each stage.
   static constexpr int sums = 0;
+  static constexpr int stages = 1;
+  // How many numbers follow from them.
+  static constexpr int scales = 1;
+  // What sums are added up in, one after another; or in any order, in lanes.
+  template <class T>
+  using Total = T;
+  static constexpr bool sums_in_any_order = false;
   // Whether it has `new_weight` in the place of `delta`.
   static constexpr bool gives_weight = false;
 
@@ -96,29 +107,26 @@ MXADAMAX_RULE T decayed_weight(const GradientTransform<T>& s, T weight) {
   return s.decay_factor * weight;
 }
 
+// What a rule finds from its sums over a tensor.
+template <class R, class T>
+struct Scales {
+  T found[R::scales];
+};
+
 // Returns the new weight of one element and updates its states. `w - x` and `w + -x` are the same
-// bits. Only rules with sums use `delta_scale`.
+// bits. Only rules with sums use `scales`.
 template <class R, class Scalars, class T>
 MXADAMAX_RULE T updated_weight(const GradientTransform<T>& transform, const Scalars& s,
-                               T delta_scale, T grad, T weight, T* state) {
+                               const Scales<R, T>& scales, T grad, T weight, T* state) {
   const T g = prepared_gradient<R>(transform, grad, weight);
   const T decayed = decayed_weight(transform, weight);
   if constexpr (R::gives_weight) {
     return R::finished(s, R::new_weight(s, g, decayed, state));
+  } else if constexpr (R::sums > 0) {
+    return R::finished(s, decayed + R::scaled_delta(s, scales.found, g, decayed, state));
   } else {
-    T delta = R::delta(s, g, decayed, state);
-    if constexpr (R::sums > 0) delta *= delta_scale;
-    return R::finished(s, decayed + delta);
+    return R::finished(s, decayed + R::delta(s, g, decayed, state));
   }
-}
-
-// Adds the terms of one element to the sums of its tensor. Overwrites the given copy of its states.
-template <class R, class Scalars, class T>
-MXADAMAX_RULE void add_terms(const GradientTransform<T>& transform, const Scalars& s, T grad,
-                             T weight, T* state, T* sum) {
-  const T g = prepared_gradient<R>(transform, grad, weight);
-  const T decayed = decayed_weight(transform, weight);
-  R::add_terms(decayed, R::delta(s, g, decayed, state), sum);
 }
 
 // Returns the larger of two; NaN if either is NaN.

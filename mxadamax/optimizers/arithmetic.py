@@ -45,6 +45,8 @@ class Arithmetic:
         the option says.
     scale_in_rule : bool, default False
         Whether the rule multiplies by `rescale_grad` where nothing is clipped.
+    zero_is_a_bound : bool, default False
+        Whether MXNet clips all gradients to 0 where `clip_gradient` is 0.
     """
 
     rule: str
@@ -56,6 +58,7 @@ class Arithmetic:
     decays_first: bool = False
     lazy_update: Optional[bool] = None
     scale_in_rule: bool = False
+    zero_is_a_bound: bool = False
 
 
 BySeries = Mapping[int, Arithmetic]

@@ -408,7 +408,7 @@ class FusedOptimizer(CountingOptimizer):
             The result of `create_state`.
         s : namespace
             The scalars of this parameter, as floats, or as arrays where an operator of MXNet's
-            takes single precision; and `rule`.
+            takes single precision; `rule`; and `raw_grad`, the gradient as it came.
         """
         raise NotImplementedError
 

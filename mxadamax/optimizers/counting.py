@@ -146,12 +146,16 @@ class CountingOptimizer(StepOptimizer):
         return [counts[index] for index in indices]
 
     def _get_lrs(self, indices: Sequence[Index]) -> List[float]:
+        return self._multiplied(self._asked_rate(), "lr_mult", indices)
+
+    def _asked_rate(self) -> float:
+        """The learning rate of all parameters, before multipliers."""
         rate = as_number(self.learning_rate)
         asked = (
             f"lr_scheduler({self.num_update})" if self.lr_scheduler is not None else "learning_rate"
         )
         ANY_FINITE.check(self.registered_name, asked, rate)
-        return self._multiplied(float(rate), "lr_mult", indices)
+        return float(rate)
 
     def _get_wds(self, indices: Sequence[Index]) -> List[float]:
         return self._multiplied(float(self.wd), "wd_mult", indices)

@@ -22,6 +22,8 @@ from .arithmetic import PORTABLE, SERIES, built_in_class, names_in_mxnet
 from .ftml import FTML
 from .ftrl import Ftrl
 from .lamb import LAMB
+from .lans import LANS
+from .lars import LARS
 from .lion import Lion
 from .nadam import Nadam
 from .nag import NAG
@@ -33,6 +35,8 @@ from .signum import Signum
 __all__ = [
     "FTML",
     "LAMB",
+    "LANS",
+    "LARS",
     "NAG",
     "SGD",
     "AMSGrad",
@@ -271,6 +275,25 @@ OPTIMIZERS = [
         *("ftrl_ext", "ftrl"),
         variants=({"lamda1": 0.0}, {"beta": 0.1}),
         bench="ftrl",
+    ),
+    OptimizerInfo(
+        *("lars_ext", "lars"),
+        portable_is_step=False,
+        variants=({"eta": 0.1}, {"epsilon": 1e-3}),
+        bench="lars",
+    ),
+    OptimizerInfo(
+        *("lars_ext", "lars", {"momentum": 0.9}),
+        portable_is_step=False,
+        variants=({"momentum": 0.123}, {"eta": 0.1}),
+        bench="lars-momentum",
+    ),
+    OptimizerInfo(
+        *("lans_ext", "lans"),
+        portable_is_step=False,
+        variants=(*_MOMENTS, {"lower_bound": 3.0, "upper_bound": 5.0}),
+        bench="lans",
+        bench_options={"wd": 0.01},
     ),
 ]
 """All optimizers."""

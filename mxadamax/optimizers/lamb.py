@@ -173,16 +173,18 @@ class LAMB(FusedOptimizer):
         delta = (quotient + decay).astype(weight.dtype)
 
         lr, lower, upper = (x.asnumpy() for x in (s.lr, s.lower_bound, s.upper_bound))
-        norm = numpy.minimum(numpy.maximum(_norm(weight), lower), upper)
-        delta_norm = _norm(delta)
+        weight_norm = numpy.minimum(numpy.maximum(norm(weight), lower), upper)
+        delta_norm = norm(delta)
         with numpy.errstate(divide="ignore", invalid="ignore"):
             ratio = numpy.where(
-                (norm != 0) & (delta_norm != 0), norm / delta_norm, norm.dtype.type(1)
+                (weight_norm != 0) & (delta_norm != 0),
+                weight_norm / delta_norm,
+                weight_norm.dtype.type(1),
             )
         weight -= array(lr * ratio, weight.context, weight.dtype) * delta
 
 
-def _norm(x: NDArray) -> Any:
+def norm(x: NDArray) -> Any:
     """Compute the norm of an array, adding squares sequentially."""
     squares = numpy.square(x.asnumpy().ravel())
     return numpy.sqrt(numpy.add.accumulate(squares)[-1]) if x.size else x.dtype(0)

@@ -120,6 +120,7 @@ def _update_one(
     if arithmetic.by_operator:
         s = _as_operator_reads(s, arithmetic, weight)
     s.rule = arithmetic.rule
+    s.raw_grad = grad
     grad = grad * s.rescale_grad
     if has_bound and not arithmetic.clip_after_wd:
         grad = _clipped(grad, s.clip_gradient)

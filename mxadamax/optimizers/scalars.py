@@ -47,7 +47,9 @@ def update_scalars(
 
 def gradient_bound(optimizer: "FusedOptimizer") -> Optional[float]:
     """`clip_gradient`; None for none, which is what MXNet's operators take 0 for."""
-    if optimizer.arithmetic.by_operator and optimizer.clip_gradient == 0:
+    arithmetic = optimizer.arithmetic
+    takes_0_for_none = arithmetic.by_operator and not arithmetic.zero_is_a_bound
+    if takes_0_for_none and optimizer.clip_gradient == 0:
         return None
     return optimizer.clip_gradient
 

@@ -110,7 +110,7 @@ def cases(rule: oracle.Rule) -> Iterator[tuple[list[np.ndarray], dict[str, Any],
     if "correct_bias" in inspect.signature(rule.formula).parameters:
         own["correct_bias"] = False
     for dtype in ("float32", "float64"):
-        bounds = [{"lower_bound": 50.0}, {"upper_bound": 0.5}] if rule.sums else []
+        bounds = [{"lower_bound": 50.0}, {"upper_bound": 0.5}] if rule.has_bounds else []
         for seed, variant in enumerate(VARIANTS + bounds):
             given = {**COMMON, **own, **variant}
             if "clip_weights" not in own:
@@ -118,10 +118,11 @@ def cases(rule: oracle.Rule) -> Iterator[tuple[list[np.ndarray], dict[str, Any],
             arrays = inputs(rule, dtype, seed)
             yield arrays, given, dtype
             if rule.sums and seed == 0:
-                # A norm of zero, of the weight and of the delta.
+                # A norm of zero, of the weight and of the delta. LANS divides by that of the gradient.
                 zero = [np.zeros_like(array) for array in arrays]
                 yield [arrays[0], zero[1], *arrays[2:]], given, dtype
-                yield [zero[0], arrays[1], *zero[2:]], {**given, "wd": 0.0}, dtype
+                if not rule.bounds_direction:
+                    yield [zero[0], arrays[1], *zero[2:]], {**given, "wd": 0.0}, dtype
             if given["clip_gradient"] == 0:
                 for state in arrays[2:]:
                     state[:] = 0

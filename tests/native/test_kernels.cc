@@ -22,7 +22,8 @@ struct Arrays {
               std::size_t count) {
     void* pointers[max_states] = {};
     for (std::size_t k = 0; k < state.size(); ++k) pointers[k] = state[k].data() + first;
-    rule.kernels[sizeof(T) == 8](row, 1, grad.data() + first, weight.data() + first, pointers,
+    const double scales[max_scales] = {1, 1, 1};
+    rule.kernels[sizeof(T) == 8](row, scales, grad.data() + first, weight.data() + first, pointers,
                                  static_cast<std::int64_t>(count));
   }
   Guarded<T> weight, grad;

@@ -91,20 +91,20 @@ void compare(const cpu::RuleKernels& rule, const Case& test, std::size_t number)
   constexpr int compute = sizeof(T) == 8;
   const auto row = row_of(rule, test.scalars);
   const auto elements = static_cast<std::int64_t>(count);
-  double delta_scale = 1;
-  if (rule.sums > 0) {
-    const auto [add, scale_of] = rule.sum_kernels[compute];
+  double scales[max_scales] = {};
+  for (int stage = 0; rule.sums > 0 && stage < rule.stages; ++stage) {
+    const auto [add, find_scales] = rule.sum_kernels[stage][compute];
     double sums[max_sums] = {};
     // In two parts.
     const std::int64_t half = elements / 2;
     const void* rest[max_states] = {};
     for (std::size_t k = 0; k < test.kinds.size(); ++k) rest[k] = arrays[2 + k].data() + half;
-    add(row.data(), arrays[0].data(), arrays[1].data(), states, half, sums);
-    add(row.data(), arrays[0].data() + half, arrays[1].data() + half, rest, elements - half, sums);
-    delta_scale = scale_of(row.data(), sums);
+    add(row.data(), scales, arrays[0].data(), arrays[1].data(), states, half, sums);
+    add(row.data(), scales, arrays[0].data() + half, arrays[1].data() + half, rest, elements - half,
+        sums);
+    find_scales(row.data(), sums, scales);
   }
-  rule.kernels[compute](row.data(), delta_scale, arrays[0].data(), arrays[1].data(), states,
-                        elements);
+  rule.kernels[compute](row.data(), scales, arrays[0].data(), arrays[1].data(), states, elements);
   for (std::size_t i = 0; i < count; ++i) {
     for (std::size_t k = 0; k < test.after[i].size(); ++k) {
       const Expected expected = test.after[i][k];

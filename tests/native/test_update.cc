@@ -174,14 +174,14 @@ void test_against_kernels(const cpu::RuleKernels& rule) {
   Model updated(rule, kinds[0], sizes), expected(rule, kinds[0], sizes);
   cpu::update(rule, updated.tensors, 2);
   for (const cpu::Tensor& tensor : expected.tensors) {
-    double scale = 1;
-    if (rule.sums > 0) {
+    double scales[max_scales] = {};
+    for (int stage = 0; rule.sums > 0 && stage < rule.stages; ++stage) {
       double sums[max_sums] = {};
-      const auto [add, scale_of] = rule.sum_kernels[0];
-      add(tensor.scalars, tensor.grad, tensor.weight, tensor.states, tensor.size, sums);
-      scale = scale_of(tensor.scalars, sums);
+      const auto [add, find_scales] = rule.sum_kernels[stage][0];
+      add(tensor.scalars, scales, tensor.grad, tensor.weight, tensor.states, tensor.size, sums);
+      find_scales(tensor.scalars, sums, scales);
     }
-    rule.kernels[0](tensor.scalars, scale, tensor.grad, tensor.weight, tensor.states, tensor.size);
+    rule.kernels[0](tensor.scalars, scales, tensor.grad, tensor.weight, tensor.states, tensor.size);
   }
   CHECK(updated.bytes() == expected.bytes(), rule.rule);
 }

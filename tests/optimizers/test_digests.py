@@ -34,13 +34,15 @@ TABLE = (33, 4)
 """The shape of the weight whose gradient can hold some rows."""
 
 OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
-    **{record.name: {} for record in RECORDS if record.name != "lamb_ext"},
+    **{record.name: {} for record in RECORDS if record.name not in ("lamb_ext", "lars_ext")},
     "adamw_ext, no correction": {"correct_bias": False},
     "adabelief_ext, no correction": {"correct_bias": False},
     "rmsprop_ext, clip_weights": {"clip_weights": 0.3},
     "rmsprop_ext, centered": {"centered": True, "epsilon": 1e-3},
     "sgd_ext, momentum": {"momentum": 0.9},
     "signum_ext, no momentum": {"momentum": 0.0},
+    "lars_ext": {"numerics": "portable", "eta": 0.1},
+    "lars_ext, momentum": {"numerics": "portable", "eta": 0.1, "momentum": 0.9},
     # The built-in's bits, which are not the same in both.
     f"lamb_ext, MXNet {1 if IS_MXNET_1 else 2}": {"lower_bound": 0.5, "upper_bound": 2.0},
 }

@@ -43,5 +43,8 @@ def assert_same_or_near(
         assert_same_bits(actual, expected, where)
         return
     digits = {"float16": 2e-3, "bfloat16": 2e-2, "float64": 1e-10}
+    if rule.startswith("lars") and "_mxnet" in rule:
+        # The sums of the processor are in single precision.
+        del digits["float64"]
     near = digits.get(dtype or actual.dtype.name, 1e-5)
     np.testing.assert_allclose(actual, expected, near, near, equal_nan=True, err_msg=where)

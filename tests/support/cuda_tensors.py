@@ -43,6 +43,10 @@ SCALARS = {
     "correction1": 0.3,
     "correction2": 0.2,
     "weight_decay": 0.03,
+    "grad_scale": 0.7,
+    "eta": 0.4,
+    "adapts": 1.0,
+    "direction_bound": 0.1,
     "lower_bound": 1.0,
     "upper_bound": 40.0,
     "ema_weight": 0.25,
@@ -208,6 +212,11 @@ class Tensor:
         """Fail unless arrays of another have the same bits."""
         for name, array in self.arrays.items():
             is_state = self.state_dtype and name.startswith("state")
+            if is_state and self.state_dtype == "int8" and self.rule == "lans":
+                # Its states depend on a norm, whose last digits decide how some are rounded.
+                off = abs(other[name].astype(int) - array.astype(int))
+                assert np.max(off, initial=0) <= 1, f"{where}, {self.dtype}, {name}"
+                continue
             if name == "rows" or (is_state and self.state_dtype == "int8"):
                 assert np.array_equal(other[name], array), f"{where}, {self.dtype}, {name}"
                 continue

@@ -8,6 +8,7 @@ and nowhere else.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Union
 
@@ -193,6 +194,10 @@ class Rule(NamedTuple):
         Whether a step depends on sums over all elements.
     takes_wd : bool
         Whether weight decay that is not decoupled is part of the formula, not of the gradient.
+    bounds_direction : bool
+        Whether `clip_gradient` is left to the formula, as its `bound`.
+    adapts : bool
+        Whether the learning rate depends on the gradient as it is before it is clipped.
     """
 
     formula: Callable[..., tuple[Rounded, ...]]
@@ -207,6 +212,13 @@ class Rule(NamedTuple):
     decays: bool = False
     sums: bool = False
     takes_wd: bool = False
+    bounds_direction: bool = False
+    adapts: bool = False
+
+    @property
+    def has_bounds(self) -> bool:
+        """Whether the norm of the weight is bounded."""
+        return "lower_bound" in inspect.signature(self.formula).parameters
 
 
 RULES: dict[str, Rule] = {}
@@ -382,24 +394,24 @@ def lion(g, w, m, *, t, lr, wd, beta1, beta2):
     return w - lr * (sign(direction) + wd * w), m
 
 
+def _lamb_scalars(h: Mapping[str, float], t: int) -> dict[str, float]:
+    return {
+        "correction1": 1 - float(np.float32(h["beta1"])) ** t,
+        "correction2": 1 - float(np.float32(h["beta2"])) ** t,
+        "lower_bound": h.get("lower_bound", 0.0),
+        "upper_bound": h.get("upper_bound", np.inf),
+    }
+
+
 def _lamb(name: str) -> Callable[..., Callable[..., tuple[Rounded, ...]]]:
     """What both rules of LAMB are registered with."""
-
-    def scalars(h: Mapping[str, float], t: int) -> dict[str, float]:
-        return {
-            "correction1": 1 - float(np.float32(h["beta1"])) ** t,
-            "correction2": 1 - float(np.float32(h["beta2"])) ** t,
-            "lower_bound": h.get("lower_bound", 0.0),
-            "upper_bound": h.get("upper_bound", np.inf),
-        }
-
     return rule(
         name,
         {**MOMENTS, "epsilon": 1e-6, "decoupled_wd": True},
         ("with_sign", "second_moment"),
         # Relative to the length of the whole weight.
         ulps={"float32": np.inf, "float64": np.inf},
-        scalars=scalars,
+        scalars=_lamb_scalars,
         decays=True,
         sums=True,
     )
@@ -514,6 +526,94 @@ def ftrl(g, w, z, n, *, t, lr, wd, lamda1, beta):
     return -(sign(z) * excess) / ((beta + root) / lr + wd), z, n
 
 
+@rule(
+    "lans_ext",
+    {**MOMENTS, "epsilon": 1e-6, "decoupled_wd": True},
+    ("with_sign", "second_moment"),
+    # Relative to the length of the whole weight.
+    ulps={"float32": np.inf, "float64": np.inf},
+    scalars=lambda h, t: {
+        **_lamb_scalars(h, t),
+        "direction_bound": h["clip_gradient"],
+        "clip_gradient": np.inf,
+    },
+    decays=True,
+    sums=True,
+    bounds_direction=True,
+)
+def lans(g, w, m, v, *, t, lr, wd, beta1, beta2, epsilon, bound, lower_bound=0.0, upper_bound=1e30):
+    """arXiv 2006.13484, algorithm 2, with bounds of the norm of the weight.
+
+    Hyperparameters are in single precision.
+    """
+
+    def given(x):
+        return single(x if isinstance(x, Rounded) else Rounded(x, "float64"), g.dtype)
+
+    def correction(beta):
+        return single(1 - beta.to(np.dtype("float32")) ** t, g.dtype)
+
+    b1, b2 = given(beta1), given(beta2)
+    g = clip(g / norm(g), given(bound))
+    m = b1 * m + (1 - b1) * g
+    v = b2 * v + (1 - b2) * square(g)
+    scale = sqrt(v / correction(beta2)) + given(epsilon)
+    decay = given(wd) * w
+    size = -maximum(-maximum(norm(w), given(lower_bound)), -given(upper_bound))
+
+    def ratio(direction):
+        is_zero = np.all(direction.value == 0) or (np.all(w.value == 0) and np.all(size.value == 0))
+        return Rounded(1.0, g.dtype) if is_zero else size / norm(direction)
+
+    along_m, along_g = m / correction(beta1) / scale + decay, g / scale + decay
+    step = given(lr) * (ratio(along_m) * b1) * along_m
+    return w - (step + given(lr) * (ratio(along_g) * (1 - b1)) * along_g), m, v
+
+
+def _lars_scalars(h: Mapping[str, float], t: int) -> dict[str, float]:
+    wd = 0.0 if h.get("decoupled_wd") else h["wd"]
+    return {"adapts": 1.0, "grad_scale": 1.0, "weight_decay": wd, "momentum": h.get("momentum", 0)}
+
+
+def _lars_rate(g, w, lr, wd, eta, epsilon):
+    """The learning rate of a parameter; norms and their quotient are in single precision."""
+    short = np.dtype("float32")
+    weight_norm, grad_norm = (
+        Rounded(size.value, size.dtype, size.error).to(short) for size in (norm(w), norm(g))
+    )
+    if np.all(weight_norm.value == 0) or np.all(grad_norm.value == 0):
+        return lr
+    wd, eta, epsilon = (x.to(short) for x in (wd, eta, epsilon))
+    factor = eta * weight_norm / (grad_norm + wd * weight_norm + epsilon)
+    return Rounded(factor.value, g.dtype, factor.error) * lr
+
+
+def _lars(hyperparameters: Mapping[str, Any], kinds: tuple[str, ...]) -> Callable[..., Any]:
+    return rule(
+        "lars_ext",
+        {"lr": 1.23, "eta": 0.01, "epsilon": 5.0, **hyperparameters},
+        kinds,
+        # Relative to the length of the whole weight.
+        ulps={"float32": np.inf, "float64": np.inf},
+        scalars=_lars_scalars,
+        sums=True,
+        adapts=True,
+    )
+
+
+@_lars({}, ())
+def lars(g, w, *, t, lr, eta, epsilon, raw, rate_wd):
+    """arXiv 1708.03888, algorithm 1, without momentum."""
+    return (w - _lars_rate(raw, w, lr, rate_wd, eta, epsilon) * g,)
+
+
+@_lars({"momentum": 0.9}, ("with_sign",))
+def lars_momentum(g, w, change, *, t, lr, momentum, eta, epsilon, raw, rate_wd):
+    """arXiv 1708.03888, algorithm 1."""
+    change = momentum * change - _lars_rate(raw, w, lr, rate_wd, eta, epsilon) * g
+    return w + change, change
+
+
 def step(
     formula: Callable[..., tuple[Rounded, ...]],
     weight: np.ndarray,
@@ -558,6 +658,11 @@ def step(
     rescale_grad, bound, wd = (given.pop(x) for x in ("rescale_grad", "clip_gradient", "wd"))
     g = (-g if maximize else g) * rescale_grad
     decays, takes_wd = RULES[formula.__name__].decays, RULES[formula.__name__].takes_wd
+    decays = RULES[formula.__name__].decays
+    if RULES[formula.__name__].bounds_direction:
+        given["bound"], bound = bound, Rounded(np.inf, "float64")
+    if RULES[formula.__name__].adapts:
+        given.update(raw=g, rate_wd=Rounded(0.0, "float64") if decoupled_wd else wd)
     if decays and decoupled_wd:
         g, given["wd"] = clip(g, bound), wd
     elif decoupled_wd:

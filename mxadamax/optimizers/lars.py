@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LARS."""
+
+import os
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import numpy
+from mxnet.ndarray import NDArray, array
+
+from .arithmetic import BUILTIN, SERIES, Arithmetic, BySeries
+from .base import FusedOptimizer, Scalars, register
+from .options import DECAY_RATE, NOT_NEGATIVE, Range, check_flag
+from .step_tracker import Index
+
+_WITHOUT_RATIO = ("gamma", "beta", "bias")
+"""How the names of parameters end whose learning rate is not adapted."""
+
+
+def _by_lists(series: int) -> Arithmetic:
+    """The arithmetic of MXNet's operators for several parameters at once."""
+    return Arithmetic(
+        f"lars_momentum_mxnet{series}",
+        by_operator=True,
+        listed=("lr", "weight_decay"),
+        decay_in_rule="coupled",
+        scale_in_rule=True,
+    )
+
+
+@register("lars_ext", "lars", {"momentum_correction": False})
+class LARS(FusedOptimizer):
+    r"""LARS: stochastic gradient descent whose steps are in proportion to the norm of the weight.
+
+    For each weight::
+
+        rate = lr * eta * |weight| / (|grad * rescale_grad| + wd * |weight| + epsilon)
+        grad = clip(grad * rescale_grad, -clip_gradient, clip_gradient) + wd * weight
+        change = momentum * change - rate * grad
+        weight += change
+
+    The rate is `lr` where either norm is 0, and for parameters whose names end in gamma, beta or
+    bias. Names are those of `param_idx2name`, which a trainer of Gluon does not give.
+
+    Parameters
+    ----------
+    learning_rate : float, in [0, inf), default 0.1
+        The learning rate. None takes it from `lr_scheduler`, or 0.01 without one.
+    momentum : float, in [0, 1), default 0
+        How much of the last change goes on. It can change from step to step, but not from 0.
+    eta : float, in [0, inf), default 0.001
+        How long a step is, relative to the weight, at a learning rate of 1.
+    epsilon : float, in [0, inf), default 1e-8
+        Added to the denominator.
+    momentum_correction : bool, default False
+        When the learning rate changes, multiply `momentum` by its ratio to the last one, for one
+        step, as MXNet 1 does: there for the parameters of its first call in that step, which are as
+        many as the environment variable ``MXNET_OPTIMIZER_AGGREGATION_SIZE`` says, by default 4.
+        All of them with ``numerics="portable"``.
+    lazy_update : bool, default False
+        See :class:`mxadamax.optimizers.base.FusedOptimizer`.
+    use_fused_step : bool, default True
+        False computes with MXNet's operators instead of the native kernel.
+    aggregate_num : int >= 0 or numpy.inf, optional
+        See :class:`mxadamax.optimizers.base.FusedOptimizer`. More than 1 also selects what MXNet 2
+        computes then.
+    **kwargs
+        What every optimizer takes; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
+
+    Raises
+    ------
+    TypeError
+        For an argument that does not exist.
+    ValueError
+        For a hyperparameter out of its range.
+
+    Notes
+    -----
+    State for each weight: one array ``change`` of its shape and dtype, the built-in's; None without
+    momentum.
+
+    In MXNet 1, and in MXNet 2 with an `aggregate_num` above 1, norms come from sums in single
+    precision that add one element after another, and weights equal those of the built-in to the
+    last bit. MXNet 2 by default takes norms with another operator, which rounds in single precision
+    after each element; here they come from sums in double precision. Rates differ by what it rounds
+    wrongly: about 1e-5 of them for 100,000 elements, and 1e-3 for two millions. So they do for
+    row_sparse gradients, and on a GPU, where sums are in double precision always.
+
+    A step reads everything twice: first for the norms, with nothing written, then to update. The
+    norm of a 16-bit weight is that of its float32 copy where it has one. With `lazy_update`, norms
+    are over the rows that the gradient holds.
+
+    Source: Y. You, I. Gitman, B. Ginsburg, *Large Batch Training of Convolutional Networks*,
+    arXiv 1708.03888, algorithm 1.
+
+    Examples
+    --------
+    >>> trainer = gluon.Trainer(net.collect_params(), "lars_ext", {"momentum": 0.9})
+    >>> trainer.optimizer.eta
+    0.001
+    """
+
+    # With a momentum.
+    portable = Arithmetic("lars_momentum")
+    builtin: ClassVar[BySeries] = {
+        1: _by_lists(1),
+        2: Arithmetic(
+            "lars_momentum",
+            by_operator=True,
+            listed=("lr", "eta", "epsilon"),
+            zero_is_a_bound=True,
+        ),
+    }
+    builtin_by_lists = replace(_by_lists(2), zero_is_a_bound=True)
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "momentum": DECAY_RATE,
+        "eta": NOT_NEGATIVE,
+        "epsilon": NOT_NEGATIVE,
+    }
+    _counted: ClassVar[Tuple[str, ...]] = (
+        *FusedOptimizer._counted,
+        *("last_lr", "cur_lr", "_momenta", "_adapts"),
+    )
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.1,
+        momentum: float = 0.0,
+        eta: float = 0.001,
+        epsilon: float = 1e-8,
+        momentum_correction: bool = False,
+        lazy_update: bool = False,
+        use_fused_step: bool = True,
+        aggregate_num: Any = None,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            learning_rate=learning_rate,
+            lazy_update=lazy_update,
+            use_fused_step=use_fused_step,
+            aggregate_num=aggregate_num,
+            **kwargs,
+        )
+        self.momentum = momentum
+        self.eta = eta
+        self.epsilon = epsilon
+        check_flag(self.registered_name, "momentum_correction", momentum_correction)
+        self.momentum_correction = momentum_correction
+        # The learning rates of the last two calls, as MXNet 1 has them.
+        self.last_lr: Optional[float] = None
+        self.cur_lr: Optional[float] = None
+        DECAY_RATE.check(self.registered_name, "momentum", self.momentum)
+        self._has_state = self.momentum != 0
+        self._by_lists = aggregate_num is not None and aggregate_num > 1
+        # Of the parameters of the present step.
+        self._momenta: List[float] = []
+        self._adapts: List[float] = []
+        self.check_hyperparameters()
+
+    def __getstate__(self) -> Dict[str, Any]:
+        return {**super().__getstate__(), "_momenta": [], "_adapts": []}
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        if self.numerics == BUILTIN:
+            found = self.builtin_by_lists if SERIES == 2 and self._by_lists else super().arithmetic
+        else:
+            found = self.portable
+        if self._has_state:
+            return found
+        return replace(found, rule=found.rule.replace("_momentum", ""))
+
+    def check_hyperparameters(self) -> None:
+        super().check_hyperparameters()
+        if not self._has_state and self.momentum != 0:
+            raise ValueError(
+                f"{self.registered_name}: momentum must stay 0, as it was at the start "
+                f"(there are no states for it), got {self.momentum!r}"
+            )
+
+    def set_wd_mult(self, args_wd_mult: Mapping[Any, float]) -> None:
+        """Set multipliers of weight decay; MXNet 1's LARS does not decay gamma by default."""
+        if self.numerics == BUILTIN and SERIES == 1:
+            attributes = self.sym_info[0] if self.sym_info else {}
+            gammas = (name for name in self.idx2name.values() if name.endswith("_gamma"))
+            undecayed = {n: 0.0 for n in gammas if "__wd_mult__" not in attributes.get(n, {})}
+            args_wd_mult = {**undecayed, **args_wd_mult}
+        super().set_wd_mult(args_wd_mult)
+
+    def _count_update(self, indices: Sequence[Index]) -> Tuple[List[float], List[float]]:
+        names = (self.idx2name.get(index, str(index)) for index in indices)
+        adapts = [float(not name.endswith(_WITHOUT_RATIO)) for name in names]
+        lrs: List[float] = []
+        wds: List[float] = []
+        momenta: List[float] = []
+        for call in self._calls(indices):
+            of_call = super()._count_update(call)
+            lrs += of_call[0]
+            wds += of_call[1]
+            momenta += [self._corrected_momentum()] * len(call)
+        self._adapts, self._momenta = adapts, momenta
+        return lrs, wds
+
+    def _calls(self, indices: Sequence[Index]) -> List[Sequence[Index]]:
+        """The parts of a step in which momentum is corrected one after another."""
+        if not self.momentum_correction or self.numerics != BUILTIN or SERIES == 2:
+            return [indices]
+        size = int(os.environ.get("MXNET_OPTIMIZER_AGGREGATION_SIZE", "4"))
+        if size <= 0:
+            size = 1
+        counts = {self._index_update_count.get(i, self.begin_num_update) for i in indices}
+        if len(counts) == 1:
+            # After the first call nothing changes.
+            return [part for part in (indices[:size], indices[size:]) if part]
+        return [indices[k : k + size] for k in range(0, len(indices), size)]
+
+    def _corrected_momentum(self) -> float:
+        """The momentum of a call, which has been counted."""
+        rate = self._rate
+        self.last_lr = rate if self.cur_lr is None else self.cur_lr
+        self.cur_lr = rate
+        if not self.momentum_correction or self.last_lr == 0:
+            return self.momentum
+        return self.momentum * (self.cur_lr / self.last_lr)
+
+    def _asked_rate(self) -> float:
+        self._rate = super()._asked_rate()
+        return self._rate
+
+    def scalars(self, lrs: Sequence[float], updates: Sequence[int]) -> Scalars:
+        return {
+            "lr": list(lrs),
+            "momentum": self._momenta or self.momentum,
+            "eta": self.eta,
+            "epsilon": self.epsilon,
+            "adapts": self._adapts or 1.0,
+        }
+
+    def reference_step(
+        self, weight: NDArray, grad: NDArray, state: Optional[NDArray], s: SimpleNamespace
+    ) -> None:
+        if not weight.size:
+            return
+        by_lists = "_mxnet" in s.rule
+        rate = _rate_by_lists(weight, s) if by_lists else _rate(weight, s)
+
+        def like_weight(x: Any) -> NDArray:
+            return array(numpy.full(weight.shape, x), weight.context, weight.dtype)
+
+        step = like_weight(rate)
+        kept = 0 if state is None else s.momentum * state
+        if by_lists:
+            decay = like_weight(numpy.float32(rate) * _single(s.weight_decay))
+            change = kept - decay * weight - step * s.grad_scale * grad
+        else:
+            change = kept - step * grad if state is not None else -(step * grad)
+        if state is not None:
+            state[:] = change
+        weight += change
+
+
+def _number(x: Any) -> Any:
+    """A scalar, of which there may be an array."""
+    return x.asnumpy().flat[0] if isinstance(x, NDArray) else x
+
+
+def _single(x: Any) -> numpy.float32:
+    return numpy.float32(_number(x))
+
+
+def _rate(weight: NDArray, s: SimpleNamespace) -> Any:
+    """The learning rate of a parameter, from norms in double precision."""
+    with numpy.errstate(all="ignore"):
+        grad = s.raw_grad.asnumpy().astype("float32") * _single(s.rescale_grad)
+        weight_norm, grad_norm = (
+            numpy.float32(numpy.sqrt(numpy.square(x.astype("float64")).sum()))
+            for x in (weight.asnumpy().astype("float32"), grad)
+        )
+        ratio = weight_norm / grad_norm
+        lr = weight.dtype(_number(s.lr))
+        if not _number(s.adapts) or ratio / ratio != 1:
+            return lr
+        wd = max(_single(s.wd), numpy.float32(0))
+        length = grad_norm + wd * weight_norm + _single(s.epsilon)
+        return weight.dtype(float(lr) * float(_single(s.eta) * weight_norm / length))
+
+
+def _rate_by_lists(weight: NDArray, s: SimpleNamespace) -> Any:
+    """The learning rate of a parameter, as MXNet's operators for several of them find it."""
+    with numpy.errstate(all="ignore"):
+        squares_first = s.rule.endswith("1")
+        weight_sum, grad_sum = (
+            _sum_of_squares(x.asnumpy().ravel(), squares_first) for x in (weight, s.raw_grad)
+        )
+        weight_norm = numpy.sqrt(weight_sum)
+        lr = _single(s.lr)
+        if not (_number(s.adapts) and weight_norm > 0 and grad_sum > 0):
+            return lr
+        rescale_grad = abs(_single(_number(s.rescale_grad) * _number(s.grad_scale)))
+        length = (
+            numpy.sqrt(grad_sum) * rescale_grad
+            + _single(s.weight_decay) * weight_norm
+            + _single(s.epsilon)
+        )
+        return lr * _single(s.eta) * weight_norm / length
+
+
+def _sum_of_squares(x: Any, squares_first: bool) -> numpy.float32:
+    """The sum of squares that are added one after another in single precision."""
+    if x.dtype == numpy.float64 and squares_first:
+        total = numpy.float32(0)
+        for square in numpy.square(x):
+            total = numpy.float32(total + square)
+        return total
+    squares: Any = numpy.square(x.astype("float32"))
+    return numpy.float32(numpy.add.accumulate(squares)[-1])
