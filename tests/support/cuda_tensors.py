@@ -43,7 +43,6 @@ SCALARS = {
     "correction1": 0.3,
     "correction2": 0.2,
     "weight_decay": 0.03,
-    "grad_scale": 0.7,
     "eta": 0.4,
     "adapts": 1.0,
     "direction_bound": 0.1,
