@@ -8,6 +8,7 @@
 #include "adam.h"
 #include "adamax.h"
 #include "adamw.h"
+#include "dcasgd.h"
 #include "lamb.h"
 #include "lion.h"
 #include "nadam.h"
@@ -27,7 +28,8 @@ using AllRules =
              Rmsprop, CenteredRmsprop, RmspropOfMxnet<1>, RmspropOfMxnet<2>,
              CenteredRmspropOfMxnet<1>, CenteredRmspropOfMxnet<2>, Adagrad, AdagradOfMxnet1,
              Adadelta, AdadeltaOfMxnet1, Sgd, SgdMomentum, SgdOfMxnet1, SingleSgdOfMxnet1,
-             SgdMomentumOfMxnet1, Nag, NagOfMxnet1<false>, NagOfMxnet1<true>, NagOfMxnet2, Lion,
-             Lamb, LambOfMxnet1>;
+             SgdMomentumOfMxnet1, Nag, NagOfMxnet1<false>, NagOfMxnet1<true>, NagOfMxnet2,
+             Dcasgd<false>, Dcasgd<true>, DcasgdOfMxnet1<false>, DcasgdOfMxnet1<true>, Lion, Lamb,
+             LambOfMxnet1>;
 
 }  // namespace mxadamax

@@ -17,6 +17,7 @@ from .adagrad import AdaGrad
 from .adam import Adam, AMSGrad
 from .adamax import Adamax
 from .adamw import AdamW
+from .dcasgd import DCASGD
 from .lamb import LAMB
 from .lion import Lion
 from .nadam import Nadam
@@ -26,6 +27,7 @@ from .sgd import SGD
 
 # The optimizers that `import mxadamax` provides.
 __all__ = [
+    "DCASGD",
     "LAMB",
     "NAG",
     "SGD",
@@ -218,6 +220,14 @@ OPTIMIZERS = [
         bench="nag",
         bench_options={"momentum": 0.9},
         torch=("SGD", {"fused": True, "momentum": 0.9, "nesterov": True}),
+    ),
+    OptimizerInfo(
+        *("dcasgd_ext", "dcasgd"),
+        variants=({"lamda": 0.0}, {"lamda": 2.0}),
+    ),
+    OptimizerInfo(
+        *("dcasgd_ext", "dcasgd", {"momentum": 0.9}),
+        variants=({"momentum": 0.123}, {"lamda": 2.0}),
     ),
     OptimizerInfo(
         *("lion_ext", None),

@@ -365,6 +365,28 @@ def nag(g, w, change, *, t, lr, momentum):
 
 
 @rule(
+    *("dcasgd_ext", {"lr": 0.0123, "lamda": 0.4}, ("earlier_weight",)),
+    low_precision=False,
+    scalars=lambda h, t: {"momentum": 0.0},
+)
+def dcasgd(g, w, previous, *, t, lr, lamda):
+    """arXiv 1609.08326, algorithm 2, with the last weight in the place of a worker's copy."""
+    return w - lr * (g + lamda * square(g) * (w - previous)), w
+
+
+@rule(
+    "dcasgd_ext",
+    {"lr": 0.0123, "momentum": 0.9, "lamda": 0.4},
+    ("with_sign", "earlier_weight"),
+    low_precision=False,
+)
+def dcasgd_momentum(g, w, change, previous, *, t, lr, momentum, lamda):
+    """The same with a momentum."""
+    change = momentum * change - lr * (g + lamda * square(g) * (w - previous))
+    return w + change, change, w
+
+
+@rule(
     *(
         "lion_ext",
         {"lr": 0.0123, "beta1": 0.9, "beta2": 0.99, "decoupled_wd": True},
