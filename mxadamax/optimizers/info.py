@@ -17,6 +17,7 @@ from .adagrad import AdaGrad
 from .adam import Adam, AMSGrad
 from .adamax import Adamax
 from .adamw import AdamW
+from .bertadam import BERTAdam
 from .dcasgd import DCASGD
 from .lamb import LAMB
 from .lion import Lion
@@ -38,6 +39,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "BERTAdam",
     "Lion",
     "Nadam",
     "RMSProp",
@@ -159,6 +161,7 @@ OPTIMIZERS = [
         bench_options={"wd": 0.01},
         torch=("AdamW", {"fused": True}),
     ),
+    OptimizerInfo("bertadam_ext", None, variants=_MOMENTS),
     OptimizerInfo(
         *("nadam_ext", "nadam"),
         ours={"schedule_per_parameter": True},

@@ -97,15 +97,18 @@ def trajectory(
         yield found
 
 
-def first_difference(case: Case, kind: str, make: Callable[..., Any], **more: Any) -> str:
-    """Where ours first differs from what `make` makes; empty if nowhere."""
+def first_difference(
+    case: Case, kind: str, make: Callable[..., Any], theirs: Mapping[str, Any] | None = None
+) -> str:
+    """Where ours first differs from what `make` makes, with `theirs`; empty if nowhere."""
     for common in COMMON:
-        options = {**case.options, **common, **more, "multi_precision": kind == "master"}
+        options = {**case.options, **common, "multi_precision": kind == "master"}
         # The built-in waits for float16 to overflow.
         special = kind != "master" and bool(common)
-        theirs = list(trajectory(make(**options), kind, special, together=False))
+        built_in = make(**{**options, **(theirs or {})})
+        wanted = list(trajectory(built_in, kind, special, together=False))
         ours = mx.optimizer.create(f"{case.name}_ext", **options)
-        pairs = zip(trajectory(ours, kind, special, together=True), theirs)
+        pairs = zip(trajectory(ours, kind, special, together=True), wanted)
         for step, (actual, expected) in enumerate(pairs, 1):
             assert len(actual) == len(expected)
             for k, (a, b) in enumerate(zip(actual, expected)):
@@ -123,6 +126,49 @@ def test_same_bits_as_the_built_in(case, kind):
     assert not first_difference(case, kind, built_in)
 
 
+class GluonNLPsBERTAdam(mx.optimizer.Optimizer):
+    """What BERTAdam of GluonNLP 0.10 computes, without anything around it."""
+
+    def __init__(self, beta1=0.9, beta2=0.999, epsilon=1e-6, learning_rate=0.001, **kwargs):
+        super().__init__(learning_rate=learning_rate, **kwargs)
+        self.rates = {"beta1": beta1, "beta2": beta2, "epsilon": epsilon}
+
+    def create_state_multi_precision(self, index, weight):
+        wide = weight.astype("float32")
+        moments = mx.nd.zeros_like(wide), mx.nd.zeros_like(wide)
+        return (moments, wide) if weight.dtype == np.float16 else moments
+
+    def update_multi_precision(self, indices, weights, grads, states):
+        if not isinstance(indices, (list, tuple)):
+            indices, weights, grads, states = [indices], [weights], [grads], [states]
+        for index, weight, grad, state in zip(indices, weights, grads, states):
+            self._update_count(index)
+            lr, wd = self._get_lr(index), self._get_wd(index)
+            more = {**self.rates, "rescale_grad": mx.nd.full((1,), self.rescale_grad)}
+            if self.clip_gradient:
+                more["clip_gradient"] = self.clip_gradient
+            if grad.stype == "row_sparse":
+                operator = mx.nd.contrib.adamw_update
+                operator(weight, grad, *state, out=weight, lr=1, wd=wd, eta=lr, **more)
+                continue
+            more.update(lrs=[1.0], wds=[wd], etas=[lr], size=1)
+            if weight.dtype == np.float16:
+                (m, v), wide = state
+                operator = mx.nd.contrib.multi_mp_adamw_update
+                operator([weight], [grad], [m], [v], [wide], out=[weight], **more)
+            else:
+                operator = mx.nd.contrib.multi_adamw_update
+                operator([weight], [grad], *([x] for x in state), out=[weight], **more)
+
+
+@pytest.mark.parametrize("kind", ["float32", "master", "rows"])
+@pytest.mark.parametrize("beta1", [0.9, 0.123])
+def test_bertadam_is_that_of_gluonnlp(beta1, kind):
+    case = Case("bertadam", {"beta1": beta1})
+    assert not first_difference(case, kind, GluonNLPsBERTAdam)
+    assert first_difference(case, kind, GluonNLPsBERTAdam, theirs={"epsilon": 2e-6})
+
+
 @pytest.mark.skipif(not IS_MXNET_1, reason="of MXNet 1")
 @pytest.mark.parametrize("kind", ["float32", "float64", "master", "rows"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -137,9 +183,9 @@ def test_ccsgd_is_sgd(momentum, kind):
 @pytest.mark.parametrize("case, kind", RUNS)
 def test_another_option_is_noticed(case, kind):
     def built_in(**options):
-        return mx.optimizer.create(case.name, **{**options, "rescale_grad": 0.3333})
+        return mx.optimizer.create(case.name, **options)
 
-    assert first_difference(case, kind, built_in)
+    assert first_difference(case, kind, built_in, theirs={"rescale_grad": 0.3333})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
