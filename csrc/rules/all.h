@@ -15,6 +15,7 @@
 #include "nag.h"
 #include "rmsprop.h"
 #include "sgd.h"
+#include "sgld.h"
 
 namespace mxadamax {
 
@@ -29,7 +30,7 @@ using AllRules =
              CenteredRmspropOfMxnet<1>, CenteredRmspropOfMxnet<2>, Adagrad, AdagradOfMxnet1,
              Adadelta, AdadeltaOfMxnet1, Sgd, SgdMomentum, SgdOfMxnet1, SingleSgdOfMxnet1,
              SgdMomentumOfMxnet1, Nag, NagOfMxnet1<false>, NagOfMxnet1<true>, NagOfMxnet2,
-             Dcasgd<false>, Dcasgd<true>, DcasgdOfMxnet1<false>, DcasgdOfMxnet1<true>, Lion, Lamb,
-             LambOfMxnet1>;
+             Dcasgd<false>, Dcasgd<true>, DcasgdOfMxnet1<false>, DcasgdOfMxnet1<true>, Sgld, Lion,
+             Lamb, LambOfMxnet1>;
 
 }  // namespace mxadamax

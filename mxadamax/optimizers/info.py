@@ -25,6 +25,7 @@ from .nadam import Nadam
 from .nag import NAG
 from .rmsprop import RMSProp
 from .sgd import SGD
+from .sgld import SGLD
 
 # The optimizers that `import mxadamax` provides.
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "LAMB",
     "NAG",
     "SGD",
+    "SGLD",
     "AMSGrad",
     "AdaBelief",
     "AdaDelta",

@@ -55,6 +55,7 @@ CASES = [
     Case("dcasgd", {"lamda": 2.0}),
     # With a momentum, MXNet 1's fails.
     *([] if IS_MXNET_1 else [Case("dcasgd", {"momentum": 0.9, "lamda": 2.0})]),
+    Case("sgld"),
 ]
 RUNS = [pytest.param(case, kind, id=f"{case}-{kind}") for case in CASES for kind in case.kinds]
 
@@ -124,6 +125,35 @@ def test_same_bits_as_the_built_in(case, kind):
         return mx.optimizer.create(case.name, **options)
 
     assert not first_difference(case, kind, built_in)
+
+
+@pytest.mark.parametrize("use_fused_step", [True, False])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_options_of_sgld_see_the_noise(dtype, use_fused_step):
+    """An average is that of the noisy weights, and a step that is skipped has no noise."""
+    options = {"ema_decay": 0.0, "skip_nonfinite": True, "use_fused_step": use_fused_step}
+    optimizer = mxadamax.SGLD(learning_rate=0.1, **options)
+    assert optimizer.create_state(0, mx.nd.zeros((2,)))[0] is None
+    updater = mx.optimizer.get_updater(optimizer)
+    weight = mx.nd.zeros((100,), dtype=dtype)
+    updater([0], [mx.nd.zeros_like(weight)], [weight])
+    before = weight.asnumpy()
+    assert 0.25 < before.std() < 0.4
+    average = updater.states[0][1]
+    assert np.array_equal(average.astype(dtype).asnumpy(), before)
+    updater([0], [mx.nd.full((100,), np.inf, dtype=dtype)], [weight])
+    assert np.array_equal(weight.asnumpy(), before)
+    assert optimizer.skipped_steps == 1
+
+
+def test_sgld_refuses_what_is_no_state_of_its_own():
+    optimizer, weight = mxadamax.SGLD(learning_rate=0.1), mx.nd.zeros((2,))
+    with pytest.raises(ValueError, match="sgld_ext: parameter 0: state is float32"):
+        optimizer.update_multi_precision(0, weight, weight.copy(), weight.copy())
+    optimizer.set_lr_mult({0: -1.0})
+    with pytest.raises(ValueError, match="sgld_ext: parameter 0: lr is -0.1"):
+        optimizer.update_multi_precision(0, weight, weight.copy(), None)
+    assert optimizer.num_update == 0
 
 
 class GluonNLPsBERTAdam(mx.optimizer.Optimizer):

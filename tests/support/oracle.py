@@ -387,6 +387,17 @@ def dcasgd_momentum(g, w, change, previous, *, t, lr, momentum, lamda):
 
 
 @rule(
+    *("sgld_ext", {"lr": 1.23}, ("with_sign",)),
+    ulps={"float32": 1.7, "float64": 1.7},
+    low_precision=False,
+    scalars=lambda h, t: {"half_lr": h["lr"] / 2},
+)
+def sgld(g, w, noise, *, t, lr):
+    """Welling & Teh, ICML 2011, equation 4, with the noise of the step in the place of a state."""
+    return w - lr / 2 * g + noise, noise
+
+
+@rule(
     *(
         "lion_ext",
         {"lr": 0.0123, "beta1": 0.9, "beta2": 0.99, "decoupled_wd": True},
