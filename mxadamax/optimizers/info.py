@@ -19,6 +19,7 @@ from .adamax import Adamax
 from .adamw import AdamW
 from .bertadam import BERTAdam
 from .dcasgd import DCASGD
+from .groupadagrad import GroupAdaGrad
 from .lamb import LAMB
 from .lion import Lion
 from .nadam import Nadam
@@ -42,6 +43,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "BERTAdam",
+    "GroupAdaGrad",
     "Lion",
     "Nadam",
     "RMSProp",

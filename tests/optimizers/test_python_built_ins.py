@@ -56,6 +56,11 @@ CASES = [
     # With a momentum, MXNet 1's fails.
     *([] if IS_MXNET_1 else [Case("dcasgd", {"momentum": 0.9, "lamda": 2.0})]),
     Case("sgld"),
+    # States of the built-in are float32; it refuses weight decay.
+    Case("groupadagrad", {"wd": 0.0}, ("float32", "rows")),
+    Case(
+        "groupadagrad", {"wd": 0.0, "eps" if IS_MXNET_1 else "epsilon": 1e-2}, ("float32", "rows")
+    ),
 ]
 RUNS = [pytest.param(case, kind, id=f"{case}-{kind}") for case in CASES for kind in case.kinds]
 
@@ -103,7 +108,7 @@ def first_difference(
 ) -> str:
     """Where ours first differs from what `make` makes, with `theirs`; empty if nowhere."""
     for common in COMMON:
-        options = {**case.options, **common, "multi_precision": kind == "master"}
+        options = {**common, **case.options, "multi_precision": kind == "master"}
         # The built-in waits for float16 to overflow.
         special = kind != "master" and bool(common)
         built_in = make(**{**options, **(theirs or {})})
@@ -154,6 +159,39 @@ def test_sgld_refuses_what_is_no_state_of_its_own():
     with pytest.raises(ValueError, match="sgld_ext: parameter 0: lr is -0.1"):
         optimizer.update_multi_precision(0, weight, weight.copy(), None)
     assert optimizer.num_update == 0
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_groupadagrad_keeps_one_number_for_each_row(maximize):
+    optimizer = mxadamax.GroupAdaGrad(learning_rate=0.5, epsilon=0.0, maximize=maximize)
+    updater = mx.optimizer.get_updater(optimizer)
+    for make in (mx.nd.array, lambda x: mx.nd.array(x).tostype("row_sparse")):
+        weight, updater.states, updater.states_synced = mx.nd.zeros((3, 2)), {}, {}
+        updater(0, make([[3.0, 3.0], [0.0, 0.0], [-2.0, 0.0]]), weight)
+        history = updater.states[0].asnumpy()
+        assert history.tolist() == [[9.0], [0.0], [2.0]]
+        signed = weight.asnumpy() * (1 if maximize else -1)
+        assert signed[0].tolist() == [0.5, 0.5] and signed[2, 0] == np.float32(-np.sqrt(0.5))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"wd": 0.1},
+        {"clip_global_norm": 1.0},
+        {"skip_nonfinite": True},
+        {"ema_decay": 0.9},
+        {"state_dtype": "float16"},
+    ],
+)
+def test_groupadagrad_refuses_options(options):
+    with pytest.raises(ValueError, match=f"groupadagrad_ext: {next(iter(options))} must be"):
+        mxadamax.GroupAdaGrad(**options)
+
+
+def test_groupadagrad_refuses_what_is_no_matrix():
+    with pytest.raises(ValueError, match="groupadagrad_ext: a weight must be a matrix"):
+        mxadamax.GroupAdaGrad().create_state(0, mx.nd.zeros((3,)))
 
 
 class GluonNLPsBERTAdam(mx.optimizer.Optimizer):
