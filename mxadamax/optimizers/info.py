@@ -49,6 +49,11 @@ __all__ = [
     "RMSProp",
 ]
 
+if IS_MXNET_1:
+    from .lbsgd import LBSGD
+
+    __all__ += ["LBSGD"]
+
 
 @dataclass(frozen=True)
 class OptimizerInfo:

@@ -56,6 +56,17 @@ CASES = [
     # With a momentum, MXNet 1's fails.
     *([] if IS_MXNET_1 else [Case("dcasgd", {"momentum": 0.9, "lamda": 2.0})]),
     Case("sgld"),
+    *(
+        Case("lbsgd", {"momentum": momentum, "batch_scale": scale, **more})
+        for momentum in (0.0, 0.9)
+        for scale, more in (
+            (1, {"warmup_strategy": "lars"}),
+            (3, {"warmup_epochs": 2, "updates_per_epoch": 5}),
+            (2, {"warmup_strategy": "sqrt", "begin_epoch": 1, "updates_per_epoch": 4}),
+            (2, {"warmup_strategy": "power2"}),
+        )
+        if IS_MXNET_1
+    ),
     # States of the built-in are float32; it refuses weight decay.
     Case("groupadagrad", {"wd": 0.0}, ("float32", "rows")),
     Case(
@@ -159,6 +170,43 @@ def test_sgld_refuses_what_is_no_state_of_its_own():
     with pytest.raises(ValueError, match="sgld_ext: parameter 0: lr is -0.1"):
         optimizer.update_multi_precision(0, weight, weight.copy(), None)
     assert optimizer.num_update == 0
+
+
+@pytest.mark.skipif(not IS_MXNET_1, reason="MXNet 2 has no LBSGD")
+def test_lbsgd_asks_the_scheduler_and_reads_arrays_as_the_built_in():
+    """Before the call counts; and the first gradient when the second comes."""
+    runs = []
+    for name in ("lbsgd", "lbsgd_ext"):
+        schedule = mx.lr_scheduler.FactorScheduler(step=1, factor=0.5, base_lr=0.1)
+        optimizer = mx.optimizer.create(name, batch_scale=2, lr_scheduler=schedule, momentum=0.5)
+        updater = mx.optimizer.get_updater(optimizer)
+        weights, grads = ([mx.nd.ones((3,)) for _ in range(2)] for _ in range(2))
+        for step in range(6):
+            for k, grad in enumerate(grads):
+                grad[:] = step + 2.0**k
+            for one in zip([0, 1], grads, weights):
+                updater(*one)
+        runs.append([weight.asnumpy().tolist() for weight in weights])
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.skipif(not IS_MXNET_1, reason="MXNet 2 has no LBSGD")
+@pytest.mark.parametrize("use_fused_step", [True, False])
+def test_lbsgd_counts_nothing_where_a_step_fails(use_fused_step):
+    optimizer = mxadamax.LBSGD(learning_rate=0.1, use_fused_step=use_fused_step)
+    weight = mx.nd.ones((3,))
+    optimizer.set_lr_mult({0: 1e300})
+    optimizer.lr = 1e300
+    with pytest.raises(ValueError, match="lbsgd_ext"):
+        optimizer.update_multi_precision(0, weight, mx.nd.ones((3,)), None)
+    assert optimizer.num_update == 0 and not optimizer.cumgrads
+
+
+@pytest.mark.skipif(not IS_MXNET_1, reason="MXNet 2 has no LBSGD")
+@pytest.mark.parametrize("options", [{"clip_global_norm": 1.0}, {"skip_nonfinite": True}])
+def test_lbsgd_refuses_what_needs_the_whole_model(options):
+    with pytest.raises(ValueError, match=f"lbsgd_ext: {next(iter(options))} must be left alone"):
+        mxadamax.LBSGD(**options)
 
 
 @pytest.mark.parametrize("maximize", [False, True])
