@@ -71,6 +71,7 @@ class BERTAdam(AdamW):
         beta2: float = 0.999,
         epsilon: float = 1e-6,
         use_fused_step: bool = True,
+        decoupled_wd: bool = True,
         **kwargs: Any,
     ):
         for name in ("correct_bias", "amsgrad"):
@@ -86,5 +87,6 @@ class BERTAdam(AdamW):
             epsilon,
             correct_bias=False,
             use_fused_step=use_fused_step,
+            decoupled_wd=decoupled_wd,
             **kwargs,
         )

@@ -170,7 +170,6 @@ OPTIMIZERS = [
         bench_options={"wd": 0.01},
         torch=("AdamW", {"fused": True}),
     ),
-    OptimizerInfo("bertadam_ext", None, variants=_MOMENTS),
     OptimizerInfo(
         *("nadam_ext", "nadam"),
         ours={"schedule_per_parameter": True},

@@ -64,6 +64,8 @@ class LBSGD(SGD):
         Not used, as in the built-in.
     learning_rate : float, in [0, inf), or None, default None
         The learning rate. None takes it from `lr_scheduler`, or 0.01 without one.
+    lazy_update : bool, default True
+        See :class:`mxadamax.optimizers.base.FusedOptimizer`. False without `use_fused_step`.
     use_fused_step : bool, default True
         False computes with MXNet's operators instead of the native kernel; same bits.
     **kwargs
@@ -144,6 +146,7 @@ class LBSGD(SGD):
                 "are added up parameter by parameter"
             )
         self.warmup_strategy = warmup_strategy
+        self.begin_epoch = begin_epoch
         self.init_updates = begin_epoch * updates_per_epoch
         self.num_epochs = num_epochs
         self.cumgrads: Dict[Index, Dict[str, Any]] = {}

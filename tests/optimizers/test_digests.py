@@ -36,6 +36,7 @@ TABLE = (33, 4)
 OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
     **{record.name: {} for record in RECORDS if record.name != "lamb_ext"},
     "adamw_ext, no correction": {"correct_bias": False},
+    "bertadam_ext": {},
     "adabelief_ext, no correction": {"correct_bias": False},
     "rmsprop_ext, clip_weights": {"clip_weights": 0.3},
     "rmsprop_ext, centered": {"centered": True, "epsilon": 1e-3},

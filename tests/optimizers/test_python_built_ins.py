@@ -143,6 +143,16 @@ def test_same_bits_as_the_built_in(case, kind):
     assert not first_difference(case, kind, built_in)
 
 
+def test_only_dcasgd_takes_none_in_a_tuple():
+    weight = mx.nd.zeros((2,))
+    for state in (None, weight.copy(), (weight.copy(), weight.copy()), (None, None), (None,)):
+        with pytest.raises(ValueError, match="expected a tuple of None and one NDArray"):
+            mxadamax.DCASGD().update_multi_precision(0, weight, weight.copy(), state)
+    with pytest.raises(ValueError, match="expected one NDArray"):
+        sgd = mxadamax.SGD(momentum=0.9)
+        sgd.update_multi_precision(0, weight, weight.copy(), (None, weight.copy()))
+
+
 @pytest.mark.parametrize("use_fused_step", [True, False])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_options_of_sgld_see_the_noise(dtype, use_fused_step):
