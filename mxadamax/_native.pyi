@@ -50,6 +50,12 @@ class Rule:
     def supports_int8_state(self) -> bool:
         """Whether they can be kept in 8 bits."""
     @property
+    def none_first(self) -> bool:
+        """Whether a parameter keeps a tuple of None and them."""
+    @property
+    def begin_as_weight(self) -> tuple[bool, ...]:
+        """Of each state, whether it begins as the weight, not as zero."""
+    @property
     def sums(self) -> int:
         """How many sums over a tensor it needs before it updates the tensor."""
 

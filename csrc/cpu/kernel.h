@@ -74,7 +74,7 @@ struct RuleKernels {
   const char* rule;
   int states;
   const StateKind* kinds;
-  bool supports_low_precision_state, supports_int8_state;
+  bool supports_low_precision_state, supports_int8_state, none_first;
   // As ScalarNames says.
   const char* const* scalar_names;
   int scalars;

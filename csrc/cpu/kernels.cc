@@ -188,6 +188,7 @@ constexpr RuleKernels describe() {
           R::kinds,
           R::supports_low_precision_state,
           supports_int8_state<R>,
+          R::none_first,
           names.data(),
           static_cast<int>(names.size()),
           {run<R, float>, run<R, double>},

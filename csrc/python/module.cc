@@ -30,11 +30,13 @@ namespace {
 using engine::Handle;
 using engine::ParameterError;
 
-// Adds the arrays of one state: None, one array, or a tuple or list of them.
-void states_of(py::handle state, std::size_t position, int count, std::vector<Handle>& handles) {
+// Adds the arrays of one state: None, one array, or a tuple or list of them, or of None and them.
+void states_of(py::handle state, std::size_t position, int count, bool none_first,
+               std::vector<Handle>& handles) {
   const std::size_t before = handles.size();
   const auto refuse = [&](const std::string& found) {
-    const std::string expected = count == 0   ? "None"
+    const std::string expected = none_first   ? "a tuple of None and one NDArray"
+                                 : count == 0 ? "None"
                                  : count == 1 ? "one NDArray"
                                               : "a tuple of " + std::to_string(count) + " NDArrays";
     throw ParameterError(
@@ -42,16 +44,18 @@ void states_of(py::handle state, std::size_t position, int count, std::vector<Ha
   };
   if (py::isinstance<py::tuple>(state) || py::isinstance<py::list>(state)) {
     const SequenceView items(py::reinterpret_borrow<py::object>(state));
-    for (std::size_t k = 0; k < items.size(); ++k) {
+    const std::size_t first = none_first && items.size() > 0 && items[0].is_none() ? 1 : 0;
+    for (std::size_t k = first; k < items.size(); ++k) {
       const Handle handle = handle_of(items[k]);
       if (handle == nullptr) refuse("a sequence that holds " + type_name(items[k]));
       handles.push_back(handle);
     }
-    if (static_cast<int>(items.size()) != count || count < 2) {
+    if (static_cast<int>(items.size() - first) != count || items.size() < 2) {
       refuse("a sequence of " + std::to_string(items.size()));
     }
     return;
   }
+  if (none_first) refuse(state.is_none() ? "None" : "one NDArray");
   if (!state.is_none()) {
     const Handle handle = handle_of(state);
     if (handle == nullptr) refuse(type_name(state));
@@ -89,12 +93,12 @@ void collect_state(py::handle state, std::size_t position, const engine::FusedUp
     state = rest;
   }
   if (!batch.format().average) {
-    states_of(state, position, batch.arrays_of_rule(), handles);
+    states_of(state, position, batch.arrays_of_rule(), batch.rule().none_first, handles);
     return;
   }
   const char* const what = "a state and an average, as create_state makes it with ema_decay";
   const auto [own, average] = pair_of(state, what);
-  states_of(own, position, batch.arrays_of_rule(), handles);
+  states_of(own, position, batch.arrays_of_rule(), batch.rule().none_first, handles);
   add(average, what);
 }
 
@@ -262,6 +266,18 @@ PYBIND11_MODULE(_native, m) {
                     "Whether its states can be kept in 16 bits, rounded at random.")
       .def_readonly("supports_int8_state", &cpu::RuleKernels::supports_int8_state,
                     "Whether they can be kept in 8 bits.")
+      .def_readonly("none_first", &cpu::RuleKernels::none_first,
+                    "Whether a parameter keeps a tuple of None and them.")
+      .def_property_readonly(
+          "begin_as_weight",
+          [](const cpu::RuleKernels& rule) {
+            std::vector<bool> found;
+            for (int k = 0; k < rule.states; ++k) {
+              found.push_back(rule.kinds[k] == StateKind::earlier_weight);
+            }
+            return py::tuple(py::cast(found));
+          },
+          "Of each state, whether it begins as the weight, not as zero.")
       .def_property_readonly(
           "scalars",
           [](const cpu::RuleKernels& rule) {

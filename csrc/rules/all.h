@@ -8,6 +8,7 @@
 #include "adam.h"
 #include "adamax.h"
 #include "adamw.h"
+#include "dcasgd.h"
 #include "ftml.h"
 #include "ftrl.h"
 #include "lamb.h"
@@ -18,6 +19,7 @@
 #include "nag.h"
 #include "rmsprop.h"
 #include "sgd.h"
+#include "sgld.h"
 #include "signum.h"
 
 namespace mxadamax {
@@ -32,7 +34,8 @@ using AllRules =
              Rmsprop, CenteredRmsprop, RmspropOfMxnet<1>, RmspropOfMxnet<2>,
              CenteredRmspropOfMxnet<1>, CenteredRmspropOfMxnet<2>, Adagrad, AdagradOfMxnet1,
              Adadelta, AdadeltaOfMxnet1, Sgd, SgdMomentum, SgdOfMxnet1, SingleSgdOfMxnet1,
-             SgdMomentumOfMxnet1, Nag, NagOfMxnet1<false>, NagOfMxnet1<true>, NagOfMxnet2, Lion,
+             SgdMomentumOfMxnet1, Nag, NagOfMxnet1<false>, NagOfMxnet1<true>, NagOfMxnet2,
+             Dcasgd<false>, Dcasgd<true>, DcasgdOfMxnet1<false>, DcasgdOfMxnet1<true>, Sgld, Lion,
              Lamb, LambOfMxnet1, Signum, Signsgd, SignumOfMxnet1, SignumOfMxnet2, SignsgdOfMxnet,
              Ftml, FtmlOfMxnet<1>, FtmlOfMxnet<2>, Ftrl, FtrlOfMxnet<1>, FtrlOfMxnet<2>,
              LarsRule<false>, LarsRule<true>, LarsOfMxnet<1, false>, LarsOfMxnet<1, true>,

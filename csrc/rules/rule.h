@@ -46,8 +46,9 @@
 namespace mxadamax {
 
 // The kind of a state, which selects its low-precision storage: a signed number; a non-negative
-// denominator; or a second moment, with its root as the denominator.
-enum class StateKind { with_sign, non_negative, second_moment };
+// denominator; or a second moment, with its root as the denominator. A state that holds an earlier
+// weight starts as a copy of the weight; all others start as zeros.
+enum class StateKind { with_sign, non_negative, second_moment, earlier_weight };
 
 // The defaults of all rules.
 struct Rule {
@@ -55,6 +56,8 @@ struct Rule {
   static constexpr bool supports_low_precision_state = true;
   // Whether `clip_gradient` bounds the gradient plus weight decay, instead of the gradient.
   static constexpr bool clip_after_wd = false;
+  // Whether the state is a tuple with None, in the place of a momentum, before the arrays.
+  static constexpr bool none_first = false;
   // The number of sums over a tensor in each stage.
   static constexpr int sums = 0;
   static constexpr int stages = 1;

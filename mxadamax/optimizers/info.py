@@ -19,8 +19,11 @@ from .adam import Adam, AMSGrad
 from .adamax import Adamax
 from .adamw import AdamW
 from .arithmetic import PORTABLE, SERIES, built_in_class, names_in_mxnet
+from .bertadam import BERTAdam
+from .dcasgd import DCASGD
 from .ftml import FTML
 from .ftrl import Ftrl
+from .groupadagrad import GroupAdaGrad
 from .lamb import LAMB
 from .lans import LANS
 from .lars import LARS
@@ -29,16 +32,19 @@ from .nadam import Nadam
 from .nag import NAG
 from .rmsprop import RMSProp
 from .sgd import SGD
+from .sgld import SGLD
 from .signum import Signum
 
 # The optimizers that `import mxadamax` provides.
 __all__ = [
+    "DCASGD",
     "FTML",
     "LAMB",
     "LANS",
     "LARS",
     "NAG",
     "SGD",
+    "SGLD",
     "AMSGrad",
     "AdaBelief",
     "AdaDelta",
@@ -46,12 +52,19 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "BERTAdam",
     "Ftrl",
+    "GroupAdaGrad",
     "Lion",
     "Nadam",
     "RMSProp",
     "Signum",
 ]
+
+if IS_MXNET_1:
+    from .lbsgd import LBSGD
+
+    __all__ += ["LBSGD"]
 
 
 @dataclass(frozen=True)
@@ -243,6 +256,14 @@ OPTIMIZERS = [
         bench="nag",
         bench_options={"momentum": 0.9},
         torch=("SGD", {"fused": True, "momentum": 0.9, "nesterov": True}),
+    ),
+    OptimizerInfo(
+        *("dcasgd_ext", "dcasgd"),
+        variants=({"lamda": 0.0}, {"lamda": 2.0}),
+    ),
+    OptimizerInfo(
+        *("dcasgd_ext", "dcasgd", {"momentum": 0.9}),
+        variants=({"momentum": 0.123}, {"lamda": 2.0}),
     ),
     OptimizerInfo(
         *("lion_ext", None),

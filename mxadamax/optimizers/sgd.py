@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence
 
 from mxnet.ndarray import NDArray
 from mxnet.ndarray.sparse import RowSparseNDArray
+from mxnet.optimizer import Optimizer
 
-from .arithmetic import BUILTIN, SERIES, Arithmetic, BySeries
+from .arithmetic import BUILTIN, SERIES, Arithmetic, BySeries, built_in_class
 from .base import FusedOptimizer, Scalars, register
 from .options import DECAY_RATE, Range
 
@@ -190,3 +191,8 @@ class SGD(MomentumOptimizer):
             aggregate_num=aggregate_num,
             **kwargs,
         )
+
+
+if built_in_class("ccsgd") is not None:
+    # MXNet 1's own second name of it.
+    Optimizer.opt_registry["ccsgd_ext"] = SGD

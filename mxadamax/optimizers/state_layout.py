@@ -4,7 +4,7 @@
 MXNet's updaters keep one object per parameter, and checkpoints contain it unchanged::
 
     state   = own, or (own, average) with `ema_decay`
-    own     = None, one array, or a tuple of arrays: the rule's own states
+    own     = None, one array, or a tuple of arrays or of None and an array: the rule's own states
     updater = state, or (master, state) for 16-bit weights with `multi_precision`
 """
 
@@ -69,10 +69,19 @@ class StateSpec:
         Its dtype.
     shape : callable, optional
         Maps the weight's shape to the array's; the same by default.
+    begins_as_weight : bool, default False
+        Whether it begins as a copy of the weight, instead of zeros.
     """
 
     dtype: Any
     shape: Callable[[Shape], Shape] = _like_weight
+    begins_as_weight: bool = False
+
+    def create(self, weight: NDArray) -> NDArray:
+        """Create the array before the first update, on the weight's device."""
+        if self.begins_as_weight:
+            return (weight if weight.stype == "default" else weight.tostype("default")).copy()
+        return zeros(self.shape(weight.shape), weight.context, dtype=self.dtype)
 
 
 def state_specs(rule: str, dtype: Any, state_dtype: Optional[str]) -> Tuple[StateSpec, ...]:
@@ -82,7 +91,8 @@ def state_specs(rule: str, dtype: Any, state_dtype: Optional[str]) -> Tuple[Stat
         levels = (StateSpec(numpy.int8), StateSpec(numpy.uint8))[:states]
         return (*levels, StateSpec(numpy.float32, partial(_scales, states)))
     kept_in = STATE_TYPES[state_dtype] if state_dtype else dtype
-    return (StateSpec(kept_in),) * states
+    copies = _native.rules[rule].begin_as_weight
+    return tuple(StateSpec(kept_in, begins_as_weight=is_copy) for is_copy in copies)
 
 
 class ParameterState(NamedTuple):
@@ -152,12 +162,13 @@ class StateLayout:
     def create(self, weight: NDArray) -> State:
         """Create the state of a weight, or of its master weight, before the first update.
 
-        The rule's own arrays are zeros on the weight's device; an average begins as the weight.
+        The rule's own arrays are zeros on the weight's device, or copies of the weight; an average
+        begins as the weight.
         """
-        own = tuple(
-            zeros(spec.shape(weight.shape), weight.context, dtype=spec.dtype)
-            for spec in state_specs(self.rule, weight.dtype, self.state_dtype)
-        )
+        specs = state_specs(self.rule, weight.dtype, self.state_dtype)
+        own: Tuple[Any, ...] = tuple(spec.create(weight) for spec in specs)
+        if _native.rules[self.rule].none_first:
+            own = (None, *own)
         average = computed_copy(weight) if self.has_average else None
         return ParameterState(None, own, average).nested
 

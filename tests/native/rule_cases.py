@@ -27,6 +27,7 @@ LARGE = {
     **{"momentum": 0.67, "clip_weights": 0.9, "schedule_decay": 2.0},
 }
 """Hyperparameters that all show in a step; of others, those of the oracle do."""
+SIGNED = ("with_sign", "earlier_weight")
 SPECIAL = (np.nan, np.inf, -np.inf, 0.0)
 STEP = 3
 
@@ -72,12 +73,12 @@ def inputs(rule: oracle.Rule, dtype: str, seed: int) -> list[np.ndarray]:
     count = USUAL + 2 * len(places)
     arrays = [rng.uniform(-3, 3, count), rng.uniform(-1.5, 1.5, count)]
     for kind in rule.kinds:
-        low, high = (-3, 3) if kind == "with_sign" else rule.positive
+        low, high = (-3, 3) if kind in SIGNED else rule.positive
         arrays.append(rng.uniform(low, high, count))
     for k, (place, value) in enumerate(places):
         # States that are never negative, or never so small.
         least = rule.positive[0] if rule.positive[0] > 1 else 0
-        if place > 1 and rule.kinds[place - 2] != "with_sign" and value < least:
+        if place > 1 and rule.kinds[place - 2] not in SIGNED and value < least:
             continue
         arrays[place][[USUAL + 2 * k, USUAL + 2 * k + 1]] = value
     return [array.astype(dtype) for array in arrays]

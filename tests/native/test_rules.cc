@@ -117,9 +117,10 @@ void compare(const cpu::RuleKernels& rule, const Case& test, std::size_t number)
 }
 
 const char* name_of(StateKind kind) {
-  return kind == StateKind::with_sign      ? "with_sign"
-         : kind == StateKind::non_negative ? "non_negative"
-                                           : "second_moment";
+  return kind == StateKind::with_sign       ? "with_sign"
+         : kind == StateKind::non_negative  ? "non_negative"
+         : kind == StateKind::second_moment ? "second_moment"
+                                            : "earlier_weight";
 }
 
 }  // namespace

@@ -26,6 +26,7 @@ from sparse_gradients import row_sparse, some_rows
 import mxadamax
 from mxadamax._mxnet.compatibility import gluon_arrays, seed_all
 from mxadamax.dtypes import BFLOAT16
+from mxadamax.optimizers.state_layout import map_arrays
 
 OPTIONS = {"wd": 0.013, "clip_gradient": 3.0, "rescale_grad": 1 / 3, "learning_rate": 0.0123}
 SHAPES = [(size,) for size in SIZES] + [(), (3, 4, 5), (2, 0)]
@@ -130,8 +131,7 @@ def test_16_bit_weights(member, name, multi_precision):
         grads = [mx.nd.array(grad).astype(dtype) for grad in grads]
         if not multi_precision:
             before = [w.astype("float32") for w in stored]
-            own = [tuple(a.astype("float32") for a in leaves(state[0])) for state in states]
-            own = [x[0] if len(x) == 1 else x or None for x in own]
+            own = [map_arrays(lambda a: a.astype("float32"), state[0]) for state in states]
             wide.fused_step(indices, before, [g.astype("float32") for g in grads], own)
         optimizer.update_multi_precision(indices, stored, grads, states)
         exact = [state[0] for state in states] if multi_precision else before

@@ -36,6 +36,7 @@ TABLE = (33, 4)
 OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
     **{record.name: {} for record in RECORDS if record.name not in ("lamb_ext", "lars_ext")},
     "adamw_ext, no correction": {"correct_bias": False},
+    "bertadam_ext": {},
     "adabelief_ext, no correction": {"correct_bias": False},
     "rmsprop_ext, clip_weights": {"clip_weights": 0.3},
     "rmsprop_ext, centered": {"centered": True, "epsilon": 1e-3},
@@ -43,6 +44,7 @@ OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
     "signum_ext, no momentum": {"momentum": 0.0},
     "lars_ext": {"numerics": "portable", "eta": 0.1},
     "lars_ext, momentum": {"numerics": "portable", "eta": 0.1, "momentum": 0.9},
+    "dcasgd_ext, momentum": {"momentum": 0.9},
     # The built-in's bits, which are not the same in both.
     f"lamb_ext, MXNet {1 if IS_MXNET_1 else 2}": {"lower_bound": 0.5, "upper_bound": 2.0},
 }
@@ -127,8 +129,9 @@ def _digest(name: str) -> str:
     dtype = rest.split("; ")[1].partition(",")[0]
     case = CASES[name]
     rng = np.random.RandomState(7)
-    name = optimizer_name.partition(",")[0]
-    optimizer = mx.optimizer.create(name, numerics="portable", **case["options"])
+    # The same on every MXNet.
+    options = {"numerics": "portable", **case["options"]}
+    optimizer = mx.optimizer.create(optimizer_name.partition(",")[0], **options)
     optimizer.set_lr_mult({1: 0.5, 4: 2.0})
     optimizer.set_wd_mult({2: 0.0, 6: 3.0})
     updater = mx.optimizer.get_updater(optimizer)

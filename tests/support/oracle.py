@@ -380,6 +380,39 @@ def nag(g, w, change, *, t, lr, momentum):
 
 
 @rule(
+    *("dcasgd_ext", {"lr": 0.0123, "lamda": 0.4}, ("earlier_weight",)),
+    low_precision=False,
+    scalars=lambda h, t: {"momentum": 0.0},
+)
+def dcasgd(g, w, previous, *, t, lr, lamda):
+    """arXiv 1609.08326, algorithm 2, with the last weight in the place of a worker's copy."""
+    return w - lr * (g + lamda * square(g) * (w - previous)), w
+
+
+@rule(
+    "dcasgd_ext",
+    {"lr": 0.0123, "momentum": 0.9, "lamda": 0.4},
+    ("with_sign", "earlier_weight"),
+    low_precision=False,
+)
+def dcasgd_momentum(g, w, change, previous, *, t, lr, momentum, lamda):
+    """The same with a momentum."""
+    change = momentum * change - lr * (g + lamda * square(g) * (w - previous))
+    return w + change, change, w
+
+
+@rule(
+    *("sgld_ext", {"lr": 1.23}, ("with_sign",)),
+    ulps={"float32": 1.7, "float64": 1.7},
+    low_precision=False,
+    scalars=lambda h, t: {"half_lr": h["lr"] / 2},
+)
+def sgld(g, w, noise, *, t, lr):
+    """Welling & Teh, ICML 2011, equation 4, with the noise of the step in the place of a state."""
+    return w - lr / 2 * g + noise, noise
+
+
+@rule(
     *(
         "lion_ext",
         {"lr": 0.0123, "beta1": 0.9, "beta2": 0.99, "decoupled_wd": True},
