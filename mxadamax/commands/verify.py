@@ -274,7 +274,7 @@ def expected_of(run: Run, dtype: Any, multi_precision: bool) -> List[Numbers]:
 
 def difference_of_bits(info: OptimizerInfo, kind: Type) -> float:
     """Return the largest difference between ours and the reference over some steps, in ULP."""
-    options = {**OPTIONS, **info.options}
+    options = {**OPTIONS, **info.options, **info.verify_options}
     given = data(kind.dtype)
 
     def run(optimizer: Optimizer, weights: Sequence[NDArray]) -> Run:
@@ -294,7 +294,7 @@ def difference_of_bits(info: OptimizerInfo, kind: Type) -> float:
         )
     else:
         by_master = False
-        wide = given.wide_weights[0].dtype.__name__
+        wide = "" if info.verify_options else given.wide_weights[0].dtype.__name__
         reference = run(info.create_reference(wide, **options), given.wide_weights)
     worst = 0.0
     for grads, wide_grads in zip(given.grads, given.wide_grads):

@@ -94,6 +94,8 @@ class OptimizerInfo:
     exceptions : dict
         Why ours does not do as the built-in does, by the kind of arrays ("float32", "float64",
         "masters" of float16 weights, "row_sparse" gradients) and MXNet's series.
+    verify_options : dict
+        Options of both with which ours does as the built-in, where its defaults are an exception.
     row_sparse_options : dict
         Options that the built-in needs with row_sparse gradients.
     torch : tuple of str and dict, or None
@@ -110,6 +112,7 @@ class OptimizerInfo:
     bench_options: Mapping[str, Any] = field(default_factory=dict)
     portable_is_step: bool = True
     exceptions: Mapping[Tuple[str, int], str] = field(default_factory=dict)
+    verify_options: Mapping[str, Any] = field(default_factory=dict)
     row_sparse_options: Mapping[str, Any] = field(default_factory=dict)
     torch: Optional[Tuple[str, Mapping[str, Any]]] = None
 
@@ -132,8 +135,9 @@ class OptimizerInfo:
         ``numerics="portable"``, it is the `step` of MXNet 2's. Where there is no such built-in, it
         is ours, computed by MXNet's operators.
         """
+        options = {"numerics": self.ours.get("numerics"), **options}
         can = (kind, SERIES) not in self.exceptions
-        if options.get("numerics") == PORTABLE:
+        if options["numerics"] == PORTABLE:
             can = self.portable_is_step and not IS_MXNET_1
         ours = self.create(**{**options, "use_fused_step": False, "aggregate_num": 1})
         if not can or built_in_class(self.built_in) is None:
@@ -157,17 +161,25 @@ class OptimizerInfo:
         return mxnet.optimizer.create(self.built_in, **named)
 
 
-_LARS_EXCEPTIONS = {
-    (kind, series): reason
-    for series in (1, 2)
-    for kind, reason in (
-        ("masters", "the built-in takes the norms of 16-bit weights and gradients"),
-        ("row_sparse", "the built-in takes norms over all rows, added in another order"),
-    )
+_LARS: Mapping[str, Any] = {
+    "portable_is_step": False,
+    "exceptions": {
+        **dict.fromkeys(
+            (("float32", 2), ("float64", 2)),
+            "with `aggregate_num=1`, its default, the built-in takes norms by an operator that "
+            "adds scaled squares in float32; here they are added in double precision",
+        ),
+        **dict.fromkeys(
+            (("masters", 1), ("masters", 2)),
+            "the built-in takes the norms of 16-bit weights and gradients",
+        ),
+        **dict.fromkeys(
+            (("row_sparse", 1), ("row_sparse", 2)),
+            "the built-in takes norms over all rows, added in another order",
+        ),
+    },
+    "verify_options": {} if IS_MXNET_1 else {"aggregate_num": 4},
 }
-# With 1, the default of MXNet 2's LARS, it takes norms by an operator that adds scaled squares in
-# float32: those of ours are only near.
-_LARS_BY_LISTS = {} if IS_MXNET_1 else {"aggregate_num": 4}
 
 _MOMENTS = (
     {"beta1": 0.0, "beta2": 0.0},
@@ -310,16 +322,14 @@ OPTIMIZERS = [
         bench="ftrl",
     ),
     OptimizerInfo(
-        *("lars_ext", "lars", _LARS_BY_LISTS),
-        portable_is_step=False,
-        exceptions=_LARS_EXCEPTIONS,
+        *("lars_ext", "lars"),
+        **_LARS,
         variants=({"eta": 0.1}, {"epsilon": 1e-3}),
         bench="lars",
     ),
     OptimizerInfo(
-        *("lars_ext", "lars", {"momentum": 0.9, **_LARS_BY_LISTS}),
-        portable_is_step=False,
-        exceptions=_LARS_EXCEPTIONS,
+        *("lars_ext", "lars", {"momentum": 0.9}),
+        **_LARS,
         variants=({"momentum": 0.123}, {"eta": 0.1}),
         bench="lars-momentum",
     ),

@@ -509,6 +509,15 @@ OWN_OPTIONS = (
         in_built_in=True,
     ),
     Option(
+        "momentum_correction",
+        inspect.Parameter.empty,
+        FLAG,
+        "scale the momentum when the learning rate changes",
+        Resume.SAME_FORMULA,
+        off=False,
+        in_built_in=True,
+    ),
+    Option(
         "schedule_per_parameter",
         inspect.Parameter.empty,
         FLAG,

@@ -123,17 +123,18 @@ def _update_one(
     s.raw_grad = grad
     grad = grad * s.rescale_grad
     if has_bound and not arithmetic.clip_after_wd:
-        grad = _clipped(grad, s.clip_gradient)
+        grad = clipped(grad, s.clip_gradient)
     if has_penalty:
         grad = grad + s.wd * weight
     if has_bound and arithmetic.clip_after_wd:
-        grad = _clipped(grad, s.clip_gradient)
+        grad = clipped(grad, s.clip_gradient)
     if is_decayed:
         weight *= s.decay_factor
     optimizer.reference_step(weight, grad, state, s)
 
 
-def _clipped(grad: NDArray, bound: Union[float, NDArray]) -> NDArray:
+def clipped(grad: NDArray, bound: Union[float, NDArray]) -> NDArray:
+    """Clip to [-bound, bound]; NaN passes."""
     if not isinstance(bound, NDArray):
         return clip(grad, -bound, bound)
     grad = where(grad > bound, bound, grad)

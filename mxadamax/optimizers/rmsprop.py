@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar, Mapping, Optional, Sequence
 
-from mxnet.ndarray import NDArray, clip, sqrt, square
+from mxnet.ndarray import NDArray, sqrt, square
 
 from .._mxnet.compatibility import IS_MXNET_1
 from .arithmetic import BUILTIN, Arithmetic, BySeries
@@ -19,6 +19,7 @@ from .options import (
     bound_or_infinity,
     check_flag,
 )
+from .reference_step import clipped
 
 
 @register("rmsprop_ext", "rmsprop")
@@ -180,7 +181,7 @@ class RMSProp(FusedOptimizer):
             v[:] = s.rho * v + s.one_minus_rho * square(grad)
             weight -= s.lr * (grad / (sqrt(v) + s.epsilon))
         if self.clip_weights is not None:
-            clip(weight, -s.clip_weights, s.clip_weights, out=weight)
+            weight[:] = clipped(weight, s.clip_weights)
 
     def _step_of_operator(
         self, weight: NDArray, grad: NDArray, state: State, s: SimpleNamespace

@@ -19,7 +19,7 @@ from common import (
     network_shapes,
     parameters_of,
 )
-from family import FAMILY
+from family import PORTABLE_FAMILY as FAMILY
 from mxnet import autograd, gluon
 from sparse_gradients import row_sparse, some_rows
 

@@ -18,7 +18,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 from common import leaves, nd
-from family import FAMILY
+from family import PORTABLE_FAMILY as FAMILY
 from half_reference import TYPES, decoded, encoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -88,6 +88,7 @@ class Case(NamedTuple):
         return mx.optimizer.create(
             self.name,
             **COMMON,
+            numerics="portable",
             multi_precision=self.multi_precision,
             lazy_update=self.kind == "lazy",
             state_dtype=self.state_dtype,
@@ -546,6 +547,8 @@ def conflicts(member, options, parameters):
         return True
     sparse = any(sparse for _, _, sparse in parameters)
     rule = _native.rules[member.create().rule]
+    if not rule.supports_low_precision_state:
+        return True
     return state_dtype == "int8" and (sparse or not rule.supports_int8_state)
 
 

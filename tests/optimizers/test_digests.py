@@ -72,7 +72,7 @@ LOW_PRECISION = ("float16", "bfloat16", "int8")
 def rule_of(optimizer: str, options: Mapping[str, Any]) -> Any:
     """What the native module says of an optimizer's rule."""
     name = optimizer.partition(",")[0]
-    return _native.rules[mx.optimizer.create(name, numerics="portable", **options).rule]
+    return _native.rules[mx.optimizer.create(name, **{"numerics": "portable", **options}).rule]
 
 
 def cases() -> Iterator[tuple[str, dict[str, Any]]]:

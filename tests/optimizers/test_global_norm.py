@@ -8,7 +8,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 from common import SIZES, Run, assert_same_bits, assert_same_run, gradients, nd, run_python
-from family import FAMILY
+from family import PORTABLE_FAMILY as FAMILY
 from mxnet import autograd, gluon
 
 import mxadamax
@@ -42,7 +42,7 @@ def test_like_gradients_scaled_before(member, dtype):
     plain = Run(member.create(**options), weights(dtype))
     factors = []
     near = {"float32": (5e-7, 1e-14), "float64": (1e-13, 1e-14)}[dtype]
-    if member.by_operator:
+    if member.create().arithmetic.by_operator:
         # Its `rescale_grad` is of single precision, the factor of the norm is not.
         near = (5e-7, 1e-7)
     for t, grads in enumerate(gradients(SHAPES, dtype, 8)):
@@ -74,7 +74,10 @@ def test_the_norm_is_of_rescaled_gradients_where_nothing_is_clipped(member):
 def test_large_bounds_change_nothing(dtype):
     for bound in (1e30, math.inf):
         runs = [
-            Run(mxadamax.Adam(wd=0.1, rescale_grad=1 / 3, **options), weights(dtype))
+            Run(
+                mxadamax.Adam(wd=0.1, rescale_grad=1 / 3, numerics="portable", **options),
+                weights(dtype),
+            )
             for options in ({}, {"clip_global_norm": bound})
         ]
         for grads in gradients(SHAPES, dtype, 5):

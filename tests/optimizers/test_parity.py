@@ -45,6 +45,8 @@ def pair(shapes, dtype, member=ADAMAX, ours=None, both=None, multipliers=False, 
     """Our optimizer and what it must equal, at the same start, with the same options."""
     if numerics == "builtin" and built_in_class(member.built_in) is None:
         pytest.skip("this MXNet has no such built-in")
+    if member.name == "lars_ext" and (numerics == "portable" or not IS_MXNET_1):
+        pytest.skip("adds its norms in another order than the reference step: test_lars_lans.py")
     runs = []
     reference = partial(member.create_reference, dtype)
     for create, own in ((member.create, ours or {}), (reference, {})):

@@ -14,7 +14,6 @@ from family import built_in
 from mxnet import autograd, gluon
 
 import mxadamax  # noqa: F401
-from mxadamax._mxnet.compatibility import IS_MXNET_1
 
 pytestmark = pytest.mark.quick
 
@@ -79,14 +78,7 @@ def test_as_the_built_in(name, scheduler, given):
 
     with network_shapes():
         rates, weights = train(lambda p: gluon.Trainer(p, f"{name}_ext", options()))
-        expected_rates, expected = train(
-            lambda p: gluon.Trainer(p, built_in(name, **options(), use_fused_step=False))
-        )
-        if (name, IS_MXNET_1) != ("nag", True):
-            # MXNet 1 computes other weights, but the same rates, except for nag's without a rate:
-            # test_constructor_options.py.
-            theirs, _ = train(lambda p: gluon.Trainer(p, name, options()))
-            assert rates == theirs
+        expected_rates, expected = train(lambda p: gluon.Trainer(p, built_in(name, **options())))
     assert rates == expected_rates
     assert len(set(rates)) > 1
     for found, wanted in zip(weights, expected):

@@ -13,7 +13,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 from common import Run, assert_same_bits, gradients, nd, next_scalars, run_python
-from family import FAMILY
+from family import PORTABLE_FAMILY as FAMILY
 from gate import Gate, gated
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -565,7 +565,9 @@ def test_parameters_that_only_sometimes_get_a_gradient():
         for k, layer in enumerate(layers):
             layer.initialize(mx.init.Xavier())
             parameters.update({f"{k}.{n}": p for n, p in layer.collect_params().items()})
-        trainer = gluon.Trainer(parameters, mxadamax.Nadam(0.1, skip_nonfinite=skip))
+        trainer = gluon.Trainer(
+            parameters, mxadamax.Nadam(0.1, skip_nonfinite=skip, numerics="portable")
+        )
         rng = np.random.RandomState(0)
         for _ in range(16):
             used = [layer for layer in layers if rng.rand() < 0.6] or layers[:1]
@@ -591,7 +593,8 @@ grads = [[mx.nd.array(rng.standard_normal(n)) for n in (300, 17)] for _ in range
 weights = {}
 for skip in (True, False):
     for name in ("adam_ext", "adamax_ext", "nadam_ext"):
-        optimizer = mx.optimizer.create(name, skip_nonfinite=skip)
+        options = {"skip_nonfinite": skip, "numerics": "portable"}
+        optimizer = mx.optimizer.create(name, **options)
         updater = mx.optimizer.get_updater(optimizer)
         arrays = [mx.nd.ones((300,)), mx.nd.ones((17,))]
         for t, (a, b) in enumerate(grads):

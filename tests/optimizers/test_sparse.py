@@ -7,7 +7,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 from common import SPECIAL, assert_same_bits, gradients, leaves, network_shapes
-from family import FAMILY
+from family import PORTABLE_FAMILY as FAMILY
 from sparse_gradients import row_sparse, some_rows
 
 import mxadamax

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import mxnet as mx
@@ -36,4 +37,7 @@ def create(name: str, **options: Any) -> mx.optimizer.Optimizer:
 
 Member = OptimizerInfo
 FAMILY = OPTIMIZERS
+PORTABLE_FAMILY = [replace(m, ours={**m.ours, "numerics": "portable"}) for m in FAMILY]
+"""The same by formulas that do not depend on the installed MXNet."""
+
 WITH_BUILT_IN = [member for member in FAMILY if member.built_in]
