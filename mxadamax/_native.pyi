@@ -56,6 +56,9 @@ class Rule:
     def begin_as_weight(self) -> tuple[bool, ...]:
         """Of each state, whether it begins as the weight, not as zero."""
     @property
+    def scalars(self) -> list[str]:
+        """The names of its scalars."""
+    @property
     def sums(self) -> int:
         """How many sums over a tensor it needs before it updates the tensor."""
 
@@ -108,6 +111,9 @@ class FusedUpdate:
         skip_nonfinite: bool,
         report: StepStatus | None,
         skipped_before: int,
+        in_single_precision: bool = False,
+        rounded: Sequence[str] = (),
+        exact: Sequence[str] = (),
     ) -> None:
         """Hand the update to MXNet's engine, once.
 

@@ -70,12 +70,6 @@ EQUIVALENT = {
     "rule.h: '>' -> '>=' in return a != a ? a : (a > b ? a : b);": (
         "the same, and of two zeros neither is negative"
     ),
-    "rule.h: '>' -> '>=' in if constexpr (R::sums > 0) delta *= delta_scale;": (
-        "the scale of rules without sums is 1"
-    ),
-    "rule.h: '0' -> '1' in if constexpr (R::sums > 0) delta *= delta_scale;": (
-        "no rule has a single sum"
-    ),
     "rule.h: '<' -> '<=' in const T unit = a < 0 ? T{-1} : T{1};": "of 0 it is not asked for",
     "rule.h: '+' -> '-' in return a != 0 && a == a ? unit : a + 0;": (
         "the sign of a zero that is added to a weight"

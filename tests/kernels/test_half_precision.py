@@ -7,7 +7,8 @@ import mxnet as mx
 import numpy as np
 import pytest
 from common import assert_same_bits, leaves
-from family import FAMILY, built_in
+from family import PORTABLE_FAMILY as FAMILY
+from family import built_in
 from half_reference import ALL, TYPES, decoded, encoded
 from instruction_sets import instruction_sets
 
@@ -118,6 +119,8 @@ def test_multi_precision(member, name):
 @types
 def test_without_master_weights(member, name):
     """Computed in float32 from what is stored, and rounded once."""
+    if member.name == "dcasgd_ext" and not member.options:
+        pytest.skip("has None in its state: test_python_built_ins.py")
     ours = member.create(**{**OPTIONS, **member.options})
     plain = member.create(**{**OPTIONS, **member.options})
     weights, _ = start(name)

@@ -11,7 +11,8 @@ import os
 import numpy as np
 import pytest
 from common import SPECIAL, assert_same_bits, next_scalars, run_python
-from family import FAMILY
+from cuda_tensors import scalars_of as some_scalars
+from family import FAMILY, PORTABLE_FAMILY
 from instruction_sets import instruction_sets
 
 from mxadamax import _native, _native_testing
@@ -27,10 +28,12 @@ def scalars_of(member, updates=3, **options):
     return optimizer.rule, {k: x[0] if isinstance(x, list) else x for k, x in scalars.items()}
 
 
-RULES = {rule: scalars for rule, scalars in map(scalars_of, reversed(FAMILY))}
-# Of the two rules of LAMB, the optimizer takes the one for the MXNet that is installed.
-RULES["lamb"] = RULES["lamb_mxnet1"] = RULES.get("lamb") or RULES["lamb_mxnet1"]
-assert RULES.keys() == _native.rules.keys(), "a rule without a row in family.py, or without a name"
+OF_FAMILY = dict(map(scalars_of, reversed((*FAMILY, *PORTABLE_FAMILY))))
+# The installed MXNet has not all of those that are named after one.
+RULES = {
+    name: OF_FAMILY.get(name) or some_scalars(name, rule.scalars)
+    for name, rule in _native.rules.items()
+}
 
 
 def arrays_of(rule, values):
@@ -139,8 +142,9 @@ MANY_SIZES = (
 @dtypes
 def test_many_tensors_in_chunks(rule, instruction_set, dtype):
     """Chunks that hold many tensors, tensors of many chunks, and teams of any size: the same bits."""
+    rate = next(name for name in ("lr", "d_factor", "half_lr", "rho") if name in RULES[rule])
     per_tensor = {
-        "lr": [0.001 * (1 + k % 7) for k in range(len(MANY_SIZES))],
+        rate: [0.001 * (1 + k % 7) for k in range(len(MANY_SIZES))],
         "wd": [0.01 * (k % 3) for k in range(len(MANY_SIZES))],
     }
     scalars = {**RULES[rule], **per_tensor}

@@ -166,7 +166,9 @@ def test_every_step(case, variant, dtype, instruction_set):
 
 
 def test_every_rule_has_a_case():
-    assert set(oracle.RULES) == set(_native.rules)
+    # Those of MXNet's own operators are compared with these: tests/optimizers/test_parity.py.
+    own = {rule for rule in _native.rules if "_mxnet" not in rule}
+    assert set(oracle.RULES) == own | {"lamb_mxnet1"}
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def assert_same_or_near(
     if not _native.rules[rule].sums:
         assert_same_bits(actual, expected, where)
         return
-    digits = {"float16": 2e-3, "bfloat16": 2e-2, "float64": 1e-10}
+    digits = {"float16": 2e-3, "bfloat16": 4e-2, "float64": 1e-10}
     if rule.startswith("lars") and "_mxnet" in rule:
         # The sums of the processor are in single precision.
         del digits["float64"]

@@ -32,6 +32,8 @@ SCALARS = {
     "double_correction1": 0.2,
     "double_correction2": 0.3,
     "lamda1": 0.1,
+    "lamda": 0.4,
+    "half_lr": 0.05,
     "beta": 1.0,
     "epsilon": 1e-3,
     "clip_weights": 2.5,
@@ -326,7 +328,7 @@ class Device:
 def scalars_of(rule: str, names: Sequence[str], tensor: int = 0, step: int = 0) -> dict[str, float]:
     """Scalars that differ from tensor to tensor and from step to step."""
     found = {name: SCALARS[name] for name in names}
-    rate = "lr" if "lr" in found else "d_factor"
+    rate = next(name for name in ("lr", "d_factor", "half_lr", "rho") if name in found)
     found[rate] *= 1 + tensor % 7 + 0.1 * step
     found["step"], found["rng_stream"] = 1 + step, 1000 * tensor
     found["wd"] = (-1.0, 0.0, 0.013)[tensor % 3]
