@@ -103,10 +103,18 @@ def _push_parts(
     # All are checked together first: whether arrays share memory, say.
     _checked(optimizer, optimizer.arithmetic, weights, grads, states)
     lrs, wds = optimizer._count_update(indices)
-    given = (indices, weights, grads, states, lrs, wds, optimizer._updates(indices))
+    given: Sequence[Sequence[Any]] = (
+        indices,
+        weights,
+        grads,
+        states,
+        lrs,
+        wds,
+        optimizer._updates(indices),
+    )
     prepared = []
     for arithmetic, positions in parts.items():
-        of_part = [[column[p] for p in positions] for column in given]
+        of_part: List[List[Any]] = [[column[p] for p in positions] for column in given]
         batch = _checked(optimizer, arithmetic, *of_part[1:4])
         table = _table(optimizer, arithmetic, of_part[0], *of_part[4:])
         rows_of(optimizer, of_part[0], table)

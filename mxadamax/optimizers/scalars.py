@@ -51,7 +51,8 @@ def gradient_bound(optimizer: "FusedOptimizer") -> Optional[float]:
     takes_0_for_none = arithmetic.by_operator and not arithmetic.zero_is_a_bound
     if takes_0_for_none and optimizer.clip_gradient == 0:
         return None
-    return optimizer.clip_gradient
+    bound: Optional[float] = optimizer.clip_gradient
+    return bound
 
 
 def ema_weight(decay: Optional[float], t: int) -> float:

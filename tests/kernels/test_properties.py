@@ -39,6 +39,15 @@ options = st.fixed_dictionaries(
 aggregations = st.sampled_from([None, 1, 2, 3, math.inf])
 
 
+# FTML refuses a rate of 0, and norms are added in another order; DCASGD's copies of weights are
+# denormal where MXNet's are zero.
+EQUAL = [
+    member
+    for member in FAMILY
+    if member.built_in and member.name not in ("dcasgd_ext", "ftml_ext", "lans_ext", "lars_ext")
+]
+
+
 def values(dtype, shape):
     width = np.dtype(dtype).itemsize * 8
     return hnp.arrays(dtype, shape, elements=st.floats(width=width))
@@ -47,7 +56,7 @@ def values(dtype, shape):
 @settings(max_examples=250, deadline=None)
 @given(
     st.data(),
-    st.sampled_from([m for m in FAMILY if m.built_in and m.name not in ("lars_ext", "dcasgd_ext")]),
+    st.sampled_from(EQUAL),
     shapes,
     options,
     aggregations,
