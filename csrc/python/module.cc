@@ -381,8 +381,7 @@ PYBIND11_MODULE(_native, m) {
            "are made of.")
       .def("push", &push, py::arg("tables"), py::arg("clip_global_norm"), py::arg("skip_nonfinite"),
            py::arg("report"), py::arg("skipped_before"), py::arg("in_single_precision") = false,
-           py::arg("rounded") = py::tuple(),
-           py::arg("exact") = py::tuple(),
+           py::arg("rounded") = py::tuple(), py::arg("exact") = py::tuple(),
            "Hand the update to MXNet's engine, once. Each table is a dict, in which each scalar of "
            "the rule is one number, or a list with one for each parameter. The first table counts "
            "if skipped_before steps of the report have been skipped, the next if one more, and so "
