@@ -31,7 +31,7 @@ QUICK = [
     "kernels/test_scalars.py",
     "kernels/test_half_precision.py",
     "optimizers/test_parity.py::test_not_a_number_and_infinite_gradients",
-    "optimizers/test_parity.py::test_close_to_fused_operators",
+    "optimizers/test_parity.py::test_options",
     "system/test_training.py::test_trainer",
     "system/test_training.py::test_two_devices",
     "system/test_training.py::test_saved_states_continue_to_the_bit",
