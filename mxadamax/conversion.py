@@ -48,6 +48,7 @@ _ATTRIBUTES: Mapping[str, str] = {
     "gamma1": "rho",
     "gamma2": "momentum",
     "float_stable_eps": "epsilon",
+    "eps": "epsilon",
 }
 """Attributes of MXNet 1's built-ins that have another name in this package."""
 

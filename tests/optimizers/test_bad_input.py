@@ -555,7 +555,7 @@ def test_failure_inside_the_engine_surfaces_and_writes_nothing(replaced):
     before = snapshot(run)[0]
     replaced("MXNDArrayGetData", [ctypes.c_void_p, ctypes.c_void_p], lambda handle, out: -1)
     run.updater([0, 1, 2], [ones(*shape) for shape in SHAPES], list(run.weights))
-    with pytest.raises(mx.MXNetError, match="mxadamax, rule adamax: "):
+    with pytest.raises(mx.MXNetError, match=r"mxadamax, rule adamax(_mxnet1)?: "):
         mx.nd.waitall()
     native.cache_clear()
     native()
@@ -904,7 +904,7 @@ def test_an_mxnet_without_a_function(monkeypatch, unbound):
     info.look_at_mxnet(report)
     assert any(message in problem for problem in report.problems)
     # What needs no native code goes on.
-    assert mxadamax.SGD(use_fused_step=False).rule == "sgd"
+    assert mxadamax.SGD(use_fused_step=False, numerics="portable").rule == "sgd"
     monkeypatch.undo()
 
 
