@@ -37,12 +37,12 @@ constexpr std::int64_t blocks_of(std::int64_t size) { return (size + block_size 
 // Whether the states of a rule can be kept in 8 bits: a signed one, alone or with a denominator.
 template <class R>
 constexpr bool supports_int8_state = [] {
-  if constexpr (!R::supports_low_precision_state) {
-    return false;
-  } else if constexpr (R::states == 2) {
-    return R::kinds[0] == StateKind::with_sign && R::kinds[1] != StateKind::with_sign;
+  // A rule of one state has no second kind to look at.
+  if constexpr (R::states == 2) {
+    return R::supports_low_precision_state && R::kinds[0] == StateKind::with_sign &&
+           R::kinds[1] != StateKind::with_sign;
   } else {
-    return R::states == 1 && R::kinds[0] == StateKind::with_sign;
+    return R::supports_low_precision_state && R::states == 1 && R::kinds[0] == StateKind::with_sign;
   }
 }();
 

@@ -272,6 +272,7 @@ PYBIND11_MODULE(_native, m) {
           "begin_as_weight",
           [](const cpu::RuleKernels& rule) {
             std::vector<bool> found;
+            found.reserve(static_cast<std::size_t>(rule.states));
             for (int k = 0; k < rule.states; ++k) {
               found.push_back(rule.kinds[k] == StateKind::earlier_weight);
             }

@@ -11,7 +11,7 @@ template <bool has_momentum>
 struct DcasgdStates : Rule {
   // The last change of the weight, if there is a momentum; then the weight before the last update.
   static constexpr int states = has_momentum ? 2 : 1;
-  static constexpr StateKind kinds[] = {
+  static constexpr StateKind kinds[2] = {
       has_momentum ? StateKind::with_sign : StateKind::earlier_weight, StateKind::earlier_weight};
   static constexpr bool none_first = !has_momentum;
   // Steps depend on the difference of two weights that are nearly equal.

@@ -12,8 +12,8 @@ struct Ftml : Rule {
 
   // d, which steps are divided by; second moment v; z, whose negative is the weight times d.
   static constexpr int states = 3;
-  static constexpr StateKind kinds[] = {StateKind::non_negative, StateKind::second_moment,
-                                        StateKind::with_sign};
+  static constexpr StateKind kinds[3] = {StateKind::non_negative, StateKind::second_moment,
+                                         StateKind::with_sign};
   static constexpr bool gives_weight = true;
   // Noise of d and z would be noise of the weight.
   static constexpr bool supports_low_precision_state = false;

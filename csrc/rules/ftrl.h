@@ -11,7 +11,7 @@ namespace mxadamax {
 struct FtrlRule : Rule {
   // z, from which the weight is made; n, the sum of the squares of all gradients.
   static constexpr int states = 2;
-  static constexpr StateKind kinds[] = {StateKind::with_sign, StateKind::second_moment};
+  static constexpr StateKind kinds[2] = {StateKind::with_sign, StateKind::second_moment};
   static constexpr bool gives_weight = true;
   // Noise of z would be noise of the weight.
   static constexpr bool supports_low_precision_state = false;

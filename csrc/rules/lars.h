@@ -18,7 +18,7 @@ template <bool has_momentum>
 struct LarsBase : Rule {
   // The last change of the weight.
   static constexpr int states = has_momentum ? 1 : 0;
-  static constexpr StateKind kinds[] = {StateKind::with_sign};
+  static constexpr StateKind kinds[1] = {StateKind::with_sign};
 
   template <class T>
   using Scalars = LarsScalars<T>;

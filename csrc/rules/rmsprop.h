@@ -73,7 +73,7 @@ template <int series>
 struct RmspropOfMxnet : Rule {
   static constexpr const char* name = series == 1 ? "rmsprop_mxnet1" : "rmsprop_mxnet2";
   static constexpr int states = 1;
-  static constexpr StateKind kinds[] = {StateKind::second_moment};
+  static constexpr StateKind kinds[1] = {StateKind::second_moment};
   static constexpr bool clip_after_wd = series == 1;
 
   template <class T>

@@ -12,7 +12,7 @@ struct Sgld : Rule {
 
   // The noise of this step, which MXNet draws.
   static constexpr int states = 1;
-  static constexpr StateKind kinds[] = {StateKind::with_sign};
+  static constexpr StateKind kinds[1] = {StateKind::with_sign};
   static constexpr bool supports_low_precision_state = false;
   static constexpr bool gives_weight = true;
 
