@@ -149,7 +149,12 @@ def walk(
     point = gluon.Parameter("point", shape=(2,), dtype="float64")
     point.initialize()
     point.set_data(arrays.array(start, dtype="float64"))
-    options = {"learning_rate": walker.learning_rate, **walker.options}
+    # The same paths with every MXNet.
+    options = {
+        "learning_rate": walker.learning_rate,
+        "numerics": "portable",
+        **walker.options,
+    }
     trainer = gluon.Trainer([point], walker.optimizer, options)
     points = [point.data().asnumpy()]
     for _ in range(steps):

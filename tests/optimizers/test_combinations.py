@@ -554,7 +554,8 @@ def conflicts(member, options, parameters):
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.sampled_from(FAMILY),
+    # A gradient of zeros makes the weights of LANS NaN, as in the built-in.
+    st.sampled_from([member for member in FAMILY if member.name != "lans_ext"]),
     drawn_options,
     drawn_parameters,
     st.integers(0, 2**32 - 1),
