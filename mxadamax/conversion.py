@@ -10,7 +10,7 @@ from mxnet.ndarray import NDArray
 from mxnet.optimizer import Optimizer
 
 from ._mxnet.compatibility import IS_MXNET_1
-from .optimizers.arithmetic import BUILTIN
+from .optimizers.arithmetic import BUILTIN, NAMES
 from .optimizers.base import FusedOptimizer, State
 from .optimizers.options import BY_NAME, Resume, names_of
 from .optimizers.state_layout import map_arrays, without_average
@@ -43,14 +43,6 @@ _OTHER_FORMULA_IN_1: Mapping[str, str] = {
     "adagrad": "adds epsilon under the root",
     "adadelta": "has no learning rate",
 }
-
-_ATTRIBUTES: Mapping[str, str] = {
-    "gamma1": "rho",
-    "gamma2": "momentum",
-    "float_stable_eps": "epsilon",
-    "eps": "epsilon",
-}
-"""Attributes of MXNet 1's built-ins that have another name in this package."""
 
 _CALLS = names_of(Resume.FROM_CALLER)
 """Options that say how MXNet calls an optimizer; conversion does not carry them over."""
@@ -157,7 +149,7 @@ def _carried(source: Optimizer, target: Optimizer) -> Dict[str, Any]:
 
 def _ours(name: str) -> str:
     """The name that this package has for an attribute."""
-    return _ATTRIBUTES.get(name, name)
+    return NAMES.get(name, name)
 
 
 def _options(cls: Type[FusedOptimizer]) -> Dict[str, Any]:

@@ -7,7 +7,15 @@
 
 namespace mxadamax {
 
-struct Rmsprop : Rule {
+// Clips the new weight.
+struct ClipsWeights : Rule {
+  template <class Scalars, class T>
+  MXADAMAX_RULE static T finished(const Scalars& s, T weight) {
+    return clipped(weight, s.clip_weights);
+  }
+};
+
+struct Rmsprop : ClipsWeights {
   static constexpr const char* name = "rmsprop";
 
   // Second moment v.
@@ -27,14 +35,9 @@ struct Rmsprop : Rule {
     v = s.rho * v + s.one_minus_rho * square(g);
     return -(s.lr * (g / (square_root(v) + s.epsilon)));
   }
-
-  template <class T>
-  MXADAMAX_RULE static T finished(const Scalars<T>& s, T weight) {
-    return clipped(weight, s.clip_weights);
-  }
 };
 
-struct CenteredRmsprop : Rule {
+struct CenteredRmsprop : ClipsWeights {
   static constexpr const char* name = "rmsprop_centered";
 
   // First moment m, second moment v, the last change of the weight.
@@ -61,16 +64,11 @@ struct CenteredRmsprop : Rule {
     change = s.momentum * change - s.lr * g / square_root(v - square(m) + s.epsilon);
     return change;
   }
-
-  template <class T>
-  MXADAMAX_RULE static T finished(const Scalars<T>& s, T weight) {
-    return clipped(weight, s.clip_weights);
-  }
 };
 
 // MXNet's operator `rmsprop_update`. MXNet 1 adds `epsilon` under the root.
 template <int series>
-struct RmspropOfMxnet : Rule {
+struct RmspropOfMxnet : ClipsWeights {
   static constexpr const char* name = series == 1 ? "rmsprop_mxnet1" : "rmsprop_mxnet2";
   static constexpr int states = 1;
   static constexpr StateKind kinds[1] = {StateKind::second_moment};
@@ -89,16 +87,11 @@ struct RmspropOfMxnet : Rule {
     if (series == 1) return -(s.lr * (g / square_root(v + s.epsilon)));
     return -(s.lr * g / (square_root(v) + s.epsilon));
   }
-
-  template <class T>
-  MXADAMAX_RULE static T finished(const Scalars<T>& s, T weight) {
-    return clipped(weight, s.clip_weights);
-  }
 };
 
 // MXNet's operator `rmspropalex_update`. MXNet 1 keeps the second moment first.
 template <int series>
-struct CenteredRmspropOfMxnet : Rule {
+struct CenteredRmspropOfMxnet : ClipsWeights {
   static constexpr const char* name =
       series == 1 ? "rmsprop_centered_mxnet1" : "rmsprop_centered_mxnet2";
   static constexpr int states = 3;
@@ -126,11 +119,6 @@ struct CenteredRmspropOfMxnet : Rule {
     m = unseen * g + s.rho * m;
     change = s.momentum * change - s.lr * g / square_root(v - square(m) + s.epsilon);
     return change;
-  }
-
-  template <class T>
-  MXADAMAX_RULE static T finished(const Scalars<T>& s, T weight) {
-    return clipped(weight, s.clip_weights);
   }
 };
 

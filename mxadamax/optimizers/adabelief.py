@@ -6,10 +6,9 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, List, Sequence, Tuple
 
 from mxnet.ndarray import NDArray, sqrt, square
-from mxnet.ndarray.sparse import RowSparseNDArray
 
 from .adam import MomentOptimizer
-from .arithmetic import Arithmetic, BySeries
+from .arithmetic import Arithmetic, BySeries, by_storage
 from .base import register
 
 
@@ -25,9 +24,10 @@ class AdaBelief(MomentOptimizer):
         lr = lr * sqrt(1 - beta2**t) / (1 - beta1**t)        # unless correct_bias=False
         weight -= lr * m / (sqrt(v) + epsilon)
 
-    Weights and states equal those of the `step` of MXNet 2's built-in ``adabelief`` bit for
-    bit. As in the built-in, and unlike in its documentation, `clip_gradient` bounds the sum of
-    gradient and weight decay.
+    Weights and states equal those of the installed MXNet's built-in ``adabelief`` bit for bit, with
+    ``numerics='portable'`` those of the `step` of MXNet 2's, which is this formula. As in the
+    built-in, and unlike in its documentation, `clip_gradient` bounds the sum of gradient and weight
+    decay.
 
     Parameters
     ----------
@@ -97,10 +97,10 @@ class AdaBelief(MomentOptimizer):
         self, weights: Sequence[NDArray], grads: Sequence[NDArray]
     ) -> List[Arithmetic]:
         dense = self.arithmetic
-        if dense.rule != "adabelief_mxnet2" or RowSparseNDArray not in map(type, grads):
+        if dense.rule != "adabelief_mxnet2":
             return []
         rows = replace(dense, rule="adabelief_rows_mxnet2", listed=())
-        return [rows if type(grad) is RowSparseNDArray else dense for grad in grads]
+        return by_storage(grads, dense, rows)
 
     def reference_step(
         self, weight: NDArray, grad: NDArray, state: Tuple[NDArray, NDArray], s: SimpleNamespace

@@ -23,7 +23,8 @@ class AdaDelta(FusedOptimizer):
         changes = rho * changes + (1 - rho) * change**2
         weight -= lr * change
 
-    Weights and states equal those of the `step` of MXNet 2's built-in ``adadelta`` bit for bit.
+    Weights and states equal those of the installed MXNet's built-in ``adadelta`` bit for bit, with
+    ``numerics='portable'`` those of the `step` of MXNet 2's, which is this formula.
     It accepts float64 weights; the built-in's states are always float32.
 
     Parameters

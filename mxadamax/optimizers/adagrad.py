@@ -21,7 +21,8 @@ class AdaGrad(FusedOptimizer):
         history += grad**2
         weight -= lr * grad / (sqrt(history) + epsilon)
 
-    Weights and states equal those of the `step` of MXNet 2's built-in ``adagrad`` bit for bit.
+    Weights and states equal those of the installed MXNet's built-in ``adagrad`` bit for bit, with
+    ``numerics='portable'`` those of the `step` of MXNet 2's, which is this formula.
     It accepts float64 weights; the built-in's state is always float32.
 
     Parameters

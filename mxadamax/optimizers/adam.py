@@ -7,9 +7,8 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, Dict, List, Mapping, Sequence, Tuple
 
 from mxnet.ndarray import NDArray, maximum, sqrt, square
-from mxnet.ndarray.sparse import RowSparseNDArray
 
-from .arithmetic import Arithmetic, BySeries
+from .arithmetic import Arithmetic, BySeries, by_storage
 from .base import FusedOptimizer, Scalars, register
 from .options import DECAY_RATE, NOT_NEGATIVE, Range, check_flag
 from .scalars import gradient_bound
@@ -70,7 +69,8 @@ class Adam(MomentOptimizer):
         lr = lr * sqrt(1 - beta2**t) / (1 - beta1**t)        # unless correct_bias=False
         weight -= lr * m / (sqrt(v) + epsilon)               # amsgrad: sqrt(largest)
 
-    Weights and states equal those of the `step` of MXNet 2's built-in ``adam`` bit for bit.
+    Weights and states equal those of the installed MXNet's built-in ``adam`` bit for bit, with
+    ``numerics='portable'`` those of the `step` of MXNet 2's, which is this formula.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ class Adam(MomentOptimizer):
         self, weights: Sequence[NDArray], grads: Sequence[NDArray]
     ) -> List[Arithmetic]:
         dense = self.arithmetic
-        if RowSparseNDArray not in map(type, grads) or not dense.rule.startswith("adam_mxnet"):
+        if not dense.rule.startswith("adam_mxnet"):
             return []
         # Of row_sparse gradients, MXNet squares first where all rows are updated, and MXNet 1 also
         # where they are clipped.
@@ -177,7 +177,7 @@ class Adam(MomentOptimizer):
         if self.lazy_update and not clips:
             return []
         rows = replace(dense, rule=dense.rule.replace("adam", "adam_rows"))
-        return [rows if type(grad) is RowSparseNDArray else dense for grad in grads]
+        return by_storage(grads, dense, rows)
 
     def reference_step(
         self, weight: NDArray, grad: NDArray, state: Tuple[NDArray, ...], s: SimpleNamespace

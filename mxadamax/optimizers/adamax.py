@@ -23,8 +23,9 @@ class Adamax(FusedOptimizer):
         u = maximum(beta2 * u, abs(grad))
         weight -= lr / (1 - beta1**t) * m / (u + epsilon)
 
-    Weights and states equal those of MXNet 2's built-in ``adamax`` bit for bit. Unlike the
-    built-in, it does not modify the gradient.
+    Weights and states equal those of the installed MXNet's built-in ``adamax`` bit for bit, with
+    ``numerics='portable'`` those of the `step` of MXNet 2's, which is this formula.
+    Unlike the built-in, it does not modify the gradient.
 
     Parameters
     ----------

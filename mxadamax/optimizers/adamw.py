@@ -6,10 +6,9 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, List, Sequence, Tuple
 
 from mxnet.ndarray import NDArray, sqrt
-from mxnet.ndarray.sparse import RowSparseNDArray
 
 from .adam import Adam
-from .arithmetic import Arithmetic, BySeries
+from .arithmetic import Arithmetic, BySeries, by_storage
 from .base import register
 
 
@@ -25,9 +24,9 @@ class AdamW(Adam):
         lr = lr * sqrt(1 - beta2**t) / (1 - beta1**t)        # unless correct_bias=False
         weight -= lr * (m / (sqrt(v) + epsilon) + wd * weight)
 
-    This is the formula of MXNet 2's fused operator, which its ``adamw`` uses by default. The
-    built-in's `step` multiplies `wd` by the weight that it has just updated; without weight decay
-    it equals this class bit for bit.
+    Weights and states equal those of MXNet 2's built-in ``adamw`` bit for bit, which uses a fused
+    operator by default. Its `step` multiplies `wd` by the weight that it has just updated; without
+    weight decay it equals this class with ``numerics='portable'``.
 
     Parameters
     ----------
@@ -115,10 +114,10 @@ class AdamW(Adam):
         self, weights: Sequence[NDArray], grads: Sequence[NDArray]
     ) -> List[Arithmetic]:
         dense = self.arithmetic
-        if dense.rule != "adamw_mxnet2" or RowSparseNDArray not in map(type, grads):
+        if dense.rule != "adamw_mxnet2":
             return []
         rows = replace(dense, rule="adamw_rows_mxnet2", listed=())
-        return [rows if type(grad) is RowSparseNDArray else dense for grad in grads]
+        return by_storage(grads, dense, rows)
 
     def reference_step(
         self, weight: NDArray, grad: NDArray, state: Tuple[NDArray, ...], s: SimpleNamespace

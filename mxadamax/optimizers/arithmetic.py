@@ -4,9 +4,11 @@
 import functools
 import inspect
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from mxnet.libinfo import __version__ as mxnet_version
+from mxnet.ndarray import NDArray
+from mxnet.ndarray.sparse import RowSparseNDArray
 from mxnet.optimizer import Optimizer
 
 from .._mxnet.compatibility import IS_MXNET_1
@@ -63,13 +65,24 @@ class Arithmetic:
 
 BySeries = Mapping[int, Arithmetic]
 
-_NAMES = {"gamma1": "rho", "gamma2": "momentum", "eps": "epsilon"}
+
+def by_storage(arrays: Sequence[NDArray], dense: Arithmetic, rows: Arithmetic) -> List[Arithmetic]:
+    """Return `rows` for each row_sparse array, and `dense` for others; nothing if all are dense."""
+    if RowSparseNDArray not in map(type, arrays):
+        return []
+    return [rows if type(array) is RowSparseNDArray else dense for array in arrays]
+
+
+NAMES: Mapping[str, str] = {
+    **{"gamma1": "rho", "gamma2": "momentum"},
+    **{"eps": "epsilon", "float_stable_eps": "epsilon"},
+}
 """What MXNet 1 calls arguments, and what MXNet 2 and this package call them."""
 
 
 def names_in_mxnet(name: str, taken: Mapping[str, Any]) -> str:
     """The name that a constructor of MXNet's, with these parameters, has for an argument."""
-    return next((n for n in taken if _NAMES.get(n) == name), name)
+    return next((n for n in taken if NAMES.get(n) == name), name)
 
 
 _OWN = ("use_fused_step", "aggregate_num")
@@ -104,7 +117,7 @@ def constructor_of_built_in(
     ]
     defaults = {"learning_rate": None, **absent} if "learning_rate" in own else dict(absent)
     for parameter in named:
-        name = _NAMES.get(parameter.name, parameter.name)
+        name = NAMES.get(parameter.name, parameter.name)
         if name in own and name not in _OWN and parameter.default is not parameter.empty:
             defaults[name] = parameter.default
 
@@ -119,10 +132,10 @@ def constructor_of_built_in(
         if twice:
             raise TypeError(f"got two values for the argument {twice[0]!r}")
         given.update(kwargs)
-        translated = {_NAMES.get(name, name): value for name, value in given.items()}
+        translated = {NAMES.get(name, name): value for name, value in given.items()}
         if len(translated) < len(given):
-            pair = next(n for n in _NAMES if n in given and _NAMES[n] in given)
-            raise TypeError(f"got both {pair!r} and {_NAMES[pair]!r}, which mean the same")
+            pair = next(n for n in NAMES if n in given and NAMES[n] in given)
+            raise TypeError(f"got both {pair!r} and {NAMES[pair]!r}, which mean the same")
         found = {**defaults, **translated}
         if found.get("use_fused_step") is False and "lazy_update" not in translated:
             found.pop("lazy_update", None)

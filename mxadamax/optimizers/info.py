@@ -76,7 +76,7 @@ class OptimizerInfo:
     name : str
         Its name in MXNet's registry.
     built_in : str or None
-        The built-in with an equal `step`; None if MXNet has none.
+        The built-in that it stands for; None if no MXNet has one.
     options : dict
         Options of ours and of the built-in.
     ours : dict

@@ -28,10 +28,11 @@ class Nadam(MomentOptimizer):
                 + (1 - momentum(t)) * grad / (1 - product(t))
         weight -= lr * ahead / (sqrt(v / (1 - beta2**t)) + epsilon)
 
-    For a model with one parameter, weights and states equal those of MXNet 2's built-in ``nadam``
-    bit for bit. With more, the built-in shares one product among all and multiplies it once per
-    *parameter* instead of once per step, so an update depends on the position of the parameter;
-    ``schedule_per_parameter=True`` does the same.
+    Weights and states equal those of the installed MXNet's built-in ``nadam`` bit for bit. That one
+    shares one product among all parameters and multiplies it once per *parameter* instead of once
+    per step, so an update depends on the position of the parameter. With
+    ``schedule_per_parameter=False``, the default of ``numerics='portable'``, this is the formula;
+    for a model with one parameter it equals MXNet 2's.
 
     Parameters
     ----------
@@ -47,8 +48,9 @@ class Nadam(MomentOptimizer):
         Speed at which the momentum approaches `beta1`.
     use_fused_step : bool, default True
         False uses MXNet's operators instead of the native kernel: slow, the same bits.
-    schedule_per_parameter : bool, default False
-        Count the schedule as the built-in does, to resume a training that it began.
+    schedule_per_parameter : bool, optional
+        Count the schedule as the built-in does. By default with ``numerics='builtin'``, unless
+        `skip_nonfinite` is on.
     **kwargs
         Options of every optimizer; see :class:`mxadamax.optimizers.base.FusedOptimizer`.
 

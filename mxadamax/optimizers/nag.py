@@ -7,9 +7,8 @@ from typing import Any, ClassVar, List, Optional, Sequence
 
 import numpy
 from mxnet.ndarray import NDArray
-from mxnet.ndarray.sparse import RowSparseNDArray
 
-from .arithmetic import Arithmetic, BySeries
+from .arithmetic import Arithmetic, BySeries, by_storage
 from .base import register
 from .sgd import MomentumOptimizer
 
@@ -24,7 +23,8 @@ class NAG(MomentumOptimizer):
         change = momentum * change - lr * grad
         weight += momentum * change - lr * grad
 
-    Weights and states equal those of the `step` of MXNet 2's built-in ``nag`` bit for bit.
+    Weights and states equal those of the installed MXNet's built-in ``nag`` bit for bit, with
+    ``numerics='portable'`` those of the `step` of MXNet 2's, which is this formula.
 
     Parameters
     ----------
@@ -98,9 +98,8 @@ class NAG(MomentumOptimizer):
         self, weights: Sequence[NDArray], grads: Sequence[NDArray]
     ) -> List[Arithmetic]:
         dense = self.arithmetic
-        if dense.rule == "nag_mxnet1" and RowSparseNDArray in map(type, weights):
-            rows = replace(dense, rule="nag_rows_mxnet1")
-            return [rows if type(weight) is RowSparseNDArray else dense for weight in weights]
+        if dense.rule == "nag_mxnet1":
+            return by_storage(weights, dense, replace(dense, rule="nag_rows_mxnet1"))
         if dense.rule == "nag_mxnet2" and self.multi_precision:
             master = replace(dense, rule="nag")
             return [master if weight.dtype == numpy.float16 else dense for weight in weights]

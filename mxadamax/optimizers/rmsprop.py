@@ -39,7 +39,8 @@ class RMSProp(FusedOptimizer):
 
         weight = clip(weight, -clip_weights, clip_weights)
 
-    Weights and states equal those of the `step` of MXNet 2's built-in ``rmsprop`` bit for bit.
+    Weights and states equal those of the installed MXNet's built-in ``rmsprop`` bit for bit, with
+    ``numerics='portable'`` those of the `step` of MXNet 2's, which is this formula.
     It accepts float64 weights; the built-in's states are always float32.
 
     Parameters

@@ -6,16 +6,18 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence
 
 from mxnet.ndarray import NDArray
-from mxnet.ndarray.sparse import RowSparseNDArray
 from mxnet.optimizer import Optimizer
 
-from .arithmetic import BUILTIN, SERIES, Arithmetic, BySeries, built_in_class
+from .arithmetic import BUILTIN, SERIES, Arithmetic, BySeries, built_in_class, by_storage
 from .base import FusedOptimizer, Scalars, register
 from .options import DECAY_RATE, Range
 
+_WITHOUT_MOMENTUM = ("sgd", "sgd_mxnet1", "single_sgd_mxnet1")
+"""The rules of plain SGD, for whose row_sparse gradients MXNet has operators of their own."""
+
 
 class MomentumOptimizer(FusedOptimizer):
-    """Base class of SGD, NAG and Signum: a momentum; no state without it.
+    """Base class of SGD, NAG, Signum, LARS and DCASGD: a momentum; no state without it.
 
     Parameters are those of the subclasses.
     """
@@ -71,7 +73,7 @@ class MomentumOptimizer(FusedOptimizer):
         self, weights: Sequence[NDArray], grads: Sequence[NDArray]
     ) -> List[Arithmetic]:
         dense = self.arithmetic
-        if self._has_state or not dense.by_operator or RowSparseNDArray not in map(type, grads):
+        if not dense.by_operator or dense.rule not in _WITHOUT_MOMENTUM:
             return []
         in_mxnet1 = dense.rule == "sgd_mxnet1"
         rows = self.builtin_of_one_array if in_mxnet1 else dense
@@ -81,7 +83,7 @@ class MomentumOptimizer(FusedOptimizer):
             rows = replace(
                 rows, decay_in_rule="", decays_first=True, listed=(*rows.listed, "decay_factor")
             )
-        return [rows if type(grad) is RowSparseNDArray else dense for grad in grads]
+        return by_storage(grads, dense, rows)
 
     def reference_step(
         self, weight: NDArray, grad: NDArray, state: Optional[NDArray], s: SimpleNamespace
@@ -111,7 +113,8 @@ class SGD(MomentumOptimizer):
         change = momentum * change - lr * grad
         weight += change
 
-    Weights and states equal those of the `step` of MXNet 2's built-in ``sgd`` bit for bit.
+    Weights and states equal those of the installed MXNet's built-in ``sgd`` bit for bit, with
+    ``numerics='portable'`` those of the `step` of MXNet 2's, which is this formula.
 
     Parameters
     ----------

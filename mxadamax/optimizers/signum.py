@@ -3,7 +3,7 @@
 
 import math
 from types import SimpleNamespace
-from typing import Any, ClassVar, List, Mapping, Optional, Sequence
+from typing import Any, ClassVar, Mapping, Optional, Sequence
 
 from mxnet.ndarray import NDArray
 
@@ -129,12 +129,6 @@ class Signum(MomentumOptimizer):
         if not self._has_state:
             found["wd"] = NO_L2
         return {**found, "decay_factor": kept}
-
-    def arithmetics_of(
-        self, weights: Sequence[NDArray], grads: Sequence[NDArray]
-    ) -> List[Arithmetic]:
-        # MXNet's operators make dense arrays of row_sparse ones.
-        return []
 
     def reference_step(
         self, weight: NDArray, grad: NDArray, state: Optional[NDArray], s: SimpleNamespace

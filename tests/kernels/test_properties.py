@@ -39,8 +39,8 @@ options = st.fixed_dictionaries(
 aggregations = st.sampled_from([None, 1, 2, 3, math.inf])
 
 
-# FTML refuses a rate of 0, and norms are added in another order; DCASGD's copies of weights are
-# denormal where MXNet's are zero.
+# FTML refuses a rate of 0, and norms are added in another order; MXNet's
+# engine flushes denormal numbers to zero, but not where it copies weights, as for DCASGD.
 EQUAL = [
     member
     for member in FAMILY
