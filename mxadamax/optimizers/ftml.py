@@ -12,6 +12,7 @@ from .. import _native
 from .arithmetic import Arithmetic, BySeries
 from .base import FusedOptimizer, Scalars, register
 from .options import DECAY_RATE, NOT_NEGATIVE, Range
+from .scalars import check_divisors
 
 
 @register("ftml_ext", "ftml")
@@ -34,8 +35,9 @@ class FTML(FusedOptimizer):
     Parameters
     ----------
     learning_rate : float, in [0, inf), default 0.0025
-        The learning rate. None takes it from `lr_scheduler`, or 0.01 without one. It divides: with
-        0 there is no step, but NaN, or an error with ``numerics='portable'``.
+        The learning rate. None takes it from `lr_scheduler`, or 0.01 without one. A
+        step divides by it: 0 makes NaN, as in the built-in, or is refused with
+        ``numerics='portable'``.
     beta1 : float, in [0, 1), default 0.6
         Decay rate of `z`.
     beta2 : float, in [0, 1), default 0.999
@@ -109,11 +111,7 @@ class FTML(FusedOptimizer):
     def scalars(self, lrs: Sequence[float], updates: Sequence[int]) -> Scalars:
         common: Scalars = {"lr": list(lrs), "beta1": self.beta1, "beta2": self.beta2}
         if not self.arithmetic.by_operator:
-            if 0 in lrs:
-                raise ValueError(
-                    f"{self.registered_name}: the learning rate, which a step divides by, must not "
-                    "be 0"
-                )
+            check_divisors(self.registered_name, lrs)
             return {
                 **common,
                 "one_minus_beta1": 1.0 - self.beta1,

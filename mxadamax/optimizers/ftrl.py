@@ -6,11 +6,11 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, List, Mapping, Sequence, Tuple
 
 from mxnet.ndarray import NDArray, abs, maximum, sign, sqrt, square
-from mxnet.ndarray.sparse import RowSparseNDArray
 
-from .arithmetic import BUILTIN, SERIES, Arithmetic, BySeries
+from .arithmetic import BUILTIN, SERIES, Arithmetic, BySeries, by_storage
 from .base import FusedOptimizer, Scalars, register
 from .options import NOT_NEGATIVE, Range
+from .scalars import check_divisors
 
 
 @register("ftrl_ext", "ftrl")
@@ -31,8 +31,9 @@ class Ftrl(FusedOptimizer):
     Parameters
     ----------
     learning_rate : float, in [0, inf), default 0.1
-        The learning rate. None takes it from `lr_scheduler`, or 0.01 without one. It divides: with
-        0 there is no step, but NaN.
+        The learning rate. None takes it from `lr_scheduler`, or 0.01 without one. A
+        step divides by it: 0 makes NaN, as in the built-in, or is refused with
+        ``numerics='portable'``.
     lamda1 : float, in [0, inf), default 0.01
         L1 penalty: a weight is zero while ``abs(z)`` is not larger.
     beta : float, in [0, inf), default 1
@@ -94,16 +95,17 @@ class Ftrl(FusedOptimizer):
         self.check_hyperparameters()
 
     def scalars(self, lrs: Sequence[float], updates: Sequence[int]) -> Scalars:
+        if not self.arithmetic.by_operator:
+            check_divisors(self.registered_name, lrs)
         return {"lr": list(lrs), "lamda1": self.lamda1, "beta": self.beta}
 
     def arithmetics_of(
         self, weights: Sequence[NDArray], grads: Sequence[NDArray]
     ) -> List[Arithmetic]:
         dense = self.arithmetic
-        if not dense.by_operator or RowSparseNDArray not in map(type, weights):
+        if not dense.by_operator:
             return []
-        rows = replace(dense, lazy_update=True)
-        return [rows if type(weight) is RowSparseNDArray else dense for weight in weights]
+        return by_storage(weights, dense, replace(dense, lazy_update=True))
 
     def reference_step(
         self, weight: NDArray, grad: NDArray, state: Tuple[NDArray, NDArray], s: SimpleNamespace

@@ -175,12 +175,11 @@ class LAMB(FusedOptimizer):
         lr, lower, upper = (x.asnumpy() for x in (s.lr, s.lower_bound, s.upper_bound))
         weight_norm = numpy.minimum(numpy.maximum(norm(weight), lower), upper)
         delta_norm = norm(delta)
-        with numpy.errstate(divide="ignore", invalid="ignore"):
-            ratio = numpy.where(
-                (weight_norm != 0) & (delta_norm != 0),
-                weight_norm / delta_norm,
-                weight_norm.dtype.type(1),
-            )
+        ratio = numpy.where(
+            (weight_norm != 0) & (delta_norm != 0),
+            weight_norm / delta_norm,
+            weight_norm.dtype.type(1),
+        )
         weight -= array(lr * ratio, weight.context, weight.dtype) * delta
 
 

@@ -11,7 +11,8 @@ from mxnet.ndarray import NDArray, array
 
 from .arithmetic import BUILTIN, SERIES, Arithmetic, BySeries
 from .base import FusedOptimizer, Scalars, register
-from .options import DECAY_RATE, NOT_NEGATIVE, Range, check_flag
+from .options import NOT_NEGATIVE, Range, check_flag
+from .sgd import MomentumOptimizer
 from .step_tracker import Index
 
 _WITHOUT_RATIO = ("gamma", "beta", "bias")
@@ -29,8 +30,12 @@ def _by_lists(series: int) -> Arithmetic:
     )
 
 
+def _without_momentum(arithmetic: Arithmetic) -> Arithmetic:
+    return replace(arithmetic, rule=arithmetic.rule.replace("_momentum", ""))
+
+
 @register("lars_ext", "lars", {"momentum_correction": False})
-class LARS(FusedOptimizer):
+class LARS(MomentumOptimizer):
     r"""LARS: stochastic gradient descent whose steps are in proportion to the norm of the weight.
 
     For each weight::
@@ -112,9 +117,13 @@ class LARS(FusedOptimizer):
             zero_is_a_bound=True,
         ),
     }
+    portable_without = _without_momentum(portable)
+    builtin_without: ClassVar[BySeries] = {
+        series: _without_momentum(found) for series, found in builtin.items()
+    }
     builtin_by_lists = replace(_by_lists(2), zero_is_a_bound=True)
     ranges: ClassVar[Mapping[str, Range]] = {
-        "momentum": DECAY_RATE,
+        **MomentumOptimizer.ranges,
         "eta": NOT_NEGATIVE,
         "epsilon": NOT_NEGATIVE,
     }
@@ -135,49 +144,36 @@ class LARS(FusedOptimizer):
         aggregate_num: Any = None,
         **kwargs: Any,
     ):
+        # The base ends with a check of these.
+        self.eta = eta
+        self.epsilon = epsilon
+        self._by_lists = aggregate_num is not None and aggregate_num > 1
         super().__init__(
+            momentum=momentum,
             learning_rate=learning_rate,
             lazy_update=lazy_update,
             use_fused_step=use_fused_step,
             aggregate_num=aggregate_num,
             **kwargs,
         )
-        self.momentum = momentum
-        self.eta = eta
-        self.epsilon = epsilon
         check_flag(self.registered_name, "momentum_correction", momentum_correction)
         self.momentum_correction = momentum_correction
         # The learning rates of the last two calls, as MXNet 1 has them.
         self.last_lr: Optional[float] = None
         self.cur_lr: Optional[float] = None
-        DECAY_RATE.check(self.registered_name, "momentum", self.momentum)
-        self._has_state = self.momentum != 0
-        self._by_lists = aggregate_num is not None and aggregate_num > 1
         # Of the parameters of the present step.
         self._momenta: List[float] = []
         self._adapts: List[float] = []
-        self.check_hyperparameters()
 
     def __getstate__(self) -> Dict[str, Any]:
         return {**super().__getstate__(), "_momenta": [], "_adapts": []}
 
     @property
     def arithmetic(self) -> Arithmetic:
-        if self.numerics == BUILTIN:
-            found = self.builtin_by_lists if SERIES == 2 and self._by_lists else super().arithmetic
-        else:
-            found = self.portable
-        if self._has_state:
-            return found
-        return replace(found, rule=found.rule.replace("_momentum", ""))
-
-    def check_hyperparameters(self) -> None:
-        super().check_hyperparameters()
-        if not self._has_state and self.momentum != 0:
-            raise ValueError(
-                f"{self.registered_name}: momentum must stay 0, as it was at the start "
-                f"(there are no states for it), got {self.momentum!r}"
-            )
+        if self.numerics == BUILTIN and SERIES == 2 and self._by_lists:
+            found = self.builtin_by_lists
+            return found if self._has_state else _without_momentum(found)
+        return super().arithmetic
 
     def set_wd_mult(self, args_wd_mult: Mapping[Any, float]) -> None:
         """Set multipliers of weight decay; MXNet 1's LARS does not decay gamma by default."""
@@ -271,39 +267,37 @@ def _single(x: Any) -> numpy.float32:
 
 def _rate(weight: NDArray, s: SimpleNamespace) -> Any:
     """The learning rate of a parameter, from norms in double precision."""
-    with numpy.errstate(all="ignore"):
-        grad = s.raw_grad.asnumpy().astype("float32") * _single(s.rescale_grad)
-        weight_norm, grad_norm = (
-            numpy.float32(numpy.sqrt(numpy.square(x.astype("float64")).sum()))
-            for x in (weight.asnumpy().astype("float32"), grad)
-        )
-        ratio = weight_norm / grad_norm
-        lr = weight.dtype(_number(s.lr))
-        if not _number(s.adapts) or ratio / ratio != 1:
-            return lr
-        wd = max(_single(s.wd), numpy.float32(0))
-        length = grad_norm + wd * weight_norm + _single(s.epsilon)
-        return weight.dtype(float(lr) * float(_single(s.eta) * weight_norm / length))
+    grad = s.raw_grad.asnumpy().astype("float32") * _single(s.rescale_grad)
+    weight_norm, grad_norm = (
+        numpy.float32(numpy.sqrt(numpy.square(x.astype("float64")).sum()))
+        for x in (weight.asnumpy().astype("float32"), grad)
+    )
+    ratio = weight_norm / grad_norm
+    lr = weight.dtype(_number(s.lr))
+    if not _number(s.adapts) or ratio / ratio != 1:
+        return lr
+    wd = max(_single(s.wd), numpy.float32(0))
+    length = grad_norm + wd * weight_norm + _single(s.epsilon)
+    return weight.dtype(float(lr) * float(_single(s.eta) * weight_norm / length))
 
 
 def _rate_by_lists(weight: NDArray, s: SimpleNamespace) -> Any:
     """The learning rate of a parameter, as MXNet's operators for several of them find it."""
-    with numpy.errstate(all="ignore"):
-        squares_first = s.rule.endswith("1")
-        weight_sum, grad_sum = (
-            _sum_of_squares(x.asnumpy().ravel(), squares_first) for x in (weight, s.raw_grad)
-        )
-        weight_norm = numpy.sqrt(weight_sum)
-        lr = _single(s.lr)
-        if not (_number(s.adapts) and weight_norm > 0 and grad_sum > 0):
-            return lr
-        rescale_grad = abs(_single(_number(s.rescale_grad) * _number(s.grad_scale)))
-        length = (
-            numpy.sqrt(grad_sum) * rescale_grad
-            + _single(s.weight_decay) * weight_norm
-            + _single(s.epsilon)
-        )
-        return lr * _single(s.eta) * weight_norm / length
+    squares_first = s.rule.endswith("1")
+    weight_sum, grad_sum = (
+        _sum_of_squares(x.asnumpy().ravel(), squares_first) for x in (weight, s.raw_grad)
+    )
+    weight_norm = numpy.sqrt(weight_sum)
+    lr = _single(s.lr)
+    if not (_number(s.adapts) and weight_norm > 0 and grad_sum > 0):
+        return lr
+    rescale_grad = abs(_single(_number(s.rescale_grad) * _number(s.grad_scale)))
+    length = (
+        numpy.sqrt(grad_sum) * rescale_grad
+        + _single(s.weight_decay) * weight_norm
+        + _single(s.epsilon)
+    )
+    return lr * _single(s.eta) * weight_norm / length
 
 
 def _sum_of_squares(x: Any, squares_first: bool) -> numpy.float32:

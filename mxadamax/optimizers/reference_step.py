@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .base import FusedOptimizer
 
 
+# Overflow makes no warning, as in the native step.
+@numpy.errstate(all="ignore")
 def reference_update(
     optimizer: "FusedOptimizer",
     indices: Sequence[Index],
@@ -150,8 +152,7 @@ def _as_operator_reads(
     """
 
     def read(name: str, value: float) -> NDArray:
-        with numpy.errstate(over="ignore"):
-            rounded = float(numpy.float32(value))
+        rounded = float(numpy.float32(value))
         read = rounded if name in arithmetic.listed else _native.as_mxnet_reads_float32(value)
         # A large number stays finite.
         if not math.isinf(value) and name not in arithmetic.exact:

@@ -55,6 +55,15 @@ def gradient_bound(optimizer: "FusedOptimizer") -> Optional[float]:
     return bound
 
 
+def check_divisors(owner: str, lrs: Sequence[float]) -> None:
+    """Refuse learning rates that a step cannot divide by; ValueError."""
+    if 0 in lrs:
+        raise ValueError(
+            f"{owner}: the learning rate is 0 (learning_rate, or the scheduler's), expected "
+            "another number, since a step divides by it"
+        )
+
+
 def ema_weight(decay: Optional[float], t: int) -> float:
     """Return the EMA weight of a weight after its update `t`."""
     if not decay or t == 1:

@@ -537,6 +537,8 @@ def conflicts(member, options, parameters):
         return True
     if member.name == "adamw_ext" and not options.get("decoupled_wd", True):
         return True
+    if member.name in ("ftml_ext", "ftrl_ext") and options.get("learning_rate") == 0:
+        return True
     if member.ours.get("schedule_per_parameter") and options.get("skip_nonfinite"):
         return True
     if not fused:

@@ -107,14 +107,19 @@ def test_a_scheduler(name):
     assert rates[0] == rates[1]
 
 
-def test_a_learning_rate_of_zero():
-    """FTML divides by it: NaN in the built-in, an error where its `step` raises one."""
-    compare("ftml", {"learning_rate": 0.0}, "float32", steps=3)
-    update = mx.optimizer.get_updater(
-        mx.optimizer.create("ftml_ext", learning_rate=0.0, numerics="portable")
-    )
-    with pytest.raises(ValueError, match="^ftml_ext: the learning rate, which a step divides by, "):
-        update(0, mx.nd.ones((2,)), mx.nd.ones((2,)))
+@pytest.mark.parametrize("name", ["ftml", "ftrl"])
+def test_a_learning_rate_of_zero(name):
+    """A step divides by it: NaN in the built-in; portable, an error that leaves all as it was."""
+    compare(name, {"learning_rate": 0.0}, "float32", steps=3)
+    optimizer = mx.optimizer.create(f"{name}_ext", learning_rate=0.0, numerics="portable")
+    update, weight = mx.optimizer.get_updater(optimizer), mx.nd.ones((2,))
+    with pytest.raises(ValueError, match=f"^{name}_ext: the learning rate is 0 "):
+        update(0, mx.nd.ones((2,)), weight)
+    assert weight.asnumpy().tolist() == [1.0, 1.0]
+    assert optimizer.num_update == 0
+    optimizer.set_learning_rate(0.1)
+    update(0, mx.nd.ones((2,)), weight)
+    assert weight.asnumpy().tolist() != [1.0, 1.0]
 
 
 @pytest.mark.parametrize("numerics", ["builtin", "portable"])
