@@ -129,7 +129,7 @@ WALKERS = (
     # Its steps are all of one length.
     Walker("lion_ext", 0.04),
     # Its steps are a share of how far away from the origin it is.
-    Walker("lamb_ext", 0.03),
+    Walker("lamb_ext", 0.02),
 )
 
 

@@ -22,7 +22,7 @@ NEAR = {
     | {"lamb_ext": 0.2},
     "quadratic": {
         **{"sgd_ext": 0.03, "rmsprop_ext": 0.03, "adadelta_ext epsilon=0.0001": 0.1},
-        **{"lion_ext": 0.06, "lamb_ext": 0.01},
+        **{"lion_ext": 0.06, "lamb_ext": 0.02},
     },
 }
 NEAR_OTHERS = {"beale": 0.1, "quadratic": 1e-5}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -205,7 +206,8 @@ def test_rehearsal(tmp_path):
     assert steps["sanitized"]["status"] == "passed"
     has_torch = importlib.util.find_spec("torch") is not None
     assert steps["benchmark"]["status"] == ("passed" if has_torch else "skipped")
-    assert "20 passed" in (out / "log.txt").read_text()
+    passed = re.search(r"\b(\d+) passed", (out / "log.txt").read_text())
+    assert int(passed.group(1)) >= 20
 
 
 def test_a_step_that_does_not_end_is_told_and_what_follows_is_run(tmp_path):
