@@ -19,7 +19,15 @@ _explain_where_it_fails()
 # Before MXNet: a parameter server runs inside the import of MXNet.
 _end_where_mxnet_would_go_on()
 
-__all__ = ["averaged_weights", "load_states", "save_states"]
+__all__ = [
+    "accelerate",
+    "accelerated",
+    "acceleration_report",
+    "averaged_weights",
+    "decelerate",
+    "load_states",
+    "save_states",
+]
 
 if _import_mxnet():
     # After MXNet, so that both run on the OpenMP library that MXNet has loaded.
@@ -28,6 +36,7 @@ if _import_mxnet():
     except ImportError as _error:
         _refuse(_error)
 
+    from .acceleration import accelerate, accelerated, acceleration_report, decelerate
     from .averaging import averaged_weights
     from .checkpoints import load_states, save_states
     from .optimizers.info import *

@@ -77,7 +77,7 @@ def from_built_in(
     taken = _carried(source, like)
     for implied in (_IN_ANY_BUILT_IN, _IN_BUILT_IN.get(name, {})):
         taken.update({k: v for k, v in implied.items() if hasattr(like, k) and k not in taken})
-    if _takes_zero_for_none(name, source) and (taken["clip_gradient"] or 0) <= 0:
+    if takes_zero_for_none(name, source) and (taken["clip_gradient"] or 0) <= 0:
         taken["clip_gradient"] = None
     if taken.get("clip_weights") == 0:
         taken["clip_weights"] = None
@@ -126,7 +126,7 @@ def to_built_in(states: States, source: FusedOptimizer, name: str) -> Tuple[Stat
     target.__dict__.update(_carried(source, target))
     move_counts(target.__dict__, target._all_index_update_counts)
     takes_zero_too = source.arithmetic.by_operator
-    if _takes_zero_for_none(name, target) and target.clip_gradient == 0 and not takes_zero_too:
+    if takes_zero_for_none(name, target) and target.clip_gradient == 0 and not takes_zero_too:
         raise ValueError(
             f"was written with clip_gradient=0, which MXNet's {name} takes for None; "
             "if that is what you want, set trainer.optimizer.clip_gradient = None and save again"
@@ -163,7 +163,8 @@ def _options(cls: Type[FusedOptimizer]) -> Dict[str, Any]:
     return {name: default for name, default in found.items() if name not in apart}
 
 
-def _takes_zero_for_none(name: str, built_in: Optimizer) -> bool:
+def takes_zero_for_none(name: str, built_in: Optimizer) -> bool:
+    """Return whether a built-in takes a `clip_gradient` of 0 or less for none."""
     return name in _ZERO_IS_NONE and getattr(built_in, "use_fused_step", True)
 
 

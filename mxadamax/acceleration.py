@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Let MXNet's own optimizers update natively, in programs that nobody edits."""
+
+import atexit
+import functools
+import sys
+import threading
+import weakref
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+from mxnet.optimizer import Optimizer, Updater
+
+from ._mxnet.compatibility import WHOLE_MODEL
+from .acceleration_check import Check
+from .stand_in import StandIn, twin_of
+
+
+class AccelerationReport(Dict[str, Dict[str, int]]):
+    """How many updates were native, and why others were not, by the name of the built-in.
+
+    Examples
+    --------
+    >>> with mxadamax.accelerated():
+    ...     update = mx.optimizer.get_updater(mx.optimizer.Adamax())
+    ...     update(0, mx.nd.ones((3,)), mx.nd.ones((3,)))
+    >>> mxadamax.acceleration_report()["adamax"]["native"] >= 1
+    True
+    """
+
+    def __str__(self) -> str:
+        lines = []
+        for name, counts in sorted(self.items()):
+            native = counts.get(NATIVE, 0)
+            lines.append(f"{name}: {native} update{'s' * (native != 1)} native")
+            for reason, count in counts.items():
+                if reason != NATIVE:
+                    lines.append(f"  {count} by MXNet: {reason}")
+        return "\n".join(lines) or "no update yet"
+
+
+NATIVE = "native"
+"""The entry of an optimizer in the report that is no reason."""
+
+SMALL = "a few small parameters in one call, for which MXNet's operator takes less time"
+
+
+class _OfThread(threading.local):
+    """What a thread does.
+
+    Parameters
+    ----------
+    by_mxnet : bool
+        Whether MXNet's own methods run, so that what they call is not taken from them again.
+    """
+
+    by_mxnet = False
+
+
+_thread = _OfThread()
+_report = AccelerationReport()
+_to_check = 0
+"""How many steps of each optimizer are computed both ways."""
+_stand_ins: "weakref.WeakKeyDictionary[Optimizer, StandIn]" = weakref.WeakKeyDictionary()
+_replaced: List[Tuple[Any, str, Any]] = []
+"""The class, the name and what was there, for each method that was replaced."""
+_ABSENT = object()
+
+
+def accelerate() -> None:
+    """Let the built-in optimizers of the installed MXNet update natively, with the same bits.
+
+    Their classes, attributes, states, pickles and files stay what they are: files that are written
+    meanwhile load where this package is not installed. Subclasses keep their own way, and MXNet
+    updates what cannot be updated natively with the same bits; :func:`acceleration_report` says how
+    much that was, and why. To call it twice is to call it once.
+
+    Notes
+    -----
+    Two things differ from MXNet: a weight of MXNet 1's AdaMax whose gradient is zero from the start
+    takes no step, where MXNet makes it NaN; and gradients are only read, where some of MXNet 2's
+    optimizers leave them rescaled.
+
+    Examples
+    --------
+    >>> mxadamax.accelerate()
+    >>> trainer = gluon.Trainer(net.collect_params(), "adam")
+    >>> type(trainer.optimizer).__module__.startswith("mxnet")
+    True
+    >>> mxadamax.decelerate()
+    """
+    if _replaced:
+        return
+    classes = {
+        found for found in Optimizer.opt_registry.values() if found.__module__.startswith("mxnet.")
+    }
+    for found in sorted(classes, key=lambda each: each.__name__):
+        if twin_of(found) is not None:
+            for name in ("update", "update_multi_precision"):
+                _replace(found, name, _method(found, getattr(found, name), name))
+    _replace(Updater, "__call__", _call(Updater.__call__))
+
+
+def decelerate() -> None:
+    """Undo :func:`accelerate`: all of MXNet is as it was."""
+    while _replaced:
+        where, name, before = _replaced.pop()
+        if before is _ABSENT:
+            delattr(where, name)
+        else:
+            setattr(where, name, before)
+    _stand_ins.clear()
+
+
+@contextmanager
+def accelerated() -> Iterator[None]:
+    """Accelerate what runs inside; see :func:`accelerate`.
+
+    Examples
+    --------
+    >>> with mxadamax.accelerated():
+    ...     trainer = gluon.Trainer(net.collect_params(), "sgd")
+    """
+    was_on = bool(_replaced)
+    accelerate()
+    try:
+        yield
+    finally:
+        if not was_on:
+            decelerate()
+
+
+def acceleration_report() -> AccelerationReport:
+    """Return how many updates of each built-in were native so far, and why others were not."""
+    return AccelerationReport({name: dict(counts) for name, counts in _report.items()})
+
+
+def verify_first(steps: int) -> None:
+    """Compute the first steps of each optimizer both ways, and end the process at another bit."""
+    global _to_check
+    _to_check = steps
+
+
+def print_report_at_exit() -> None:
+    """Let the process end with the report."""
+    atexit.register(lambda: print(f"mxadamax: {acceleration_report()}", file=sys.stderr))
+
+
+def _replace(where: Any, name: str, by: Any) -> None:
+    _replaced.append((where, name, vars(where).get(name, _ABSENT)))
+    setattr(where, name, by)
+
+
+def _stand_in(optimizer: Optimizer) -> Optional[StandIn]:
+    """Return what computes for an optimizer; None if it is not one of MXNet's own."""
+    found = _stand_ins.get(optimizer)
+    if found is None and twin_of(type(optimizer)) is not None and _is_mxnets(type(optimizer)):
+        found = _stand_ins[optimizer] = StandIn(optimizer)
+    return found
+
+
+def _is_mxnets(cls: Any) -> bool:
+    return any(where is cls for where, _, _ in _replaced)
+
+
+def _update(
+    optimizer: Optimizer,
+    stand_in: StandIn,
+    given: Sequence[Sequence[Any]],
+    by_mxnet: Callable[..., None],
+) -> List[int]:
+    """Update natively what can be; return the positions of what MXNet must update."""
+    check = None
+    if _to_check:
+        check = Check.of_next_step(optimizer, stand_in.built_in, _to_check)
+    if check is not None:
+        with _by_mxnet():
+            check.compute(given, by_mxnet)
+    left, reasons = stand_in.update(optimizer, *given)
+    if check is not None:
+        check.compare(given, left)
+    _count(stand_in, {NATIVE: len(given[0]) - len(left), **reasons})
+    return left
+
+
+def _count(stand_in: StandIn, more: Mapping[str, int]) -> None:
+    """Count updates for the report."""
+    counts = _report.setdefault(stand_in.built_in, {NATIVE: 0})
+    for reason, count in more.items():
+        counts[reason] = counts.get(reason, 0) + count
+
+
+@contextmanager
+def _by_mxnet() -> Iterator[None]:
+    before, _thread.by_mxnet = _thread.by_mxnet, True
+    try:
+        yield
+    finally:
+        _thread.by_mxnet = before
+
+
+def _method(cls: Any, original: Callable[..., None], name: str) -> Callable[..., None]:
+    """Return what stands for a class's `update` or `update_multi_precision`."""
+
+    @functools.wraps(original)
+    def method(self: Any, index: Any, weight: Any, grad: Any, state: Any) -> None:
+        stand_in = None if type(self) is not cls or _thread.by_mxnet else _stand_in(self)
+        if stand_in is None or (name == "update" and self.multi_precision):
+            original(self, index, weight, grad, state)
+            return
+        is_list = isinstance(index, (list, tuple))
+        if stand_in.is_slower(weight):
+            _count(stand_in, {SMALL: len(index) if is_list else 1})
+            with _by_mxnet():
+                original(self, index, weight, grad, state)
+            return
+        given = [index, weight, grad, state] if is_list else [[index], [weight], [grad], [state]]
+        left = _update(self, stand_in, given, original)
+        if not left:
+            return
+        with _by_mxnet():
+            if len(left) < len(given[0]):
+                given = [[column[position] for position in left] for column in given]
+                original(self, *given)
+            else:
+                original(self, index, weight, grad, state)
+
+    return method
+
+
+def _call_with_states(
+    call: Callable[..., None],
+    optimizer: Optimizer,
+    indices: Any,
+    weights: Any,
+    grads: Any,
+    states: Any,
+) -> None:
+    """Let MXNet's updater update parameters with these states."""
+    updater = Updater(optimizer)
+    updater.states = dict(zip(indices, states))
+    updater.states_synced = dict.fromkeys(indices, True)
+    call(updater, indices, grads, weights)
+
+
+class _Collector:
+    """Stands for an optimizer in MXNet's updater, and keeps what that would update."""
+
+    def __init__(self, optimizer: Optimizer):
+        self._optimizer = optimizer
+        self.aggregate_num = WHOLE_MODEL
+        self.collected: List[List[Any]] = [[], [], [], []]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._optimizer, name)
+
+    def update_multi_precision(self, *columns: Any) -> None:
+        """Keep the arguments of an update."""
+        for column, more in zip(self.collected, columns):
+            column += more
+
+
+def _call(original: Callable[..., None]) -> Callable[..., None]:
+    """Return what stands for the updater's call: all parameters are updated at once."""
+
+    @functools.wraps(original)
+    def call(self: Any, index: Any, grad: Any, weight: Any) -> None:
+        optimizer = self.optimizer
+        stand_in = None if type(self) is not Updater or _thread.by_mxnet else _stand_in(optimizer)
+        if stand_in is None:
+            original(self, index, grad, weight)
+            return
+        if stand_in.is_slower(weight):
+            _count(stand_in, {SMALL: len(weight) if isinstance(weight, (list, tuple)) else 1})
+            with _by_mxnet():
+                original(self, index, grad, weight)
+            return
+        collector = _Collector(optimizer)
+        # MXNet's own call makes states and whatever else it makes, and updates nothing.
+        in_place = SimpleNamespace(
+            optimizer=collector,
+            states=self.states,
+            states_synced=self.states_synced,
+            aggregate_updates=True,
+            sync_state_context=self.sync_state_context,
+        )
+        original(in_place, index, grad, weight)
+        indices, weights, grads, _ = given = collector.collected
+        if not indices:
+            return
+        left = _update(optimizer, stand_in, given, functools.partial(_call_with_states, original))
+        if left:
+            columns = (indices, grads, weights)
+            with _by_mxnet():
+                original(self, *([column[position] for position in left] for column in columns))
+
+    return call

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compute the updates of MXNet's own optimizers natively: the same bits, in their own arrays.
+
+A built-in keeps its attributes, counts and states. A stand-in reads them at each step, which may
+have changed in any way since the last one.
+"""
+
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
+
+import numpy
+from mxnet.ndarray import NDArray
+from mxnet.ndarray.sparse import RowSparseNDArray
+from mxnet.optimizer import Optimizer
+
+from ._mxnet.compatibility import IS_MXNET_1
+from .conversion import built_in_name, master_first, takes_zero_for_none
+from .optimizers.arithmetic import BUILTIN, NAMES, SERIES
+from .optimizers.base import FusedOptimizer
+from .optimizers.info import OPTIMIZERS, OptimizerInfo
+from .optimizers.native_step import native_update
+from .optimizers.state_layout import State, arrays_of
+from .optimizers.step_tracker import Index
+
+_WRITES_GRADIENTS = () if IS_MXNET_1 else ("adadelta", "adamax", "dcasgd", "nadam", "sgld")
+"""The built-ins that rescale gradients in place. Only where gradients are added up does that show
+in a training."""
+
+_WITHOUT_RATE = ("adadelta",) if IS_MXNET_1 else ()
+"""The built-ins that have no learning rate, and never ask a scheduler."""
+
+_CALLED_ONE_BY_ONE = ("lars",)
+"""The built-ins whose result depends on how many parameters are updated at once."""
+
+_APART = frozenset(
+    (
+        *("param_dict", "idx2name", "sym_info", "lr_mult", "wd_mult", "lr", "lr_scheduler"),
+        *("num_update", "begin_num_update", "_index_update_count", "_all_index_update_counts"),
+        *("aggregate_num", "use_fused_step", "allow_np_array"),
+    )
+)
+"""Attributes that a stand-in does not take over: it asks the built-in."""
+
+
+_FEW, _SMALL = 8, 100_000
+"""Below so many parameters with so many elements in all, an operator of MXNet's takes less time
+than a native step."""
+
+
+class _Known(NamedTuple):
+    """What is known of a parameter's state.
+
+    Parameters
+    ----------
+    state : object
+        The state in the updater.
+    ours : object
+        The same arrays, nested as ours are.
+    kind : str
+        What the weight is, as `OptimizerInfo.exceptions` names it.
+    reason : str
+        Why it is left to MXNet; empty if it is not.
+    """
+
+    state: State
+    ours: State
+    kind: str
+    reason: str
+
+
+def twin_of(built_in: Type[Optimizer]) -> Optional[Type[FusedOptimizer]]:
+    """Return our optimizer that computes what a class of MXNet's does; None if there is none."""
+    twin: Any = Optimizer.opt_registry.get(f"{built_in.__name__.lower()}_ext")
+    if twin is None or twin.built_in in _CALLED_ONE_BY_ONE or not _records_of(twin):
+        return None
+    found: Type[FusedOptimizer] = twin
+    return found
+
+
+def _records_of(twin: Type[FusedOptimizer]) -> List[OptimizerInfo]:
+    return [record for record in OPTIMIZERS if record.built_in == twin.built_in]
+
+
+def _made_to_follow(twin: Type[FusedOptimizer]) -> Any:
+    """Return a subclass that counts updates, and finds rates, by the built-in that it follows."""
+
+    class Follower(twin):  # type: ignore[valid-type, misc]  # A class that is chosen here.
+        original: Any = None
+
+        def _progress(self) -> Callable[[], None]:
+            original = self.original
+            counts, before = original._index_update_count, dict(original._index_update_count)
+            attributes = {name: vars(original)[name] for name in self.followed_counts}
+
+            def rollback() -> None:
+                counts.clear()
+                counts.update(before)
+                vars(original).update(attributes)
+
+            return rollback
+
+        def _count_update(self, indices: Sequence[Index]) -> Tuple[List[float], List[float]]:
+            original = self.original
+            original._update_count(list(indices))
+            self.num_update = original.num_update
+            asks = self.built_in not in _WITHOUT_RATE
+            lrs = _rates(original, indices) if asks else [1.0] * len(indices)
+            wds = original._get_wds(list(indices))
+            return [_number(lr) for lr in lrs], [_number(wd) for wd in wds]
+
+        def _updates(self, indices: Sequence[Index], skipped: Any = None) -> List[int]:
+            counts = self.original._index_update_count
+            return [counts[index] for index in indices]
+
+        def _name(self, index: Index) -> str:
+            return repr(index)
+
+    Follower.__name__ = Follower.__qualname__ = twin.__name__
+    return Follower
+
+
+def _rates(original: Optimizer, indices: Sequence[Index]) -> List[Any]:
+    """The learning rates, asked for as often as MXNet asks, where it could matter."""
+    scheduler, at_once = original.lr_scheduler, len(indices)
+    if scheduler is not None and not type(scheduler).__module__.startswith("mxnet."):
+        at_once = max(int(min(original.aggregate_num, at_once)), 1)
+    starts = range(0, len(indices), at_once)
+    return [lr for i in starts for lr in original._get_lrs(list(indices[i : i + at_once]))]
+
+
+def _number(value: Any) -> float:
+    """A number that reads the same to MXNet as to the native step; else TypeError."""
+    if not isinstance(value, (float, int)):
+        raise TypeError(f"found a {type(value).__name__} where a number was expected")
+    return float(value)
+
+
+class StandIn:
+    """Update the parameters of one of MXNet's optimizers natively.
+
+    Parameters
+    ----------
+    original : mxnet.optimizer.Optimizer
+        The built-in. It is not kept.
+    """
+
+    def __init__(self, original: Optimizer):
+        self.built_in = built_in_name(original) or ""
+        twin = twin_of(type(original))
+        assert twin is not None
+        self._records = _records_of(twin)
+        self._twin = _made_to_follow(twin)(numerics=BUILTIN)
+        ours = vars(self._twin)
+        self._names = [
+            (NAMES.get(name, name), name)
+            for name in vars(original)
+            if name not in _APART and NAMES.get(name, name) in ours
+        ]
+        counted = [name for name in self._twin._counted if name in vars(original)]
+        self._twin.followed_counts = counted
+        # What a step changes on the built-in.
+        self._changed = [name for name in counted if name != "num_update"]
+        self._known: Dict[Index, _Known] = {}
+        self._default_path = getattr(type(original)(), "use_fused_step", None)
+        self._is_operator = self._twin.arithmetic.by_operator
+
+    def is_slower(self, weights: Any) -> bool:
+        """Return whether MXNet itself takes less time to update these weights, or this one."""
+        if not self._is_operator:
+            return False
+        if not isinstance(weights, (list, tuple)):
+            return bool(weights.size < _SMALL)
+        return len(weights) < _FEW and sum(weight.size for weight in weights) < _SMALL
+
+    def update(
+        self,
+        original: Optimizer,
+        indices: Sequence[Index],
+        weights: Sequence[NDArray],
+        grads: Sequence[NDArray],
+        states: Sequence[State],
+    ) -> Tuple[List[int], Dict[str, int]]:
+        """Update what can be with the same bits.
+
+        Returns
+        -------
+        tuple of list of int and dict
+            The positions that are left to MXNet, and how many are for what reason.
+        """
+        reason = self._follow(original) or _order_matters(original, indices)
+        if reason:
+            return list(range(len(indices))), {reason: len(indices)}
+        exceptions = self._exceptions()
+        left: List[int] = []
+        reasons: Dict[str, int] = {}
+        given = []
+        all_dense = {*map(type, weights), *map(type, grads)} == {NDArray}
+        for position, (index, state) in enumerate(zip(indices, states)):
+            weight, grad = weights[position], grads[position]
+            known = self._known.get(index)
+            if known is None or known.state is not state or state is None:
+                known = self._known[index] = self._examined(weight, state)
+            reason = known.reason or exceptions.get(known.kind, "")
+            if not reason and not all_dense:
+                reason = self._storage(weight, grad, exceptions)
+            if not reason and self.built_in in _WRITES_GRADIENTS:
+                parameter = original.param_dict.get(index)
+                if parameter is not None and parameter.grad_req == "add":
+                    reason = "gradients are added up, and the built-in changes them"
+            if reason:
+                left.append(position)
+                reasons[reason] = reasons.get(reason, 0) + 1
+            else:
+                given.append((index, weight, grad, known.ours))
+        if left and original.lr_scheduler is not None:
+            # Who is counted first decides which rate a scheduler gives.
+            return list(range(len(indices))), {next(iter(reasons)): len(indices)}
+        if given:
+            refused = self._push(original, *zip(*given))
+            if refused:
+                left = list(range(len(indices)))
+                reasons = {refused: len(indices)}
+        return left, reasons
+
+    def _push(self, original: Optimizer, *given: Any) -> str:
+        """Update natively, or return why not; nothing has changed then."""
+        twin = self._twin
+        twin.original = original
+        try:
+            twin.check_hyperparameters()
+            native_update(twin, *given)
+        except (TypeError, ValueError) as error:
+            return f"refused: {error}"
+        finally:
+            twin.original = None
+        for name in self._changed:
+            vars(original)[name] = vars(twin)[name]
+        return ""
+
+    def _follow(self, original: Optimizer) -> str:
+        """Take over the attributes of the built-in; return why that cannot be."""
+        theirs, ours = vars(original), vars(self._twin)
+        if getattr(original, "use_fused_step", None) != self._default_path:
+            return f"use_fused_step={original.use_fused_step!r}"
+        for our_name, name in self._names:
+            value = theirs[name]
+            if value is not None and not isinstance(value, (float, int)):
+                return f"{name} is a {type(value).__name__}"
+            ours[our_name] = value
+        bound = ours["clip_gradient"]
+        if bound is not None and bound <= 0:
+            if takes_zero_for_none(self._twin.built_in, original):
+                ours["clip_gradient"] = None
+            elif bound < 0:
+                return "clip_gradient is negative"
+        if ours.get("clip_weights") is not None and ours["clip_weights"] <= 0:
+            ours["clip_weights"] = None
+        if "_has_state" in ours:
+            ours["_has_state"] = ours["momentum"] != 0
+        return ""
+
+    def _exceptions(self) -> Dict[str, str]:
+        """Why kinds of arrays are left to MXNet, as the optimizer is set now."""
+        found: Dict[str, str] = {}
+        for record in self._records:
+            ours = vars(self._twin)
+            if all(bool(ours[name]) == bool(value) for name, value in record.options.items()):
+                of_series = (item for item in record.exceptions.items() if item[0][1] == SERIES)
+                found.update({kind: why for (kind, _), why in of_series})
+        return found
+
+    def _examined(self, weight: NDArray, state: State) -> _Known:
+        """Find out whether a parameter can be updated natively, by its weight and state."""
+        twin, kind, reason = self._twin, "", ""
+        arrays = list(arrays_of(state))
+        if any(type(array) is not NDArray for array in arrays):
+            return _Known(state, state, "", "its state is sparse")
+        dtype = numpy.dtype(weight.dtype)
+        has_master = twin.multi_precision and dtype == numpy.float16
+        if dtype in (numpy.float32, numpy.float64):
+            kind = dtype.name
+        elif has_master:
+            kind = "masters"
+        else:
+            reason = f"{dtype.name} weights without a float32 master"
+        ours = state
+        if not reason:
+            try:
+                ours = master_first(state, self.built_in) if has_master else state
+                ours = twin.from_built_in_state(ours)
+            except (TypeError, ValueError):
+                reason = "its state has another form"
+            own = {id(array) for array in arrays}
+            if any(id(array) not in own for array in arrays_of(ours)):
+                reason = "its state has another form"
+        return _Known(state, ours, kind, reason)
+
+    def _storage(self, weight: NDArray, grad: NDArray, exceptions: Mapping[str, str]) -> str:
+        """Why a weight and a gradient, one of which may be sparse, are left to MXNet."""
+        for array in (weight, grad):
+            if type(array) not in (NDArray, RowSparseNDArray):
+                return f"a {type(array).__name__}"
+        if RowSparseNDArray not in (type(weight), type(grad)):
+            return ""
+        for record in self._records:
+            for name, value in record.row_sparse_options.items():
+                found = vars(self._twin)[name]
+                if found != value:
+                    return f"row_sparse gradients with {name}={found!r}"
+        return exceptions.get("row_sparse", "")
+
+
+def _order_matters(original: Optimizer, indices: Sequence[Index]) -> str:
+    """Why the order in which parameters are counted decides their rates; empty if it does not."""
+    if original.lr_scheduler is None:
+        return ""
+    counts, begin = original._index_update_count, original.begin_num_update
+    if len({counts.get(index, begin) for index in indices}) > 1:
+        return "update counts differ, and a scheduler gives the rate"
+    return ""

@@ -1,0 +1,539 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MXNet's own optimizers, accelerated: the same bits, classes, attributes and files as before."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from typing import Any
+
+import mxnet as mx
+import numpy as np
+import pytest
+from common import Run, assert_same_run, gradients, leaves, nd, network_shapes, run_python
+from family import FAMILY
+from mxnet import gluon
+from mxnet.optimizer import Optimizer, Updater
+from small_training import Training, mlp
+
+import mxadamax
+from mxadamax import acceleration, acceleration_check
+from mxadamax._mxnet.compatibility import IS_MXNET_1
+from mxadamax.optimizers.arithmetic import built_in_class
+from mxadamax.stand_in import twin_of
+
+SHAPES = [(3, 4), (17,), (), (0,), (1000,), (5,), (6,), (7,), (2, 0), (1,)]
+"""As many as a native step is worth it for."""
+
+OPTIONS = {"wd": 0.01, "clip_gradient": 0.5, "rescale_grad": 1 / 3}
+BUILT_INS = [member for member in FAMILY if built_in_class(member.built_in) is not None]
+CLASSES = sorted(
+    {c for c in Optimizer.opt_registry.values() if c.__module__.startswith("mxnet.")},
+    key=lambda c: c.__name__,
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_counted(monkeypatch):
+    monkeypatch.setattr(acceleration, "_report", mxadamax.acceleration.AccelerationReport())
+    yield
+    mxadamax.decelerate()
+
+
+def counts(name: str) -> tuple[int, int]:
+    """How many updates of a built-in were native, and how many were not."""
+    found = mxadamax.acceleration_report().get(name, {"native": 0})
+    return found["native"], sum(found.values()) - found["native"]
+
+
+def start(dtype: str) -> list[np.ndarray]:
+    rng = np.random.RandomState(1)
+    return [np.asarray(rng.standard_normal(shape), dtype) for shape in SHAPES]
+
+
+def attributes(optimizer: Optimizer) -> dict[str, Any]:
+    """What a pickle has of an optimizer, in a form that can be compared."""
+    found = dict(optimizer.__getstate__())
+    scheduler = found.pop("lr_scheduler")
+    found["scheduler"] = None if scheduler is None else vars(scheduler)
+    return {name: x for name, x in found.items() if not isinstance(x, dict) or leaves(x) == [x]}
+
+
+def compare(make, dtype="float32", steps=8, change=None, shapes=SHAPES):
+    """Train with a built-in, plain and accelerated; the results are equal after every step."""
+    weights = [w for w, shape in zip(start(dtype), SHAPES) if shape in shapes]
+    runs = [Run(make(), weights) for _ in range(2)]
+    for step, grads in enumerate(gradients([w.shape for w in weights], dtype, steps)):
+        if change is not None:
+            for run in runs:
+                change(run.optimizer, step)
+        runs[0].step(grads)
+        with mxadamax.accelerated():
+            runs[1].step(grads)
+        assert_same_run(*runs, where=f"step {step + 1}")
+        assert runs[0].optimizer._index_update_count == runs[1].optimizer._index_update_count
+        assert attributes(runs[0].optimizer) == attributes(runs[1].optimizer)
+    return runs
+
+
+def plain_fails(make, dtype):
+    try:
+        Run(make(), start(dtype)).step(start(dtype))
+        mx.nd.waitall()
+    except Exception:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("member", BUILT_INS, ids=str)
+def test_the_same_bits_as_plainly(member, dtype):
+    def make():
+        scheduler = mx.lr_scheduler.FactorScheduler(step=3, factor=0.7)
+        more = {"lr_scheduler": scheduler, "multi_precision": dtype == "float16"}
+        return member.create_built_in(**OPTIONS, **more)
+
+    if plain_fails(make, dtype):
+        pytest.skip("MXNet's fails")
+
+    def change(optimizer, step):
+        if step == 4:
+            optimizer.rescale_grad = 0.7
+            optimizer.wd = 0.03
+
+    compare(make, dtype, change=change)
+    native, left = counts(member.built_in)
+    kind = "masters" if dtype == "float16" else dtype
+    excepted = (kind, 1 if IS_MXNET_1 else 2) in member.exceptions
+    if twin_of(type(make())) is None:
+        assert (native, left) == (0, 0)
+    elif excepted:
+        assert native == 0
+    else:
+        assert left == 0
+
+
+def test_most_of_the_registry_is_accelerated():
+    """LARS counts how often it is called; these have states of other kinds."""
+    left = {c.__name__.lower() for c in CLASSES if twin_of(c) is None}
+    assert left <= {"lars", "lbsgd", "sgld", "groupadagrad", "test"}
+
+
+without_masters = pytest.mark.filterwarnings("ignore:Accumulating with float16")
+
+
+@without_masters
+@pytest.mark.parametrize("name", ["adam", "adamax"])
+def test_what_mxnet_computes_otherwise_is_left_to_it(name):
+    """16-bit weights without masters."""
+    compare(lambda: mx.optimizer.create(name, **OPTIONS), "float16")
+    assert counts(name) == (0, 8 * len(SHAPES))
+    assert "float16 weights without a float32 master" in str(mxadamax.acceleration_report())
+
+
+@without_masters
+@pytest.mark.parametrize("name", ["adam", "sgd", "adamax"])
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_parameters_of_several_kinds_in_one_step(name, scheduled):
+    kinds = ["float32", "float16", "float64"] * 4
+    rng = np.random.RandomState(0)
+    weights = [rng.standard_normal(9).astype(kind) for kind in kinds]
+
+    def make():
+        scheduler = mx.lr_scheduler.FactorScheduler(2, 0.5) if scheduled else None
+        return mx.optimizer.create(name, wd=0.01, lr_scheduler=scheduler)
+
+    runs = [Run(make(), weights) for _ in range(2)]
+    for _ in range(4):
+        grads = [rng.standard_normal(9).astype(kind) for kind in kinds]
+        runs[0].step(grads)
+        with mxadamax.accelerated():
+            runs[1].step(grads)
+        assert_same_run(*runs)
+    native, left = counts(name)
+    # With a scheduler the order of counting could show.
+    assert (native > 0) == (not scheduled)
+    assert left >= 16
+
+
+def test_momentum_that_is_set_later():
+    """MXNet has made no state for it."""
+
+    def change(optimizer, step):
+        optimizer.momentum = 0.9 if step in (3, 4) else 0.0
+
+    def make():
+        return mx.optimizer.create("nag", learning_rate=0.1)
+
+    runs = [Run(make(), start("float32")) for _ in range(2)]
+    for step, grads in enumerate(gradients(SHAPES, "float32", 6)):
+        outcomes = []
+        for run, on in zip(runs, (False, True)):
+            change(run.optimizer, step)
+            mxadamax.accelerate() if on else mxadamax.decelerate()
+            try:
+                run.step(grads)
+                mx.nd.waitall()
+                outcomes.append(None)
+            except Exception as error:
+                outcomes.append(type(error))
+        assert outcomes[0] == outcomes[1]
+        assert_same_run(*runs)
+
+
+@pytest.mark.parametrize("bound", [-1, 0, 0.0, 1e-3, None])
+@pytest.mark.parametrize("name", ["adam", "sgd", "adamax", "adagrad", "rmsprop"])
+def test_bounds_that_mean_none(name, bound):
+    if IS_MXNET_1 and name == "adamax" and bound == 0:
+        pytest.skip("MXNet 1's divides 0 by 0, where ours takes no step")
+    compare(lambda: mx.optimizer.create(name, clip_gradient=bound), steps=3)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"wd": -0.1},
+        {"rescale_grad": np.float32(0.3)},
+        {"wd": np.float64(0.01)},
+        {"beta1": 1.5},
+        {"epsilon": -1e-3},
+        {"lr": np.float32(0.1)},
+        {"lr": 1},
+    ],
+    ids=str,
+)
+def test_values_that_ours_refuse(changed):
+    """MXNet takes them, so they do as before."""
+
+    def change(optimizer, step):
+        if step == 2:
+            for name, value in changed.items():
+                setattr(optimizer, name, value)
+
+    with np.errstate(all="ignore"):
+        compare(lambda: mx.optimizer.create("adam"), steps=5, change=change)
+
+
+def test_parameters_that_are_not_updated_each_step():
+    """Where counts differ, the order in which they are counted decides what a scheduler gives."""
+
+    def make():
+        return mx.optimizer.Adam(lr_scheduler=mx.lr_scheduler.FactorScheduler(3, 0.5))
+
+    runs = [Run(make(), start("float32")) for _ in range(2)]
+    rng = np.random.RandomState(5)
+    for grads in gradients(SHAPES, "float32", 30):
+        chosen = [k for k in rng.permutation(len(SHAPES)) if rng.rand() < 0.9]
+        for run, on in zip(runs, (False, True)):
+            mxadamax.accelerate() if on else mxadamax.decelerate()
+            every = run.weights
+            run.indices, run.weights = chosen, [every[k] for k in chosen]
+            run.step([grads[k] for k in chosen])
+            run.indices, run.weights = list(range(len(SHAPES))), every
+        assert runs[0].optimizer.num_update == runs[1].optimizer.num_update
+        assert_same_run(*runs)
+
+
+def test_a_scheduler_of_somebody_is_asked_as_often():
+    """One that changes with every call."""
+
+    class Counting(mx.lr_scheduler.LRScheduler):
+        calls = 0
+
+        def __call__(self, num_update):
+            self.calls += 1
+            return 0.1 / self.calls
+
+    for name in ("sgd", "adam", "adamax"):
+        compare(lambda: mx.optimizer.create(name, lr_scheduler=Counting()))  # noqa: B023
+
+
+def test_multipliers():
+    def change(optimizer, step):
+        if step == 0:
+            optimizer.set_lr_mult({0: 0.5, "named": 2.0})
+            optimizer.set_wd_mult({1: 0.0, "named": 3.0})
+
+    def make():
+        return mx.optimizer.create("adam", wd=0.1, param_idx2name={4: "named", 5: "x_bias"})
+
+    compare(make, change=change)
+    assert counts("adam")[1] == 0
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd", "adamax"])
+def test_row_sparse_gradients(name):
+    rng = np.random.RandomState(0)
+    weights = [rng.standard_normal((20, 3)).astype("float32") for _ in range(9)]
+    runs = [Run(mx.optimizer.create(name, wd=0.01), weights) for _ in range(2)]
+    for _ in range(4):
+        grads = [rng.standard_normal((20, 3)) * (rng.rand(20, 1) < 0.3) for _ in range(9)]
+        for run, on in zip(runs, (False, True)):
+            mxadamax.accelerate() if on else mxadamax.decelerate()
+            arrays = [nd(grad.astype("float32")).tostype("row_sparse") for grad in grads]
+            run.updater(list(range(9)), arrays, list(run.weights))
+        assert_same_run(*runs)
+    assert sum(counts(name)) == 36
+
+
+def test_row_sparse_states():
+    """MXNet 1's lazy Adam makes them for row_sparse weights."""
+    rng = np.random.RandomState(0)
+    runs = []
+    for on in (False, True):
+        updater = mx.optimizer.get_updater(mx.optimizer.Adam())
+        weights = [mx.nd.ones((20, 3)).tostype("row_sparse") for _ in range(9)]
+        runs.append((on, updater, weights))
+    for _ in range(3):
+        grads = [rng.standard_normal((20, 3)) * (rng.rand(20, 1) < 0.3) for _ in range(9)]
+        for on, updater, weights in runs:
+            mxadamax.accelerate() if on else mxadamax.decelerate()
+            arrays = [nd(grad.astype("float32")).tostype("row_sparse") for grad in grads]
+            updater(list(range(9)), arrays, weights)
+        for one, other in zip(runs[0][2], runs[1][2]):
+            assert one.asnumpy().tobytes() == other.asnumpy().tobytes()
+
+
+@pytest.mark.parametrize("method", ["update", "update_multi_precision"])
+@pytest.mark.parametrize("name", ["adamax", "adam"])
+def test_methods_that_are_called_directly(name, method):
+    found = []
+    for on in (False, True):
+        mxadamax.accelerate() if on else mxadamax.decelerate()
+        optimizer = mx.optimizer.create(name, wd=0.01)
+        weight = mx.nd.ones((200_000,))
+        state = optimizer.create_state(0, weight)
+        for _ in range(3):
+            given = (0, weight, mx.nd.ones((200_000,)) * 0.3, state)
+            if not IS_MXNET_1:
+                given = tuple([x] for x in given)
+            getattr(optimizer, method)(*given)
+        found.append([weight.asnumpy().tobytes(), *(a.asnumpy().tobytes() for a in leaves(state))])
+    assert found[0] == found[1]
+    assert counts(name) == (3, 0)
+
+
+def test_few_small_parameters_are_left_to_an_operator():
+    compare(lambda: mx.optimizer.Adam(), steps=2, shapes=[(3, 4), (17,)])
+    assert counts("adam") == (0, 4)
+    compare(lambda: mx.optimizer.Adamax(), steps=2, shapes=[(3, 4), (17,)])
+    assert counts("adamax") == (4, 0)
+
+
+class Counted(mx.optimizer.Adam):
+    calls = 0
+
+    def update_multi_precision(self, *given):
+        self.calls += 1
+        super().update_multi_precision(*given)
+
+
+class Doubled(mx.optimizer.Adam):
+    def _get_lrs(self, indices):
+        return [2 * lr for lr in super()._get_lrs(indices)]
+
+
+@pytest.mark.parametrize("cls", [Counted, Doubled])
+def test_subclasses_keep_their_own_way(cls):
+    runs = compare(lambda: cls(wd=0.01))
+    assert getattr(runs[0].optimizer, "calls", 0) == getattr(runs[1].optimizer, "calls", 0)
+    assert mxadamax.acceleration_report() == {}
+
+
+def test_subclasses_of_the_updater_keep_their_own_way():
+    class Mine(Updater):
+        def __call__(self, index, grad, weight):
+            super().__call__(index, [2 * g for g in grad], weight)
+
+    found = []
+    for on in (False, True):
+        mxadamax.accelerate() if on else mxadamax.decelerate()
+        updater, weights = Mine(mx.optimizer.Adamax()), [mx.nd.ones((3,)) for _ in range(9)]
+        updater(list(range(9)), [mx.nd.ones((3,)) for _ in range(9)], weights)
+        found.append([w.asnumpy().tobytes() for w in weights])
+    assert found[0] == found[1]
+
+
+def test_classes_and_objects_stay_what_they_are():
+    optimizer = mx.optimizer.create("adam")
+    before = type(optimizer), repr(type(optimizer)), sorted(vars(optimizer))
+    with mxadamax.accelerated():
+        Run(optimizer, start("float32")).step(start("float32"))
+        assert mx.optimizer.create("adam").__class__ is mx.optimizer.Adam
+        assert isinstance(optimizer, mx.optimizer.Adam)
+        assert (type(optimizer), repr(type(optimizer)), sorted(vars(optimizer))) == before
+        assert (
+            mx.optimizer.Adam.update.__doc__
+            == vars(mx.optimizer.Adam.update)["__wrapped__"].__doc__
+        )
+        assert Optimizer.opt_registry["adam"] is mx.optimizer.Adam
+
+
+def test_undoing_restores_every_attribute():
+    before = {cls: dict(vars(cls)) for cls in (*CLASSES, Optimizer, Updater)}
+    mxadamax.accelerate()
+    mxadamax.accelerate()
+    assert any(dict(vars(cls)) != found for cls, found in before.items())
+    mxadamax.decelerate()
+    for cls, found in before.items():
+        assert dict(vars(cls)) == found
+    mxadamax.decelerate()
+
+
+def test_the_context_leaves_what_was_on_and_undoes_what_was_not():
+    with pytest.raises(LookupError), mxadamax.accelerated():
+        raise LookupError
+    assert not hasattr(Updater.__call__, "__wrapped__")
+    mxadamax.accelerate()
+    with mxadamax.accelerated():
+        pass
+    assert hasattr(Updater.__call__, "__wrapped__")
+
+
+@pytest.mark.parametrize("name", ["adam", "nadam", "sgd"])
+def test_files_are_mxnets(name, tmp_path):
+    """To the last byte; a process without this package reads them."""
+    files = []
+    shapes = [(k, 3) for k in range(1, 11)]
+    for on in (False, True):
+        mxadamax.accelerate() if on else mxadamax.decelerate()
+        with network_shapes():
+            run = Run(mx.optimizer.create(name, wd=0.01), [np.ones(s, "float32") for s in shapes])
+            for grads in gradients(shapes, "float32", 3):
+                run.step(grads)
+            files.append(run.updater.get_states(dump_optimizer=True))
+    mxadamax.decelerate()
+    assert files[0] == files[1]
+    assert counts(name)[0] > 0
+    path = tmp_path / "file"
+    path.write_bytes(files[1])
+    code = """
+import sys
+for module in [m for m in sys.modules if m.startswith("mxadamax")]:
+    del sys.modules[module]
+sys.modules["mxadamax"] = None
+updater = mx.optimizer.get_updater(mx.optimizer.create("sgd"))
+updater.set_states(open(sys.argv[1], "rb").read())
+print(type(updater.optimizer).__module__, len(updater.states))
+"""
+    module, count = run_python(code, str(path)).split()
+    assert module.startswith("mxnet.")
+    assert int(count) == len(shapes)
+
+
+def test_copies_go_their_own_way():
+    mxadamax.accelerate()
+    optimizer = mx.optimizer.create("nadam")
+    run = Run(optimizer, start("float32"))
+    run.step(start("float32"))
+    for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        before = optimizer.m_schedule
+        Run(other, start("float32")).step(start("float32"))
+        assert optimizer.m_schedule == before != other.m_schedule
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd", "adamax"])
+def test_a_trainer(name):
+    with network_shapes():
+        pair = [Training(mlp, name, {"wd": 0.01}) for _ in range(2)]
+        for _ in range(6):
+            for training, on in zip(pair, (False, True)):
+                mxadamax.accelerate() if on else mxadamax.decelerate()
+                training.step()
+            found, wanted = (training.weights() for training in pair)
+            assert all(found[k].tobytes() == wanted[k].tobytes() for k in wanted)
+    assert sum(counts(name)) > 0
+
+
+@pytest.mark.skipif(IS_MXNET_1, reason="MXNet 1's leave gradients alone")
+def test_gradients_that_are_added_up():
+    """MXNet 2's AdaMax rescales them in place, which shows in the next sum."""
+    found = []
+    for on in (False, True):
+        mxadamax.accelerate() if on else mxadamax.decelerate()
+        parameter = gluon.Parameter("w", shape=(3,), init="ones", grad_req="add")
+        parameter.initialize()
+        trainer = gluon.Trainer([parameter], "adamax", {"learning_rate": 0.1})
+        for _ in range(4):
+            with mx.autograd.record():
+                loss = (parameter.data() ** 2).sum()
+            loss.backward()
+            trainer.step(7)
+        found.append(parameter.data().asnumpy().tobytes())
+    assert found[0] == found[1]
+    assert counts("adamax") == (0, 4)
+
+
+def test_trainings_in_threads():
+    mxadamax.accelerate()
+    found: dict[int, list[bytes]] = {}
+
+    def train(k):
+        # Each thread has its own.
+        with mx.util.np_shape(True):
+            run = Run(mx.optimizer.create("adam", wd=0.01), start("float32"))
+            for grads in gradients(SHAPES, "float32", 10):
+                run.step(grads)
+        found[k] = [w.asnumpy().tobytes() for w in run.weights]
+
+    threads = [threading.Thread(target=train, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({tuple(each) for each in found.values()}) == 1
+
+
+def test_a_step_that_mxnet_refuses():
+    """The error is MXNet's own, and nothing has been counted twice."""
+    errors = []
+    for on in (False, True):
+        mxadamax.accelerate() if on else mxadamax.decelerate()
+        run = Run(mx.optimizer.create("adam"), start("float32"))
+        run.step(start("float32"))
+        wrong = [np.ones((2, 2), "float32"), *start("float32")[1:]]
+        with pytest.raises(Exception) as info:
+            run.step(wrong)
+            mx.nd.waitall()
+        errors.append(info.type)
+        errors.append(run.optimizer._index_update_count[0])
+    assert errors[:2] == errors[2:]
+
+
+def test_the_check_passes_and_can_fail(monkeypatch, capsys):
+    monkeypatch.setattr(acceleration, "_to_check", 2)
+    mxadamax.accelerate()
+    for name in ("adam", "sgd", "nadam"):
+        run = Run(
+            mx.optimizer.create(name, lr_scheduler=mx.lr_scheduler.FactorScheduler(1, 0.5)),
+            start("float32"),
+        )
+        for grads in gradients(SHAPES, "float32", 4):
+            run.step(grads)
+        assert f"mxadamax: {name}: the first 2 updates gave MXNet's bits" in capsys.readouterr().err
+
+    native_update = mxadamax.stand_in.native_update
+
+    def wrong(twin, indices, weights, grads, states):
+        native_update(twin, indices, weights, grads, states)
+        weights[4][7] += 1e-3
+
+    monkeypatch.setattr("mxadamax.stand_in.native_update", wrong)
+    run = Run(mx.optimizer.create("adam", param_idx2name={4: "fifth"}), start("float32"))
+    with pytest.raises(
+        SystemExit, match=r"adam, step 1: parameter 'fifth': weight is not MXNet's: "
+    ):
+        run.step(start("float32"))
+    assert acceleration_check._steps[run.optimizer] == 1
+
+
+def test_the_report():
+    assert str(mxadamax.acceleration_report()) == "no update yet"
+    mxadamax.accelerate()
+    Run(mx.optimizer.Adamax(), start("float32")).step(start("float32"))
+    report = mxadamax.acceleration_report()
+    assert report == {"adamax": {"native": len(SHAPES)}}
+    assert str(report) == f"adamax: {len(SHAPES)} updates native"
+    report["adamax"]["native"] = 0
+    assert mxadamax.acceleration_report() != report
