@@ -14,6 +14,9 @@ COMMANDS = {
     "verify": "compare every optimizer with the installed MXNet, bit for bit",
     "bench": "time the optimizers beside MXNet's and PyTorch's",
     "convert": "convert saved states of a built-in to ours, or back",
+    "run": "run a program with MXNet's optimizers accelerated",
+    "install-hook": "let MXADAMAX_ACCELERATE=1 accelerate every program of this Python",
+    "remove-hook": "undo install-hook",
 }
 """The modules of `mxadamax.commands`, with a summary of each."""
 
@@ -43,7 +46,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             command = commands.add_parser(name, help=summary)
             # Importing the other commands can take seconds.
             if argv[:1] == [name]:
-                modules[name] = importlib.import_module(f"{__package__}.commands.{name}")
+                module = f"{__package__}.commands.{name.replace('-', '_')}"
+                modules[name] = importlib.import_module(module)
                 modules[name].add_arguments(command)
         given = parser.parse_args(argv, argparse.Namespace(argv=argv))
         status: int = modules[given.command].run(given)
