@@ -37,7 +37,11 @@ if TYPE_CHECKING:
 
 Path = Union[str, "os.PathLike[str]"]
 
-_OF_THE_PROGRAM = (*names_of(Resume.FROM_PROGRAM, Resume.FROM_CALLER), "allow_np_array")
+_OF_THE_PROGRAM = (
+    *names_of(Resume.FROM_PROGRAM, Resume.FROM_CALLER),
+    # What LARS makes of `aggregate_num`.
+    *("allow_np_array", "_by_lists"),
+)
 """Options that say how the program calls its optimizer; never taken from a file."""
 
 
