@@ -50,34 +50,36 @@ def common(member: Any = None) -> dict[str, Any]:
 class Training:
     """Two parameters with a trainer, and gradients that depend on the step only."""
 
-    def __init__(self, optimizer: Any, dtype: str = "float32", shapes: Any = SHAPES):
+    def __init__(self, optimizer: Any, dtype: str = "float32", devices: int = 1):
+        self.devices = [mx.cpu(k) for k in range(devices)]
         self.parameters = []
         rng = np.random.RandomState(0)
-        for k, shape in enumerate(shapes):
+        for k, shape in enumerate(SHAPES):
             parameter = gluon.Parameter(f"w{k}", shape=shape, dtype=dtype)
-            parameter.initialize(mx.init.Zero())
+            parameter.initialize(mx.init.Zero(), ctx=self.devices)
             parameter.set_data(gluon_arrays.array(rng.standard_normal(shape), dtype=dtype))
             self.parameters.append(parameter)
         self.parameters[1].wd_mult = 2.0
-        self.trainer = gluon.Trainer(self.parameters, optimizer)
+        self.trainer = gluon.Trainer(self.parameters, optimizer, update_on_kvstore=False)
         self.dtype = dtype
 
     def go(self, *steps: int) -> Training:
         for t in range(*steps):
             rng = np.random.RandomState(100 + t)
+            losses = []
             with autograd.record():
-                losses = [
-                    (gluon_arrays.array(rng.standard_normal(p.shape), dtype=self.dtype) * p.data())
-                    for p in self.parameters
-                ]
-                losses = [loss.sum() for loss in losses]
+                for device in self.devices:
+                    for p in self.parameters:
+                        grad = rng.standard_normal(p.shape)
+                        grad = gluon_arrays.array(grad, dtype=self.dtype, ctx=device)
+                        losses.append((grad * p.data(device)).sum())
             autograd.backward(losses)
             self.trainer.step(2)
         return self
 
     def give_weights(self, other: Training) -> Training:
         for mine, theirs in zip(self.parameters, other.parameters):
-            mine.set_data(theirs.data())
+            mine.set_data(theirs.data(other.devices[0]))
         return self
 
     def states_alone(self, file: Path) -> Path:
@@ -86,7 +88,7 @@ class Training:
 
     def arrays(self) -> list[np.ndarray]:
         states = self.trainer._updaters[0].states
-        arrays = [p.data() for p in self.parameters]
+        arrays = [p.data(self.devices[0]) for p in self.parameters]
         return [a.asnumpy() for a in (*arrays, *(x for k in states for x in leaves(states[k])))]
 
     def everything(self) -> Any:
@@ -214,6 +216,15 @@ def test_states_of_ours_come_back_to_ours(name, tmp_path):
     # The count is that of the trainer.
     mxadamax.load_states(again.trainer, file, f"{name}_ext")
     assert_same(again.go(5, 10), stayed.go(5, 10))
+
+
+@pytest.mark.parametrize("name", ["adam", "nadam"])
+def test_two_devices(name, tmp_path):
+    stayed = Training(mx.optimizer.create(name, **common()), devices=2).go(5)
+    file = stayed.states_alone(tmp_path / "old.states")
+    left = Training(mx.optimizer.create(f"{name}_ext", **common()), devices=2).give_weights(stayed)
+    mxadamax.load_states(left.trainer, file, name, COUNT)
+    assert_same(left.go(5, 10), stayed.go(5, 10))
 
 
 @pytest.mark.parametrize("name", ["sgd", "nag", "adam"])
@@ -476,7 +487,12 @@ def test_what_no_states_alone_can_continue(tmp_path):
 
 
 BATCH = 4
-STORES = {"no store": (None, 1), "updates on the store": ("local", 2)}
+STORES = {
+    "no store": (None, 1),
+    "updates on the store": ("local", 2),
+    "two devices": (None, 2),
+}
+BOTH = ["no store", "updates on the store"]
 
 
 def layers(length: int = 5) -> Any:
@@ -569,7 +585,7 @@ def of_module(member: Any, built_in: bool) -> dict[str, Any]:
 @ONLY_IN_1
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("store", BOTH)
 @pytest.mark.parametrize("member", MEMBERS, ids=str)
 def test_module(member, store, tmp_path):
     """By MXNet's own save_optimizer_states and load_optimizer_states, and back."""
@@ -594,7 +610,7 @@ def test_module(member, store, tmp_path):
 
 
 @ONLY_IN_1
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("store", BOTH)
 @pytest.mark.parametrize("name", ["adam", "nadam", "rmsprop"])
 def test_bucketing_module(name, store, tmp_path):
     stayed = ModuleTraining(name, common(), store, buckets=True).go(0, 5)
@@ -606,8 +622,27 @@ def test_bucketing_module(name, store, tmp_path):
 
 
 @ONLY_IN_1
+@pytest.mark.parametrize("name", ["adam", "nadam"])
+def test_module_numbers_parameters_on_each_device(name, tmp_path):
+    stayed = ModuleTraining(name, common(), "two devices").go(0, 5)
+    file = tmp_path / "old.states"
+    stayed.owner.save_optimizer_states(str(file))
+    left = ModuleTraining(f"{name}_ext", common(), "two devices")
+    places = [t.owner._exec_group.param_arrays for t in (left, stayed)]
+    for mine, theirs in zip(*places):
+        # They differ: each device has been updated with its own gradients.
+        for array, other in zip(mine, theirs):
+            array[:] = other
+    mxadamax.load_states(left.module, file, name, COUNT)
+    assert_same_modules(left.go(5, 10), stayed.go(5, 10))
+    for mine, theirs in zip(*places):
+        for array, other in zip(mine, theirs):
+            assert_same_bits(array.asnumpy(), other.asnumpy())
+
+
+@ONLY_IN_1
 @pytest.mark.parametrize("buckets", [False, True])
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("store", BOTH)
 def test_module_with_a_file_that_counts(store, buckets, tmp_path):
     """The file of save_states needs no name; multipliers are those of the module's symbol."""
     stayed = ModuleTraining("nadam_ext", common(), store, buckets).go(0, 5)
