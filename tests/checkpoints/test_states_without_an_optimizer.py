@@ -133,6 +133,14 @@ def options_of(member: Any) -> list[str]:
 # Bit for bit.
 
 
+@pytest.mark.quick
+def test_all_built_ins_are_tested():
+    """But DCASGD with a momentum, which fails in MXNet 1."""
+    names = {m.name for m in WITH_BUILT_IN if built_in_class(m.built_in) is not None}
+    assert {member.name for member in MEMBERS} == names
+    assert len(names) == (14 if IS_MXNET_1 else 17)
+
+
 @pytest.mark.parametrize("member", MEMBERS, ids=str)
 def test_ours_continues_the_built_ins(member, tmp_path):
     stayed = theirs(member).go(5)
@@ -270,6 +278,14 @@ def test_hyperparameters_are_the_trainers_but_for_those_given(tmp_path):
     training = Training(mx.optimizer.create("adam_ext", **common()))
     mxadamax.load_states(training.trainer, file, "adam", {"learning_rate": 0.25, **COUNT})
     assert training.trainer.learning_rate == 0.25
+
+
+@pytest.mark.skipif(not IS_MXNET_1, reason="MXNet 2 calls it rho, as this package does")
+def test_hyperparameters_by_the_names_of_mxnet_1(tmp_path):
+    training = Training(mx.optimizer.create("rmsprop_ext", rho=0.7)).go(2)
+    file = training.states_alone(tmp_path / "old.states")
+    mxadamax.load_states(training.trainer, file, "rmsprop_ext", {"gamma1": 0.8, **COUNT})
+    assert training.trainer.optimizer.rho == 0.8
 
 
 def test_counting_anew_is_what_mxnet_does(tmp_path):
