@@ -8,7 +8,19 @@ import pickle
 import pickletools
 import uuid
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Mapping, Set, Tuple, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Set,
+    Tuple,
+    Union,
+)
 
 from mxnet.base import MXNetError
 from mxnet.libinfo import __version__ as mxnet_version
@@ -16,6 +28,7 @@ from mxnet.ndarray import NDArray
 from mxnet.optimizer import Optimizer
 from mxnet.util import is_np_array, is_np_shape, np_array, np_shape
 
+from ._mxnet.module import ModuleTrainer, as_trainer
 from ._mxnet.trainer import Keys, classic, updaters_of
 from .conversion import (
     States,
@@ -30,6 +43,7 @@ from .optimizers.base import FusedOptimizer
 from .optimizers.options import BY_NAME, Resume, check_integer, names_of
 from .optimizers.state_layout import arrays_of, describe, without_average
 from .optimizers.update_counts import move_counts, renumber
+from .states_alone import COUNT, check_nesting, optimizer_of_states
 
 if TYPE_CHECKING:
     # Not at run time: a parameter server imports this inside the import of MXNet.
@@ -37,7 +51,11 @@ if TYPE_CHECKING:
 
 Path = Union[str, "os.PathLike[str]"]
 
-_OF_THE_PROGRAM = (*names_of(Resume.FROM_PROGRAM, Resume.FROM_CALLER), "allow_np_array")
+_OF_THE_PROGRAM = (
+    *names_of(Resume.FROM_PROGRAM, Resume.FROM_CALLER),
+    # What LARS makes of `aggregate_num`.
+    *("allow_np_array", "_by_lists"),
+)
 """Options that say how the program calls its optimizer; never taken from a file."""
 
 
@@ -50,7 +68,7 @@ def save_states(trainer: "Trainer", file: Path) -> None:
 
     Parameters
     ----------
-    trainer : gluon.Trainer
+    trainer : gluon.Trainer, or Module or BucketingModule of MXNet 1
         With any optimizer of MXNet. Its states must not be on a parameter server.
     file : path
         The file to write. `load_states` and `Trainer.load_states` both read it.
@@ -73,9 +91,10 @@ def save_states(trainer: "Trainer", file: Path) -> None:
     >>> train_a_step(trainer)
     >>> mxadamax.save_states(trainer, "0001.states")
     """
+    trainer = as_trainer(trainer)
     weights = _weights(trainer)
     states = dict(_initialized_updaters(trainer)[0].states)
-    keys = Keys(trainer).in_use
+    keys = _keys_of(trainer).in_use
     for index, arrays in weights.items():
         key = keys[index]
         if key not in states and trainer._params[index].grad_req != "null":
@@ -83,7 +102,12 @@ def save_states(trainer: "Trainer", file: Path) -> None:
     _write(file, states, trainer.optimizer)
 
 
-def load_states(trainer: "Trainer", file: Path) -> None:
+def load_states(
+    trainer: "Trainer",
+    file: Path,
+    optimizer: Optional[str] = None,
+    optimizer_params: Optional[Mapping[str, Any]] = None,
+) -> None:
     """Check and load states of this package's optimizer or of its built-in counterpart.
 
     The file provides the progress of the training: states, counts, learning rate or scheduler, and
@@ -96,18 +120,29 @@ def load_states(trainer: "Trainer", file: Path) -> None:
     keeps `ema_decay` if a file of this package has no averages. Averages then begin as the current
     weights.
 
+    `Module.save_optimizer_states`, `kvstore.save_optimizer_states` and `Updater.get_states()` write
+    states alone. For such a file, name the optimizer that wrote it, and the number of updates so
+    far. Hyperparameters that `optimizer_params` does not name are those of the trainer.
+
     Load only files that you trust: they are pickles, and unpickling runs any code that a file
     names.
 
     Parameters
     ----------
-    trainer : gluon.Trainer
-        With an optimizer of this package. Its devices, and their number, may differ from those of
-        the trainer that wrote the file: all get the states of the first device, and the counts of
-        the training.
+    trainer : gluon.Trainer, or Module or BucketingModule of MXNet 1
+        With an optimizer of this package. The devices of a trainer, and their number, may differ
+        from those of the trainer that wrote the file: all get the states of the first device, and
+        the counts of the training.
     file : path
         Written by :func:`save_states` or `Trainer.save_states`, here or with the corresponding
-        built-in.
+        built-in; or states alone.
+    optimizer : str, optional
+        Only for states alone: the name of the optimizer that wrote them, this package's or the
+        built-in's.
+    optimizer_params : dict, optional
+        Only for states alone: arguments of that optimizer. ``begin_num_update``, the number of
+        updates so far, is required unless the trainer's optimizer has one; 0 counts anew, as MXNet
+        does.
 
     Raises
     ------
@@ -129,37 +164,55 @@ def load_states(trainer: "Trainer", file: Path) -> None:
     >>> mxadamax.load_states(trainer, "0001.states")
     >>> trainer.learning_rate, trainer.optimizer.num_update
     (0.01, 1)
+
+    States alone:
+
+    >>> with open("alone.states", "wb") as file:
+    ...     count = file.write(built_in._updaters[0].get_states())
+    >>> progress = {"begin_num_update": 1}
+    >>> mxadamax.load_states(trainer, "alone.states", "adamax", progress)
     """
-    optimizer = trainer.optimizer
-    if not isinstance(optimizer, FusedOptimizer):
+    trainer = as_trainer(trainer)
+    target = trainer.optimizer
+    if not isinstance(target, FusedOptimizer):
         raise ValueError(
             "load_states: the trainer's optimizer must be one of mxadamax's, got "
-            f"{describe_optimizer(optimizer)}; for a built-in, convert the file with "
+            f"{describe_optimizer(target)}; for a built-in, convert the file with "
             "python -m mxadamax convert and load it with Trainer.load_states"
         )
-    if optimizer.ema_swapped_in:
+    if target.ema_swapped_in:
         raise ValueError("load_states: not inside averaged_weights")
     weights = _weights(trainer)
     states, source, _ = _read(file)
     updaters = _initialized_updaters(trainer)
-    known = Keys(trainer)
+    known = _keys_of(trainer)
     keys = known.in_use
-    built_in = built_in_name(source)
+    alone = source is None
     with _named(file):
-        if built_in is not None and f"{built_in}_ext" == optimizer.registered_name:
-            states, source = from_built_in(states, source, built_in, optimizer)
-        elif type(source) is not type(optimizer):
+        if source is None:
+            source = _writer(optimizer, optimizer_params, target)
+            named = {key: _names(trainer, [position]) for position, key in enumerate(keys)}
+            _check_kind_of_keys(states, keys)
+            check_nesting(states, source, named)
+        else:
+            _check_unnamed(source, optimizer, optimizer_params)
+        built_in = built_in_name(source)
+        if built_in is not None and f"{built_in}_ext" == target.registered_name:
+            states, source = from_built_in(states, source, built_in, target)
+        elif type(source) is not type(target):
             raise ValueError(
                 f"holds states of {describe_optimizer(source)}, expected those of "
-                f"{describe_optimizer(optimizer)}"
+                f"{describe_optimizer(target)}"
             )
-        _check_options(source, optimizer, names_of(Resume.SAME_STATES))
-        if not built_in and source.numerics != optimizer.numerics:
-            states = {i: optimizer.other_numerics_state(state) for i, state in states.items()}
+        _check_options(source, target, names_of(Resume.SAME_STATES))
+        if not built_in and source.numerics != target.numerics:
+            states = {i: target.other_numerics_state(state) for i, state in states.items()}
         if not built_in:
-            _check_options(source, optimizer, names_of(Resume.SAME_FORMULA))
+            _check_options(source, target, names_of(Resume.SAME_FORMULA))
+        if alone:
+            source.restore_counts(len(states) * len(updaters))
         written = _keys_in_file(trainer, known, states, source)
-        candidate = _successor(optimizer, source, weights, dict(zip(written, keys)))
+        candidate = _successor(target, source, weights, dict(zip(written, keys)))
         states = _by_position(trainer, states, written)
         states = _check_states(trainer, states, source, candidate, weights)
 
@@ -175,27 +228,43 @@ def load_states(trainer: "Trainer", file: Path) -> None:
             for position, updater in enumerate(updaters)
         ]
     # Nothing has changed so far, and nothing below can fail.
-    parameters = optimizer.param_dict
-    optimizer.__setstate__(candidate.__getstate__())
-    optimizer.param_dict = parameters
+    parameters = target.param_dict
+    target.__setstate__(candidate.__getstate__())
+    target.param_dict = parameters
     for updater, found in zip(updaters, placed):
         updater.states = found
         updater.states_synced = dict.fromkeys(found, False)
 
 
-def convert(old: Path, new: Path, to: str, drop_averages: bool = False) -> str:
+def convert(
+    old: Path,
+    new: Path,
+    to: str,
+    drop_averages: bool = False,
+    optimizer: Optional[str] = None,
+    optimizer_params: Optional[Mapping[str, Any]] = None,
+) -> str:
     """Convert a file of a built-in's states for this package's optimizer, or back.
+
+    States alone, as `Module.save_optimizer_states` writes them, become states alone. If
+    `optimizer_params` has ``begin_num_update``, they become a file with an optimizer instead, which
+    `Trainer.load_states` reads.
 
     Parameters
     ----------
     old : path
-        A file that `save_states` has written. It is unpickled: use only files that you trust.
+        A file that `save_states` has written, or states alone. It is unpickled: use only files that
+        you trust.
     new : path
         The file to write, atomically like :func:`save_states`.
     to : str
         Name, in MXNet's registry, of the optimizer to convert for.
     drop_averages : bool, default False
         Omit the averages of `ema_decay` when converting for a built-in.
+    optimizer : str, optional
+        Only for states alone: the name of the optimizer that wrote them.
+    optimizer_params : dict, optional
+        Only for states alone: arguments of that optimizer, where they are not its defaults.
 
     Returns
     -------
@@ -218,13 +287,24 @@ def convert(old: Path, new: Path, to: str, drop_averages: bool = False) -> str:
     built-in.states: adam_ext -> adam, states of 2 parameters, 1 updates
     """
     states, source, numpy_shapes = _read(old)
-    built_in = built_in_name(source)
+    alone = source is None
     with _named(old):
+        if source is None:
+            source = _writer(optimizer, optimizer_params)
+            with np_array(is_np_array() and numpy_shapes), np_shape(numpy_shapes):
+                check_nesting(states, source, {})
+        else:
+            _check_unnamed(source, optimizer, optimizer_params)
+        built_in = built_in_name(source)
         if built_in is not None and to == f"{built_in}_ext" and to in Optimizer.opt_registry:
             like = Optimizer.opt_registry[to]()
             states, target = from_built_in(states, source, built_in, like)
+            if alone:
+                target.restore_counts(len(states))
             target.check_hyperparameters()
         elif isinstance(source, FusedOptimizer) and f"{to}_ext" == source.registered_name:
+            if alone:
+                source.restore_counts(len(states))
             if drop_averages and source.ema_decay is not None:
                 states = without_averages(states, source)
             states, target = to_built_in(states, source, to)
@@ -235,12 +315,38 @@ def convert(old: Path, new: Path, to: str, drop_averages: bool = False) -> str:
                 f"holds states of {describe_optimizer(source)}, which {possible} can continue, "
                 f"not {to!r}"
             )
+    stays_alone = alone and COUNT not in (optimizer_params or {})
     with np_array(is_np_array() and numpy_shapes), np_shape(numpy_shapes):
-        _write(new, states, target)
+        _write(new, states, None if stays_alone else target)
+    updates = "without an optimizer" if stays_alone else f"{target.num_update} updates"
     return (
         f"{os.fspath(new)}: {describe_optimizer(source)} -> {to}, states of {len(states)} "
-        f"parameters, {target.num_update} updates"
+        f"parameters, {updates}"
     )
+
+
+def _writer(
+    name: Optional[str], params: Optional[Mapping[str, Any]], like: Optional[FusedOptimizer] = None
+) -> Optimizer:
+    """Return the optimizer that wrote states alone."""
+    if name is None:
+        raise ValueError(
+            "holds only states, as written by Module or Updater.get_states(), without their "
+            "optimizer: name it, and what else the file lacks, as optimizer='adam' with "
+            f"optimizer_params={{{COUNT!r}: 1000}}, or --from adam with --option {COUNT}=1000"
+        )
+    return optimizer_of_states(name, params or {}, like)
+
+
+def _check_unnamed(
+    source: Optimizer, name: Optional[str], params: Optional[Mapping[str, Any]]
+) -> None:
+    """Refuse a name and options for a file that holds its optimizer."""
+    if name is not None or params:
+        raise ValueError(
+            f"holds {describe_optimizer(source)} with its options; leave out optimizer and "
+            "optimizer_params (--from and --option), which are for states alone"
+        )
 
 
 @contextlib.contextmanager
@@ -254,9 +360,9 @@ def _named(file: Path) -> Iterator[None]:
         raise ValueError(f"{os.fspath(file)}: its optimizer is damaged: {error}") from error
 
 
-def _write(file: Path, states: States, optimizer: Optimizer) -> None:
-    """Write a file of states atomically."""
-    content = pickle.dumps((states, optimizer))
+def _write(file: Path, states: States, optimizer: Optional[Optimizer]) -> None:
+    """Write a file of states atomically, alone or with their optimizer."""
+    content = pickle.dumps(states if optimizer is None else (states, optimizer))
     # Replace the file that a link points to, not the link.
     folder, name = os.path.split(os.path.realpath(file))
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
@@ -278,8 +384,11 @@ def _write(file: Path, states: States, optimizer: Optimizer) -> None:
         os.close(descriptor)
 
 
-def _read(file: Path) -> Tuple[States, Optimizer, bool]:
-    """Read states, optimizer, and whether arrays were written with NumPy's shape semantics."""
+def _read(file: Path) -> Tuple[States, Optional[Optimizer], bool]:
+    """Read states, optimizer, and whether arrays were written with NumPy's shape semantics.
+
+    The optimizer is None if the file holds states alone.
+    """
     with open(file, "rb") as stream:
         content = stream.read()
     expected = "expected what save_states writes, a pickle of (states, optimizer)"
@@ -297,12 +406,7 @@ def _read(file: Path) -> Tuple[States, Optimizer, bool]:
         if isinstance(states, dict) and isinstance(optimizer, Optimizer):
             return states, optimizer, numpy_shapes
     if isinstance(found, dict):
-        raise ValueError(
-            f"{os.fspath(file)}: holds only states, as written by Module or Updater.get_states(), "
-            "without update counts and hyperparameters. Make a Trainer with the optimizer, options "
-            "and begin_num_update (the updates so far) of that training; load the states with its "
-            "load_states(file), then write both with mxadamax.save_states"
-        )
+        return found, None, numpy_shapes
     kind = type(found).__name__
     if isinstance(found, tuple):
         kind += f" of ({', '.join(type(entry).__name__ for entry in found)})"
@@ -328,6 +432,24 @@ def _unpickle(content: bytes) -> Tuple[Any, bool]:
         with contextlib.suppress(MXNetError), np_array(is_np_array() and other), np_shape(other):
             return pickle.loads(content), other
         raise
+
+
+def _keys_of(trainer: Any) -> Keys:
+    return trainer.keys if isinstance(trainer, ModuleTrainer) else Keys(trainer)
+
+
+def _check_kind_of_keys(states: States, keys: List[Any]) -> None:
+    """Refuse states that are keyed by names where parameters have numbers, or vice versa."""
+    kinds = {type(key) for key in keys}
+    other = [key for key in states if type(key) not in kinds]
+    if keys and other:
+        by_name = isinstance(other[0], str)
+        known, wanted = ("name", "number") if by_name else ("number", "name")
+        raise ValueError(
+            f"holds a state of parameter {other[0]!r}, by its {known}, but the trainer knows its "
+            f"parameters by {wanted}, as {keys[0]!r}: load it "
+            f"{'with' if by_name else 'without'} updates on a key-value store, as it was written"
+        )
 
 
 def _weights(trainer: "Trainer") -> Dict[int, List[NDArray]]:
@@ -422,8 +544,9 @@ def _by_position(trainer: "Trainer", states: States, keys: List[Any]) -> States:
     """Return the states, keyed by the position of their parameter in the trainer."""
     positions = {key: position for position, key in enumerate(keys)}
     count = len(trainer._params)
+    _check_kind_of_keys(states, keys)
     for key in states:
-        if not isinstance(key, int) or positions.get(key, count) >= count:
+        if positions.get(key, count) >= count:
             raise ValueError(
                 f"holds a state of parameter {key!r} (of {len(states)} in all), but the trainer "
                 f"has {count} parameters"
@@ -451,6 +574,10 @@ def _successor(
 
     renumber(entries, keys)
     move_counts(entries, [w.context.device_id for arrays in weights.values() for w in arrays])
+    if not optimizer.param_dict:
+        # A Module: its symbol has them.
+        for name in ("lr_mult", "wd_mult", "idx2name", "sym_info"):
+            entries[name] = getattr(optimizer, name)
 
     successor = copy.copy(optimizer)
     successor.__setstate__(entries)

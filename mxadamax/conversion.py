@@ -92,10 +92,13 @@ def from_built_in(
         # Some are arrays: MXNet 2's AdamW turns rescale_grad into one.
         setattr(target, attribute, value)
     move_counts(target.__dict__, target._all_index_update_counts)
+    if "_by_lists" in vars(target):
+        # MXNet 2's LARS takes norms in another way if it is called with several parameters.
+        target.__dict__["_by_lists"] = source.aggregate_num > 1
     # For the conversion back.
     target._built_in_calls = {k: vars(source)[k] for k in _CALLS if k in vars(source)}
     found = {
-        i: map_arrays(_dense, target.from_built_in_state(master_first(state, name)))
+        i: map_arrays(dense, target.from_built_in_state(master_first(state, name)))
         for i, state in states.items()
     }
     return found, target
@@ -112,7 +115,7 @@ def to_built_in(states: States, source: FusedOptimizer, name: str) -> Tuple[Stat
         value, neutral = getattr(source, option, default), implied.get(option, default)
         entry = BY_NAME.get(option)
         means_nothing = entry is not None and entry.belongs_to
-        if option in map(_ours, vars(target)) or means_nothing or value == neutral:
+        if option in map(our_name, vars(target)) or means_nothing or value == neutral:
             continue
         advice = (entry.advice if entry is not None else "") or (
             f"if the training can do without, set trainer.optimizer.{option} = {neutral!r} and "
@@ -143,11 +146,11 @@ def without_averages(states: States, source: FusedOptimizer) -> States:
 def _carried(source: Optimizer, target: Optimizer) -> Dict[str, Any]:
     """Return the attributes that the target takes from the source: those that both have."""
     apart = (*_CALLS, "param_dict", "_index_update_count")
-    found = {_ours(name): value for name, value in source.__getstate__().items()}
-    return {k: found[_ours(k)] for k in vars(target) if _ours(k) in found and k not in apart}
+    found = {our_name(name): value for name, value in source.__getstate__().items()}
+    return {k: found[our_name(k)] for k in vars(target) if our_name(k) in found and k not in apart}
 
 
-def _ours(name: str) -> str:
+def our_name(name: str) -> str:
     """The name that this package has for an attribute."""
     return NAMES.get(name, name)
 
@@ -191,7 +194,7 @@ def _check_formula(name: str, optimizer: Optimizer, numerics: str) -> None:
     )
 
 
-def _dense(array: Any) -> Any:
+def dense(array: Any) -> Any:
     """Return an array of a state as a dense one."""
     sparse = isinstance(array, NDArray) and array.stype != "default"
     return array.tostype("default") if sparse else array

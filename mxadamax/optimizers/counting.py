@@ -63,6 +63,15 @@ class CountingOptimizer(StepOptimizer):
         }
         self._last_step_tracker = next(iter(self._step_trackers.values()), StepTracker())
 
+    def restore_counts(self, parameters: int) -> None:
+        """Restore what files of states alone lack, besides update counts.
+
+        Parameters
+        ----------
+        parameters : int
+            How many parameters have had `num_update` updates.
+        """
+
     @property
     def param_dict(self) -> Dict[int, Any]:
         """The parameters by their positions in the trainer. The trainer sets it."""

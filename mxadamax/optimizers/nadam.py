@@ -131,6 +131,16 @@ class Nadam(MomentOptimizer):
         super().__setstate__(state)
         self._forget_products()
 
+    def restore_counts(self, parameters: int) -> None:
+        self.m_schedule = 1.0
+        for t in range(1, self.num_update + 1 if self.schedule_per_parameter else 0):
+            before = self.m_schedule
+            for _ in range(parameters):
+                self.m_schedule *= self._momentum(t)
+            if self.m_schedule == before:
+                # The smallest number there is; momenta only grow.
+                break
+
     def check_hyperparameters(self) -> None:
         super().check_hyperparameters()
         # A product of many momenta can be arbitrarily close to 0.

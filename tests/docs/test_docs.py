@@ -37,10 +37,16 @@ from mxadamax.optimizers.options import OPTIONS, Range
 pytestmark = pytest.mark.quick
 
 BLOCKS = list(blocks())
-RUN = [b for b in BLOCKS if b.language in ("python", "pycon") and not b.mark]
+NEEDS_MXNET_1 = "needs MXNet 1"
+RUN = [
+    b
+    for b in BLOCKS
+    if b.language in ("python", "pycon") and b.mark in ("", NEEDS_MXNET_1 if IS_MXNET_1 else "")
+]
 SHELL = [b for b in BLOCKS if b.language == "bash" and not b.mark]
 REHEARSED = [b for b in BLOCKS if re.match(ADDED, b.mark)]
 NOT_RUN = [b for b in BLOCKS if b.mark.startswith("not run: ")]
+OF_MXNET_1 = [b for b in BLOCKS if b.mark == NEEDS_MXNET_1]
 
 SHOWN = ("text", "{toctree}", "{eval-rst}", "{include}")
 """Blocks that are no code: formulas, and what Sphinx reads."""
@@ -134,12 +140,19 @@ def test_code_that_cannot_run(block):
     pytest.skip(block.mark[len("not run: ") :])
 
 
+@pytest.mark.parametrize("block", OF_MXNET_1, ids=str)
+def test_code_for_mxnet_1_compiles(block):
+    """`test_code_of_a_page_runs` runs it there."""
+    compile(block.code, str(block), "exec")
+
+
 def test_every_block_is_run_or_says_why_not():
     known = {
         *RUN,
         *SHELL,
         *REHEARSED,
         *NOT_RUN,
+        *OF_MXNET_1,
         *(b for b in BLOCKS if b.language in SHOWN),
     }
     assert [str(block) for block in BLOCKS if block not in known] == []

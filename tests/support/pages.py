@@ -25,7 +25,7 @@ class Block(NamedTuple):
     line : int
         Of its first line of code, from 1.
     mark : str
-        The comment on the line before: ``not run: REASON``, or as `ADDED`.
+        The comment on the line before: ``not run: REASON``, ``needs MXNet 1``, or as `ADDED`.
     language, code : str
         What the fence says, and what is in it.
     """
