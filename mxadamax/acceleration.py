@@ -66,6 +66,10 @@ _stand_ins: "weakref.WeakKeyDictionary[Optimizer, StandIn]" = weakref.WeakKeyDic
 _replaced: List[Tuple[Any, str, Any]] = []
 """The class, the name and what was there, for each method that was replaced."""
 _ABSENT = object()
+_METHODS = ("update", "update_multi_precision", "step", "fused_step")
+"""The methods by which an optimizer of MXNet's updates."""
+_expected: Dict[Any, Dict[str, Any]] = {}
+"""These methods of each class, as they are while it is accelerated."""
 
 
 def accelerate() -> None:
@@ -96,9 +100,10 @@ def accelerate() -> None:
         found for found in Optimizer.opt_registry.values() if found.__module__.startswith("mxnet.")
     }
     for found in sorted(classes, key=lambda each: each.__name__):
-        if twin_of(found) is not None:
-            for name in ("update", "update_multi_precision"):
+        if twin_of(found) is not None and _is_untouched(found):
+            for name in _METHODS[:2]:
                 _replace(found, name, _method(found, getattr(found, name), name))
+            _expected[found] = {name: getattr(found, name, None) for name in _METHODS}
     _replace(Updater, "__call__", _call(Updater.__call__))
 
 
@@ -110,6 +115,7 @@ def decelerate() -> None:
             delattr(where, name)
         else:
             setattr(where, name, before)
+    _expected.clear()
     _stand_ins.clear()
 
 
@@ -152,16 +158,26 @@ def _replace(where: Any, name: str, by: Any) -> None:
     setattr(where, name, by)
 
 
+def _is_untouched(cls: Any) -> bool:
+    """Return whether a class has MXNet's own methods, and not those of somebody else."""
+    found = (getattr(cls, name, None) for name in _METHODS)
+    return all(method is None or method.__module__.startswith("mxnet.") for method in found)
+
+
 def _stand_in(optimizer: Optimizer) -> Optional[StandIn]:
-    """Return what computes for an optimizer; None if it is not one of MXNet's own."""
+    """Return what computes for an optimizer; None if it updates in a way of its own."""
+    cls = type(optimizer)
+    expected = _expected.get(cls)
+    if expected is None:
+        return None
+    own = vars(optimizer)
+    for name, method in expected.items():
+        if name in own or getattr(cls, name, None) is not method:
+            return None
     found = _stand_ins.get(optimizer)
-    if found is None and twin_of(type(optimizer)) is not None and _is_mxnets(type(optimizer)):
+    if found is None:
         found = _stand_ins[optimizer] = StandIn(optimizer)
     return found
-
-
-def _is_mxnets(cls: Any) -> bool:
-    return any(where is cls for where, _, _ in _replaced)
 
 
 def _update(

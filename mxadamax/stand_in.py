@@ -159,7 +159,8 @@ class StandIn:
         self._twin.followed_counts = counted
         # What a step changes on the built-in.
         self._changed = [name for name in counted if name != "num_update"]
-        self._known: Dict[Index, _Known] = {}
+        # By what MXNet counts a device's updates in: each device has states of its own.
+        self._known: Dict[int, Dict[Index, _Known]] = {}
         self._default_path = getattr(type(original)(), "use_fused_step", None)
         self._is_operator = self._twin.arithmetic.by_operator
 
@@ -193,12 +194,13 @@ class StandIn:
         left: List[int] = []
         reasons: Dict[str, int] = {}
         given = []
+        of_device = self._known.setdefault(id(original._index_update_count), {})
         all_dense = {*map(type, weights), *map(type, grads)} == {NDArray}
         for position, (index, state) in enumerate(zip(indices, states)):
             weight, grad = weights[position], grads[position]
-            known = self._known.get(index)
+            known = of_device.get(index)
             if known is None or known.state is not state or state is None:
-                known = self._known[index] = self._examined(weight, state)
+                known = of_device[index] = self._examined(weight, state)
             reason = known.reason or exceptions.get(known.kind, "")
             if not reason and not all_dense:
                 reason = self._storage(weight, grad, exceptions)
@@ -225,10 +227,15 @@ class StandIn:
         """Update natively, or return why not; nothing has changed then."""
         twin = self._twin
         twin.original = original
+        first, counts = given[0][0], original._index_update_count
+        before = counts.get(first)
         try:
             twin.check_hyperparameters()
             native_update(twin, *given)
         except (TypeError, ValueError) as error:
+            if counts.get(first) != before:
+                # The engine has part of it already: MXNet must not update all once more.
+                raise
             return f"refused: {error}"
         finally:
             twin.original = None

@@ -21,7 +21,7 @@ import mxadamax
 from mxadamax import acceleration, acceleration_check
 from mxadamax._mxnet.compatibility import IS_MXNET_1
 from mxadamax.optimizers.arithmetic import built_in_class
-from mxadamax.stand_in import twin_of
+from mxadamax.stand_in import StandIn, twin_of
 
 SHAPES = [(3, 4), (17,), (), (0,), (1000,), (5,), (6,), (7,), (2, 0), (1,)]
 """As many as a native step is worth it for."""
@@ -339,6 +339,49 @@ def test_subclasses_keep_their_own_way(cls):
     runs = compare(lambda: cls(wd=0.01))
     assert getattr(runs[0].optimizer, "calls", 0) == getattr(runs[1].optimizer, "calls", 0)
     assert mxadamax.acceleration_report() == {}
+
+
+@pytest.mark.parametrize("where", ["object", "class before", "class after"])
+def test_methods_that_a_program_replaces_are_called(where, monkeypatch):
+    """By a program that knows nothing of this package."""
+    calls = []
+    name = "update_multi_precision"
+    right = getattr(mx.optimizer.Adamax, name)
+
+    def mine(*given):
+        calls.append(given)
+        right(*given)
+
+    if where == "class before":
+        monkeypatch.setattr(mx.optimizer.Adamax, name, mine)
+    with mxadamax.accelerated():
+        optimizer = mx.optimizer.create("adamax")
+        if where == "class after":
+            right = getattr(mx.optimizer.Adamax, name)
+            mx.optimizer.Adamax.update_multi_precision = mine
+        elif where == "object":
+            right = getattr(optimizer, name)
+            optimizer.update_multi_precision = mine
+        Run(optimizer, start("float32")).step(start("float32"))
+    assert len(calls) == len(SHAPES)
+
+
+def test_each_device_has_its_own_states(monkeypatch):
+    examined = []
+    right = StandIn._examined
+    monkeypatch.setattr(
+        StandIn, "_examined", lambda self, *given: examined.append(1) or right(self, *given)
+    )
+    mxadamax.accelerate()
+    optimizer = mx.optimizer.Adam()
+    updaters = [mx.optimizer.get_updater(optimizer) for _ in range(2)]
+    for _ in range(3):
+        for device, updater in enumerate(updaters):
+            with mx.cpu(device):
+                arrays = [mx.nd.ones((3,)) for _ in range(10)]
+            updater(list(range(10)), [a.copy() for a in arrays], arrays)
+    assert counts("adam") == (60, 0)
+    assert len(examined) == 20
 
 
 def test_subclasses_of_the_updater_keep_their_own_way():
