@@ -46,6 +46,9 @@ REPLACEMENTS = (
     (r"\(momentum, weight_master_copy\)", "(weight_master_copy, momentum)"),
     (r"\bmom = state\[0\]", "mom = state[1]"),
     (r"\bweight32 = state\[1\]", "weight32 = state[0]"),
+    # MXNet 1's RMSProp keeps a tuple of one array, this package the array.
+    (r"\((mx\.nd\.zeros\(weight\.shape, weight\.context\)), \)", r"\1"),
+    (r"\(n, \) = state", "n = state"),
 )
 """What is changed in the text of the tests."""
 
@@ -78,8 +81,10 @@ class Comparisons:
 
 
 def describe(error: BaseException) -> str:
-    """Return the type of an error and the first line that it says."""
-    return f"{type(error).__name__}: {next(filter(str.strip, str(error).splitlines()), '')[:160]}"
+    """Return the type of an error and a line of it; MXNet's C++ begins with a traceback."""
+    lines = list(filter(str.strip, str(error).splitlines()))
+    line = next((line for line in lines if "Error: " in line), lines[0] if lines else "")
+    return f"{type(error).__name__}: {line.strip()[:160]}"
 
 
 def stand_ins() -> dict[str, types.ModuleType]:
