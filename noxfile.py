@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tests on every Python and every MXNet that is supported, with an installed wheel.
 
+MXNets without an extra are tested on the oldest Python alone.
+
 ``nox --list`` shows the combinations. A Python that is not found is skipped, and nox says so.
 
-    nox -s quick                        imports, bits, training: a minute or two for each
-    nox -s "tests-3.9(mxnet='1.9.1')"   the whole suite for one
-    nox -s ci                           what decides whether a change lands, beside `make test`
+    nox -s quick              imports, bits, training: a minute or two for each
+    nox -s quick -p 3.8       the same for one Python
+    nox -s "tests(python='3.9', mxnet='1.9.1')"   the whole suite for one
+    nox -s ci                 what decides whether a change lands, beside `make test`
 """
 
 import os
+import runpy
 import shutil
 import sys
 import zipfile
@@ -21,6 +25,13 @@ ROOT = Path(__file__).resolve().parent
 PYTHONS = ["3.8", "3.9", "3.10", "3.11", "3.12"]
 EXTRAS = {"2.0.0b1": "mxnet", "1.9.1": "mxnet1"}
 """The extra in pyproject.toml that brings an MXNet along."""
+
+MXNETS = runpy.run_path(str(ROOT / "mxadamax/_mxnet/versions.py"))["MXNETS"]
+COMBINATIONS = [
+    *((python, mxnet) for python in PYTHONS for mxnet in EXTRAS),
+    # The others are older than most of these Pythons.
+    *((PYTHONS[0], mxnet) for mxnet in MXNETS if mxnet not in EXTRAS),
+]
 
 QUICK = [
     "system/test_install.py",
@@ -102,7 +113,8 @@ def add_testing_module(session: nox.Session) -> None:
 
 def run_tests(session: nox.Session, mxnet: str, extras: str, *tests: str) -> None:
     """Install the wheel with an MXNet and run the tests of the sdist."""
-    session.install(f"{wheel(session)}[{EXTRAS[mxnet]},{extras}]")
+    extra = EXTRAS.get(mxnet, "mxnet-needs")
+    session.install(f"mxnet=={mxnet}", f"{wheel(session)}[{extra},{extras}]")
     add_testing_module(session)
     (unpacked,) = filter(Path.is_dir, sdist(session).parent.iterdir())
     session.chdir(session.create_tmp())
@@ -115,15 +127,15 @@ def run_tests(session: nox.Session, mxnet: str, extras: str, *tests: str) -> Non
     )
 
 
-@nox.session(python=PYTHONS)
-@nox.parametrize("mxnet", list(EXTRAS))
+@nox.session
+@nox.parametrize("python,mxnet", COMBINATIONS)
 def quick(session: nox.Session, mxnet: str) -> None:
     """What shows that a combination works."""
     run_tests(session, mxnet, "test", *QUICK)
 
 
-@nox.session(python=PYTHONS)
-@nox.parametrize("mxnet", list(EXTRAS))
+@nox.session
+@nox.parametrize("python,mxnet", COMBINATIONS)
 def tests(session: nox.Session, mxnet: str) -> None:
     """The whole suite."""
     run_tests(session, mxnet, "test,examples,plot", "")
@@ -138,4 +150,4 @@ def ci(session: nox.Session) -> None:
     found = [python for python in PYTHONS if shutil.which(f"python{python}")]
     if not found:
         session.error(f"found none of Python {', '.join(PYTHONS)}")
-    session.notify(f"quick-{found[0]}(mxnet='1.9.1')")
+    session.notify(f"quick(python='{found[0]}', mxnet='1.9.1')")

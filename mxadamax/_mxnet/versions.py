@@ -5,7 +5,7 @@ PYTHONS = ((3, 8), (3, 12))
 """The oldest and the newest Python."""
 
 MXNETS = ("2.0.0b1", "1.9.1", "1.9.0", "1.8.0.post0", "1.7.0.post2")
-"""The releases of MXNet; the first two run the whole test suite."""
+"""The releases of MXNet; the first two run the whole test suite on every Python."""
 
 SUPPORTED = f"MXNet {', '.join(MXNETS[:-1])} and {MXNETS[-1]}"
 

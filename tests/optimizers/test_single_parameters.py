@@ -103,7 +103,7 @@ class Lookahead(mx.optimizer.Optimizer):
 def test_a_wrapper_that_updates_one_by_one():
     weights = [nd(np.zeros(2, "float32")), nd(np.zeros(3, "float32"))]
     grads = [nd(np.full(2, -1.0, "float32")), nd(np.full(3, -1.0, "float32"))]
-    updater = mx.optimizer.get_updater(Lookahead(mxadamax.SGD(1.0)))
+    updater = mx.optimizer.get_updater(Lookahead(mxadamax.SGD(learning_rate=1.0)))
     for expected in (1.0, 1.0, 2.0, 2.0):
         updater([0, 1], grads, weights)
         assert [w.asnumpy()[0] for w in weights] == [expected] * 2
@@ -131,7 +131,7 @@ def test_other_lists(kind, method):
 
 
 def test_range_of_indices_and_no_parameters():
-    optimizer = mxadamax.SGD(0.5)
+    optimizer = mxadamax.SGD(learning_rate=0.5)
     weights = [nd(np.ones(3, "float32")) for _ in range(2)]
     optimizer.update(range(2), weights, [w.copy() for w in weights], [None, None])
     assert [w.asnumpy()[0] for w in weights] == [0.5, 0.5]

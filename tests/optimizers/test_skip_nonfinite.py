@@ -181,7 +181,7 @@ def test_numbers_whose_squares_overflow_are_numbers(size):
         grad = np.full(size, value, dtype)
         grad[::2] *= -1
         runs = [
-            Run(mxadamax.SGD(1e-3, skip_nonfinite=skip), [np.ones(size, dtype)])
+            Run(mxadamax.SGD(learning_rate=1e-3, skip_nonfinite=skip), [np.ones(size, dtype)])
             for skip in (True, False)
         ]
         for run in runs:
@@ -238,7 +238,7 @@ def test_16_bit_weights(member, name, multi_precision):
 
 def test_what_overflows_in_float16_is_infinite():
     weight = mx.nd.ones((3,), dtype="float16")
-    optimizer = mxadamax.SGD(1.0, skip_nonfinite=True)
+    optimizer = mxadamax.SGD(learning_rate=1.0, skip_nonfinite=True)
     for value, skipped in ((65504, 0), (65536, 1)):
         grad = mx.nd.full((3,), value).astype("float16")
         optimizer.update([0], [weight], [grad], [None])
