@@ -162,7 +162,8 @@ def _options(cls: Type[FusedOptimizer]) -> Dict[str, Any]:
         if issubclass(base, FusedOptimizer):
             parameters = inspect.signature(base.__init__).parameters.values()
             found.update({p.name: p.default for p in parameters})
-    apart = (*_CALLS, "numerics", "self", "args", "kwargs", "learning_rate")
+    # Of the last, optimizers keep attributes that built-ins have too.
+    apart = (*_CALLS, "numerics", "self", "args", "kwargs", "learning_rate", "begin_epoch")
     return {name: default for name, default in found.items() if name not in apart}
 
 

@@ -58,8 +58,8 @@ class AdaDelta(FusedOptimizer):
     Examples
     --------
     >>> trainer = gluon.Trainer(net.collect_params(), "adadelta_ext", {"rho": 0.95})
-    >>> trainer.learning_rate
-    1.0
+    >>> trainer.optimizer.rho
+    0.95
     """
 
     portable = Arithmetic("adadelta")

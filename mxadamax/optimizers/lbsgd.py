@@ -54,7 +54,7 @@ class LBSGD(SGD):
         See above.
     warmup_epochs : float, in [0, inf), default 5
         How long the learning rate grows.
-    batch_scale : int > 0, default 1
+    batch_scale : float, in (0, inf), default 1
         How many calls make an update, and what the learning rate grows to.
     updates_per_epoch : float, in [0, inf), default 32
         What `warmup_epochs` is multiplied by.

@@ -177,6 +177,8 @@ def check_command(words: Sequence[str]) -> None:
         targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
         assert targets.issuperset(rest), rest
         return
+    if program == "git":
+        return
     if program == "python" and rest[:2] == ["-m", "mxadamax"]:
         program, *rest = rest[1:]
     if program == "mxadamax":
@@ -235,7 +237,8 @@ def test_the_guide_has_every_optimizer(name):
     optimizer = CLASSES[name]
     assert f"`{optimizer.registered_name}`" in text
     assert mx.optimizer.Optimizer.opt_registry[optimizer.registered_name] is optimizer
-    made = optimizer()
+    # With MXNet 1, other defaults are the built-in's.
+    made = optimizer(numerics="portable")
     for option in optimizer.ranges:
         # Defaults as in the table of the section.
         value = getattr(made, option)
@@ -352,7 +355,7 @@ def test_docstrings_of_optimizers_are_complete(name):
     assert {"Parameters", "Raises", "Notes", "Examples"} <= set(found)
     assert "State for each weight: " in found["Notes"]
     assert re.search(r"^Sources?: ", found["Notes"], re.MULTILINE)
-    made = CLASSES[name]()
+    made = CLASSES[name](numerics="portable")
     for option in CLASSES[name].ranges:
         documented = re.search(rf"^{option} : (.*)$", found["Parameters"], re.MULTILINE)
         if documented is None:

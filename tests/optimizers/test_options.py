@@ -11,6 +11,7 @@ from family import CLASSES, WITH_BUILT_IN
 import mxadamax
 from mxadamax import checkpoints, conversion
 from mxadamax._mxnet.compatibility import IS_MXNET_1
+from mxadamax.optimizers.arithmetic import built_in_class
 from mxadamax.optimizers.base import FusedOptimizer
 from mxadamax.optimizers.options import BY_NAME, OPTIONS, OWN_OPTIONS, RANGES, Range, Resume
 
@@ -47,7 +48,10 @@ def test_the_docstring_has_the_ranges_of_the_table(option):
 def test_every_option_of_an_optimizer_is_in_a_table(name):
     """A new one is to say what becomes of it in checkpoints and conversions."""
     options = conversion._options(CLASSES[name])
-    assert set(options) <= {*BY_NAME, *CLASSES[name].ranges}
+    # Conversions carry what the built-in has, too.
+    built_in = built_in_class(CLASSES[name].built_in)
+    carried = set() if built_in is None else set(map(conversion.our_name, vars(built_in())))
+    assert set(options) <= {*BY_NAME, *CLASSES[name].ranges, *carried}
     for option in OWN_OPTIONS:
         default = options.get(option.name, option.default)
         # Optimizers have defaults of their own where the table has none.
@@ -71,7 +75,7 @@ def test_what_a_file_decides_follows_from_the_table():
     """An option for which there is no check in its place would be taken from anywhere."""
     assert {option.resume for option in OPTIONS} == set(Resume)
     of_the_program = {"rescale_grad", "numerics", "use_fused_step", "aggregate_num"}
-    of_the_program.add("allow_np_array")
+    of_the_program |= {"allow_np_array", "_by_lists"}
     assert set(checkpoints._OF_THE_PROGRAM) == of_the_program
     assert conversion._IN_ANY_BUILT_IN == {"state_dtype": None, "ema_decay": None, "amsgrad": False}
     assert set(RANGES) == {"rescale_grad", "wd", "clip_gradient", "clip_global_norm", "ema_decay"}
