@@ -27,9 +27,10 @@ _IN_ANY_BUILT_IN: Mapping[str, Any] = {
 _IN_BUILT_IN: Mapping[str, Mapping[str, Any]] = {
     "adamax": {"epsilon": 0.0},
     "nadam": {"schedule_per_parameter": True},
+    "lbsgd": {"lazy_update": True},
 }
 """Our options that a built-in lacks, with the values that match it: MXNet 1's AdaMax has no
-epsilon, and both MXNets count Nadam's schedule per parameter."""
+epsilon, both MXNets count Nadam's schedule per parameter, and LBSGD leaves rows alone."""
 
 _ZERO_IS_NONE = (
     *("adam", "adamw", "adabelief", "rmsprop", "sgd", "nag", "signum", "ftml", "ftrl", "lamb"),

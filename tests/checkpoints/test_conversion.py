@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whose states a file holds, and what of an optimizer goes over to its partner."""
 
+import pickle
+
 import mxnet as mx
+import numpy as np
 import pytest
+from common import Run, assert_same_bits
 
 import mxadamax
 from mxadamax import conversion
 from mxadamax._mxnet.compatibility import IS_MXNET_1
+from mxadamax.checkpoints import convert
+from mxadamax.optimizers.arithmetic import built_in_class
 
 pytestmark = pytest.mark.quick
 
@@ -102,3 +108,40 @@ def test_where_the_master_weight_is(name):
     assert [a.asnumpy()[0] for a in found[0]] == [1, 0]
     back, _ = conversion.to_built_in(found, ours, name)
     assert back[0][0] is theirs[0] and back[0][1] is theirs[1]
+
+
+APART = ["ccsgd", "dcasgd", "groupadagrad", "lbsgd", "sgld"]
+"""Built-ins with states of other kinds."""
+
+
+@pytest.mark.parametrize("first_is_ours", [False, True])
+@pytest.mark.parametrize("name", [n for n in APART if built_in_class(n) is not None])
+def test_the_others_convert_both_ways(name, first_is_ours, tmp_path):
+    """Five steps, and five more of the other one, are ten of the built-in."""
+    rng = np.random.RandomState(0)
+    start = [rng.standard_normal((5, 1 + k)).astype("float32") for k in range(3)]
+    steps = [[rng.standard_normal(w.shape).astype("float32") for w in start] for _ in range(10)]
+    options = {"wd": 0.0 if name == "groupadagrad" else 0.01}
+    options.update({"momentum": 0.9} if name in ("ccsgd", "lbsgd") else {})
+
+    def go(run, first, last):
+        for t in range(first, last):
+            # SGLD adds random numbers.
+            mx.random.seed(t)
+            run.step(steps[t])
+
+    expected = Run(mx.optimizer.create(name, **options), start)
+    go(expected, 0, 10)
+    names = (f"{name}_ext", name) if first_is_ours else (name, f"{name}_ext")
+    run = Run(mx.optimizer.create(names[0], **options), start)
+    go(run, 0, 5)
+    file = tmp_path / "old"
+    file.write_bytes(run.updater.get_states(dump_optimizer=True))
+    # That is another name of SGD, which ours goes by.
+    convert(file, file, "sgd" if names[1] == "ccsgd" else names[1])
+    run = Run(pickle.loads(file.read_bytes())[1], [weight.asnumpy() for weight in run.weights])
+    run.updater.set_states(file.read_bytes())
+    assert run.optimizer.__module__.startswith("mxnet." if first_is_ours else "mxadamax.")
+    go(run, 5, 10)
+    for one, other in zip(run.weights, expected.weights):
+        assert_same_bits(one.asnumpy(), other.asnumpy())
