@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whose states a file holds, and what of an optimizer goes over to its partner."""
 
+import inspect
+
 import mxnet as mx
+import numpy as np
 import pytest
+from family import CLASSES
 
 import mxadamax
 from mxadamax import conversion
 from mxadamax._mxnet.compatibility import IS_MXNET_1
+from mxadamax.optimizers.arithmetic import built_in_class
 
 pytestmark = pytest.mark.quick
 
@@ -102,3 +107,17 @@ def test_where_the_master_weight_is(name):
     assert [a.asnumpy()[0] for a in found[0]] == [1, 0]
     back, _ = conversion.to_built_in(found, ours, name)
     assert back[0][0] is theirs[0] and back[0][1] is theirs[1]
+
+
+NAMES = [c.registered_name[: -len("_ext")] for c in CLASSES.values()]
+
+
+@pytest.mark.parametrize("name", [*filter(built_in_class, NAMES)])
+def test_where_a_built_in_has_its_master(name):
+    """Whose place differs from one built-in of MXNet 1 to the next."""
+    taken = inspect.signature(built_in_class(name).__init__).parameters
+    options = {"momentum": 0.9} if "momentum" in taken else {}
+    optimizer = mx.optimizer.create(name, multi_precision=True, **options)
+    weight = mx.nd.array([[1.0, 2.0]], dtype="float16")
+    state = conversion.master_first(optimizer.create_state_multi_precision(0, weight), name)
+    assert state[0].dtype == np.float32 and state[0].asnumpy().tolist() == [[1, 2]]
