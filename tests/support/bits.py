@@ -18,7 +18,7 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray, where: str = "") 
     """
     assert actual.shape == expected.shape, where
     assert actual.dtype == expected.dtype, where
-    bits = {4: np.uint32, 8: np.uint64}[actual.dtype.itemsize]
+    bits = {2: np.uint16, 4: np.uint32, 8: np.uint64}[actual.dtype.itemsize]
     nan = np.isnan(actual) & np.isnan(expected)
     differ = (
         (actual.view(bits) != expected.view(bits)) & ~nan
