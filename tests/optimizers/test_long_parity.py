@@ -66,8 +66,11 @@ def test_every_step(processes, number, kind):
     for process, more in zip(processes.values(), itertools.cycle(aggregations)):
         print(json.dumps([number, kind, more]), file=process.stdin, flush=True)
     exact = "" if member.verify_options and kind != "masters" else kind
-    expected = train(member, member.create_reference(exact, **options_of(member, kind)), kind)
-    answers = {setting: process.stdout.readline() for setting, process in processes.items()}
+    try:
+        expected = train(member, member.create_reference(exact, **options_of(member, kind)), kind)
+    finally:
+        # None is left for the next test.
+        answers = {setting: process.stdout.readline() for setting, process in processes.items()}
     for (setting, answer), more in zip(answers.items(), itertools.cycle(aggregations)):
         found = json.loads(answer)
         different = [step + 1 for step in range(STEPS) if found[step] != expected[step]]

@@ -50,6 +50,10 @@ def sets_of_gradients(dtype: str, special: Sequence[float]) -> list[list[mx.nd.N
     for number, grads in enumerate(gradients(SHAPES, dtype, SETS)):
         for grad, at in list(zip(grads, chosen))[1::2] if number > 2 else ():
             grad.flat[at] = rng.choice(special, len(at))
+        if 0 not in special:
+            # Some are too small for float16.
+            for grad in grads:
+                grad[grad == 0] = np.finfo(dtype).tiny
         sets.append([nd(grad) for grad in grads])
     return sets
 
