@@ -111,7 +111,9 @@ def add_testing_module(session: nox.Session) -> None:
         archive.extract(name, folder)
 
 
-def run_tests(session: nox.Session, mxnet: str, extras: str, *tests: str) -> None:
+def run_tests(
+    session: nox.Session, mxnet: str, extras: str, *tests: str, marked: str = "not long"
+) -> None:
     """Install the wheel with an MXNet and run the tests of the sdist."""
     extra = EXTRAS.get(mxnet, "mxnet-needs")
     session.install(f"mxnet=={mxnet}", f"{wheel(session)}[{extra},{extras}]")
@@ -120,7 +122,7 @@ def run_tests(session: nox.Session, mxnet: str, extras: str, *tests: str) -> Non
     session.chdir(session.create_tmp())
     session.run(
         *("pytest", "-c", str(unpacked / "pyproject.toml"), "-p", "no:cacheprovider"),
-        *("--numprocesses", "auto", "--dist", "worksteal"),
+        *("--numprocesses", "auto", "--dist", "worksteal", "-m", marked),
         *(str(unpacked / "tests" / test) for test in tests),
         # One that leads to the sources would hide the wheel.
         env={"PYTHONPATH": ""},
@@ -139,6 +141,13 @@ def quick(session: nox.Session, mxnet: str) -> None:
 def tests(session: nox.Session, mxnet: str) -> None:
     """The whole suite."""
     run_tests(session, mxnet, "test,examples,plot", "")
+
+
+@nox.session(python="3.11")
+@nox.parametrize("mxnet", list(EXTRAS))
+def long(session: nox.Session, mxnet: str) -> None:
+    """The tests that are left out everywhere else: 300 steps of every optimizer, by all kernels."""
+    run_tests(session, mxnet, "test", "optimizers/test_long_parity.py", marked="long")
 
 
 @nox.session(python=False)

@@ -37,7 +37,7 @@ _ZERO_IS_NONE = (
 )
 """Built-ins with fused operators, which treat `clip_gradient` of 0 or less as no clipping."""
 
-_MASTER_LAST = ("sgd", "ccsgd", "nag", "lars", "lbsgd")
+_MASTER_LAST = ("sgd", "ccsgd", "nag", "lars")
 
 _OTHER_FORMULA_IN_1: Mapping[str, str] = {
     "rmsprop": "adds epsilon under the root",

@@ -31,8 +31,9 @@ def pytest_configure(config):
 
 
 @pytest.fixture(autouse=True)
-def ends_where_it_hangs():
-    signal.setitimer(signal.ITIMER_REAL, LONGEST)
+def ends_where_it_hangs(request):
+    longest = 12 * LONGEST if request.node.get_closest_marker("long") else LONGEST
+    signal.setitimer(signal.ITIMER_REAL, longest)
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
 

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whose states a file holds, and what of an optimizer goes over to its partner."""
 
+import inspect
 import pickle
 
 import mxnet as mx
 import numpy as np
 import pytest
 from common import Run, assert_same_bits
+from family import CLASSES
 
 import mxadamax
 from mxadamax import conversion
@@ -145,3 +147,17 @@ def test_the_others_convert_both_ways(name, first_is_ours, tmp_path):
     go(run, 5, 10)
     for one, other in zip(run.weights, expected.weights):
         assert_same_bits(one.asnumpy(), other.asnumpy())
+
+
+NAMES = [c.registered_name[: -len("_ext")] for c in CLASSES.values()]
+
+
+@pytest.mark.parametrize("name", [*filter(built_in_class, NAMES)])
+def test_where_a_built_in_has_its_master(name):
+    """Whose place differs from one built-in of MXNet 1 to the next."""
+    taken = inspect.signature(built_in_class(name).__init__).parameters
+    options = {"momentum": 0.9} if "momentum" in taken else {}
+    optimizer = mx.optimizer.create(name, multi_precision=True, **options)
+    weight = mx.nd.array([[1.0, 2.0]], dtype="float16")
+    state = conversion.master_first(optimizer.create_state_multi_precision(0, weight), name)
+    assert state[0].dtype == np.float32 and state[0].asnumpy().tolist() == [[1, 2]]

@@ -277,6 +277,13 @@ def test_the_table_of_options_is_that_of_the_code():
     assert re.findall(r"^\| `.*$", text, re.MULTILINE) == [row_of(option) for option in OPTIONS]
 
 
+def test_the_table_of_exceptions_is_that_of_the_records():
+    text = (ROOT / "docs" / "optimizers.md").read_text()
+    (found,) = re.findall(r"^\| optimizer \| weights or gradients .*?\n(?!\|)", text, re.M | re.S)
+    expected = runpy.run_path(str(ROOT / "scripts" / "exceptions.py"))["table"]()
+    assert found == expected, f"run scripts/exceptions.py; expected:\n{expected}"
+
+
 def test_the_bound_of_a_step_of_adamax():
     # Gradients that shrink as fast as `u` forgets: the worst there is.
     weight, lr = mx.nd.zeros((1,), dtype="float64"), 0.5

@@ -57,7 +57,7 @@ def test_every_optimizer_passes(capsys, monkeypatch):
 
 def test_compares_every_rule_with_the_built_in_of_its_name():
     """The tests go by this table, too."""
-    # These are compared with their built-ins in test_python_built_ins.py.
+    # Why they have none is said where the table ends.
     apart = {"bertadam_ext", "sgld_ext", "groupadagrad_ext", "lbsgd_ext", "ccsgd_ext"}
     assert {info.name for info in verify.OPTIMIZERS} == {
         c.registered_name for c in CLASSES.values()
