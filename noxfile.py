@@ -150,6 +150,28 @@ def long(session: nox.Session, mxnet: str) -> None:
     run_tests(session, mxnet, "test", "optimizers/test_long_parity.py", marked="long")
 
 
+PROGRAMS = {
+    "gluonts_forecasts": ["gluonts==0.14.4"],
+    "gluoncv_images": ["gluoncv==0.10.5.post0"],
+    "gluonnlp_language_model": ["cython", "gluonnlp==0.10.0"],
+    "module_fit": [],
+}
+"""Programs in tests/programs, and what each needs."""
+
+
+@nox.session(python=PYTHONS[0])
+@nox.parametrize("program", list(PROGRAMS))
+def programs(session: nox.Session, program: str) -> None:
+    """Programs of others, plainly and accelerated: the same bits."""
+    session.install(f"{wheel(session)}[mxnet1]", *PROGRAMS[program])
+    (unpacked,) = filter(Path.is_dir, sdist(session).parent.iterdir())
+    session.run(
+        *("python", str(unpacked / "scripts" / "compare_programs.py")),
+        str(unpacked / "tests" / "programs" / f"{program}.py"),
+        env={"PYTHONPATH": ""},
+    )
+
+
 @nox.session(python=False)
 def ci(session: nox.Session) -> None:
     """The quick tests where most differs from `make test`: the oldest Python, the older MXNet.
