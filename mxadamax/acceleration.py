@@ -3,6 +3,7 @@
 
 import atexit
 import functools
+import inspect
 import sys
 import threading
 import weakref
@@ -161,7 +162,8 @@ def _replace(where: Any, name: str, by: Any) -> None:
 def _is_untouched(cls: Any) -> bool:
     """Return whether a class has MXNet's own methods, and not those of somebody else."""
     found = (getattr(cls, name, None) for name in _METHODS)
-    return all(method is None or method.__module__.startswith("mxnet.") for method in found)
+    modules = (getattr(method, "__module__", None) or "" for method in found if method is not None)
+    return all(module.startswith("mxnet.") for module in modules)
 
 
 def _stand_in(optimizer: Optimizer) -> Optional[StandIn]:
@@ -219,12 +221,16 @@ def _by_mxnet() -> Iterator[None]:
 def _method(cls: Any, original: Callable[..., None], name: str) -> Callable[..., None]:
     """Return what stands for a class's `update` or `update_multi_precision`."""
 
+    signature = inspect.signature(original)
+
     @functools.wraps(original)
-    def method(self: Any, index: Any, weight: Any, grad: Any, state: Any) -> None:
+    def method(self: Any, *args: Any, **kwargs: Any) -> None:
         stand_in = None if type(self) is not cls or _thread.by_mxnet else _stand_in(self)
         if stand_in is None or (name == "update" and self.multi_precision):
-            original(self, index, weight, grad, state)
+            original(self, *args, **kwargs)
             return
+        # Names of arguments differ from one MXNet to the next.
+        index, weight, grad, state = signature.bind(self, *args, **kwargs).args[1:]
         is_list = isinstance(index, (list, tuple))
         if stand_in.is_slower(weight):
             _count(stand_in, {SMALL: len(index) if is_list else 1})

@@ -249,7 +249,9 @@ class StandIn:
         if getattr(original, "use_fused_step", None) != self._default_path:
             return f"use_fused_step={original.use_fused_step!r}"
         for our_name, name in self._names:
-            value = theirs[name]
+            value = theirs.get(name, theirs)
+            if value is theirs:
+                return f"{name} was removed"
             if value is not None and not isinstance(value, (float, int)):
                 return f"{name} is a {type(value).__name__}"
             ours[our_name] = value

@@ -308,10 +308,29 @@ def test_methods_that_are_called_directly(name, method):
             given = (0, weight, mx.nd.ones((200_000,)) * 0.3, state)
             if not IS_MXNET_1:
                 given = tuple([x] for x in given)
-            getattr(optimizer, method)(*given)
+            names = ("index", "weight", "grad", "state")
+            if not IS_MXNET_1:
+                names = ("indices", "weights", "grads", "states")
+            by_name = dict(zip(names[2:], given[2:]))
+            getattr(optimizer, method)(*given[:2], **by_name)
         found.append([weight.asnumpy().tobytes(), *(a.asnumpy().tobytes() for a in leaves(state))])
     assert found[0] == found[1]
     assert counts(name) == (3, 0)
+
+
+def test_an_attribute_that_is_removed():
+    """MXNet's own error."""
+    errors = []
+    for on in (False, True):
+        mxadamax.accelerate() if on else mxadamax.decelerate()
+        optimizer = mx.optimizer.create("adam")
+        run = Run(optimizer, start("float32"))
+        run.step(start("float32"))
+        del optimizer.beta1
+        with pytest.raises(AttributeError) as info:
+            run.step(start("float32"))
+        errors.append(str(info.value))
+    assert errors[0] == errors[1]
 
 
 def test_few_small_parameters_are_left_to_an_operator():
