@@ -15,7 +15,7 @@ COMMANDS = {
     "bench": "time the optimizers beside MXNet's and PyTorch's",
     "convert": "convert saved states of a built-in to ours, or back",
     "run": "run a program with MXNet's optimizers accelerated",
-    "install-hook": "let MXADAMAX_ACCELERATE=1 accelerate every program of this Python",
+    "install-hook": "let a variable of the environment accelerate programs",
     "remove-hook": "undo install-hook",
 }
 """The modules of `mxadamax.commands`, with a summary of each."""

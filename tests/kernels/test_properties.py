@@ -7,7 +7,7 @@ import mxnet as mx
 import numpy as np
 from common import Run, assert_same_run
 from family import PORTABLE_FAMILY as FAMILY
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -65,6 +65,8 @@ def test_equal_to_the_built_in(data, member, shapes, options, aggregate_num):
     optimizer = type(member.create())
     known = {*optimizer.ranges, *RANGES, "learning_rate", "begin_num_update"}
     options = {k: x for k, x in options.items() if k in known and k not in member.options}
+    # Its portable step refuses to divide by a rate of 0.
+    assume(member.name != "ftrl_ext" or options.get("learning_rate") != 0)
     dtype = st.sampled_from(["float32", "float64"])
     dtypes = [data.draw(dtype) for _ in shapes]
     if member.ours.get("schedule_per_parameter"):

@@ -151,6 +151,8 @@ def test_an_interrupt_from_outside(tmp_path):
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            # Whoever started the tests may have it ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE), *sys.path])),
