@@ -71,6 +71,7 @@ IGNORED = [
     "stubs",
     "torch",
     "train_mnist",
+    "unmodified_programs",
     "verify",
     "without_mxnet",
 ]

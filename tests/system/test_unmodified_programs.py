@@ -133,10 +133,19 @@ def test_a_module(tmp_path):
     ],
 )
 def test_ends(end, tmp_path):
-    path = program(tmp_path, f"train('sgd', 2)\n{end}\n")
+    path = tmp_path / "program.py"
+    path.write_text(f"import os\nimport sys\nprint(1, flush=True)\n{end}\n")
     plain, found = run(path, plainly=True), run(path)
     assert found.returncode == plain.returncode
     assert found.stdout == plain.stdout
+    assert found.stderr == plain.stderr
+
+
+def test_an_error_after_a_training(tmp_path):
+    """The traceback shows nothing of this package."""
+    path = program(tmp_path, "train('sgd', 2)\nraise LookupError('lost')\n")
+    plain, found = run(path, plainly=True), run(path)
+    assert found.returncode == plain.returncode == 1
     assert without_log(found.stderr) == without_log(plain.stderr)
 
 
