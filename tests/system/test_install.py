@@ -89,7 +89,8 @@ def test_the_wheel_holds_the_package_and_nothing_else():
     assert (len(native), len(command)) == (1, 1)
     assert inside - native - command == {
         str(path.relative_to(ROOT))
-        for path in (ROOT / "mxadamax").rglob("*")
+        for package in ("mxadamax", "mxadamax_hook")
+        for path in (ROOT / package).rglob("*")
         if path.suffix in (".py", ".pyi", ".typed") and path.stem != "_native_testing"
     }
 
