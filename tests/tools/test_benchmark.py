@@ -132,12 +132,12 @@ def test_family(name):
     """With small arrays: it is the contenders that count."""
     info = cases.FAMILY[name]
     built_in = info.timed_beside
-    if built_in not in mx.optimizer.Optimizer.opt_registry:
-        pytest.skip(f"this MXNet has no {built_in}")
+    # MXNet 1 has not all of them.
+    theirs = {built_in} & set(mx.optimizer.Optimizer.opt_registry)
     case = cases.family_case([(3, 4), (5,)], info, rounds=1)
     samples = measuring.measure(case, 1, lambda: None)
     of_torch = {"torch"} if cases.torch and info.torch else set()
-    assert set(samples) == {info.name, built_in, "bandwidth_baseline", "no_op"} | of_torch
+    assert set(samples) == {info.name, "bandwidth_baseline", "no_op"} | theirs | of_torch
     assert f"family-{name}" in cases.CASES
 
 
