@@ -12,6 +12,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 from bits import assert_same_bits
+from buckets import batch, by_length
 from common import leaves, network_shapes
 from family import WITH_BUILT_IN
 from mxnet import autograd, gluon
@@ -517,23 +518,6 @@ def layers(length: int = 5) -> Any:
     return mx.sym.SoftmaxOutput(net, name="softmax"), ("data",), ("softmax_label",)
 
 
-def by_length(length: int) -> Any:
-    table = mx.sym.Embedding(mx.sym.Variable("data"), input_dim=7, output_dim=4, name="table")
-    net = mx.sym.FullyConnected(mx.sym.sum(table, axis=1), num_hidden=3, name="last")
-    return mx.sym.SoftmaxOutput(net, name="softmax"), ("data",), ("softmax_label",)
-
-
-def batch(step: int, length: int) -> Any:
-    random = np.random.RandomState(step)
-    return mx.io.DataBatch(
-        [mx.nd.array(random.randint(0, 7, (BATCH, length)))],
-        [mx.nd.array(random.randint(0, 3, BATCH))],
-        bucket_key=length,
-        provide_data=[("data", (BATCH, length))],
-        provide_label=[("softmax_label", (BATCH,))],
-    )
-
-
 class ModuleTraining:
     """A module with its optimizer; its data depend on the step only."""
 
@@ -570,7 +554,7 @@ class ModuleTraining:
 
     def go(self, *steps: int) -> ModuleTraining:
         for step in range(*steps):
-            self.module.forward_backward(batch(step, self.lengths[step % len(self.lengths)]))
+            self.module.forward_backward(batch(step, self.lengths[step % len(self.lengths)], BATCH))
             self.module.update()
         return self
 
@@ -740,7 +724,7 @@ def test_modules_that_cannot_load(tmp_path):
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_feed_forward(tmp_path):
     """It hands its states over by the key-value store that it is given, to a Module."""
-    inputs = np.stack([batch(0, 5).data[0].asnumpy()[0]] * BATCH * 5)
+    inputs = np.stack([batch(0, 5, BATCH).data[0].asnumpy()[0]] * BATCH * 5)
     inputs += np.arange(len(inputs))[:, None]
 
     def fit(name: str) -> tuple[Any, Any]:

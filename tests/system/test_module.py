@@ -10,6 +10,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 from bits import assert_same_bits
+from buckets import batch, by_length
 from common import leaves, network_shapes
 
 import mxadamax
@@ -178,6 +179,9 @@ def test_resumed_from_a_checkpoint(name, devices, tmp_path):
     options = {**OPTIONS, **options_for(devices)}
     if name == "sgd_ext":
         options["momentum"] = 0.9
+    if name == "nadam_ext":
+        # As the built-in computes, it has a product of all momenta, which no such file holds.
+        options["numerics"] = "portable"
     prefix = str(tmp_path / "training")
     module, _ = fit(name, options, kvstore, number, epochs=(0, 1))
     module.save_checkpoint(prefix, 1, save_optimizer_states=True)
@@ -212,23 +216,6 @@ def test_options_of_the_whole_model(option):
 def test_buckets_share_weights_and_states():
     """Modules of several lengths, one optimizer: each length brings arrays of its own."""
 
-    def by_length(length: int) -> Any:
-        data = mx.sym.Variable("data")
-        table = mx.sym.Embedding(data, input_dim=7, output_dim=4, name="table")
-        net = mx.sym.sum(table, axis=1)
-        net = mx.sym.FullyConnected(net, num_hidden=3, name="last")
-        return mx.sym.SoftmaxOutput(net, name="softmax"), ("data",), ("softmax_label",)
-
-    def batch(length: int, seed: int) -> Any:
-        random = np.random.RandomState(seed)
-        return mx.io.DataBatch(
-            [mx.nd.array(random.randint(0, 7, (BATCH, length)))],
-            [mx.nd.array(random.randint(0, 3, BATCH))],
-            bucket_key=length,
-            provide_data=[("data", (BATCH, length))],
-            provide_label=[("softmax_label", (BATCH,))],
-        )
-
     def train(options: dict[str, Any]) -> tuple[list[list[np.ndarray]], list[np.ndarray]]:
         mx.random.seed(5)
         module = mx.mod.BucketingModule(by_length, default_bucket_key=5)
@@ -237,7 +224,7 @@ def test_buckets_share_weights_and_states():
         module.init_optimizer(None, "adam_ext", options)
         steps = []
         for number, length in enumerate((5, 3, 2, 5, 3, 3, 2)):
-            module.forward_backward(batch(length, number))
+            module.forward_backward(batch(number, length, BATCH))
             module.update()
             steps.append(arrays_of(module))
         states = module._buckets[5]._updater.states
