@@ -182,6 +182,14 @@ def _stand_in(optimizer: Optimizer) -> Optional[StandIn]:
     return found
 
 
+def _is_left_to_mxnet(stand_in: StandIn, weights: Any) -> bool:
+    """Return whether MXNet updates these weights, or this one, in less time; counts them then."""
+    if not stand_in.is_slower(weights):
+        return False
+    _count(stand_in, {SMALL: len(weights) if isinstance(weights, (list, tuple)) else 1})
+    return True
+
+
 def _update(
     optimizer: Optimizer,
     stand_in: StandIn,
@@ -231,12 +239,11 @@ def _method(cls: Any, original: Callable[..., None], name: str) -> Callable[...,
             return
         # Names of arguments differ from one MXNet to the next.
         index, weight, grad, state = signature.bind(self, *args, **kwargs).args[1:]
-        is_list = isinstance(index, (list, tuple))
-        if stand_in.is_slower(weight):
-            _count(stand_in, {SMALL: len(index) if is_list else 1})
+        if _is_left_to_mxnet(stand_in, weight):
             with _by_mxnet():
                 original(self, index, weight, grad, state)
             return
+        is_list = isinstance(index, (list, tuple))
         given = [index, weight, grad, state] if is_list else [[index], [weight], [grad], [state]]
         left = _update(self, stand_in, given, original)
         if not left:
@@ -293,8 +300,7 @@ def _call(original: Callable[..., None]) -> Callable[..., None]:
         if stand_in is None:
             original(self, index, grad, weight)
             return
-        if stand_in.is_slower(weight):
-            _count(stand_in, {SMALL: len(weight) if isinstance(weight, (list, tuple)) else 1})
+        if _is_left_to_mxnet(stand_in, weight):
             with _by_mxnet():
                 original(self, index, grad, weight)
             return

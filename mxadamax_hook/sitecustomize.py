@@ -18,11 +18,11 @@ except ImportError as _error:
     # The import that runs here expects one.
     sys.modules["sitecustomize"] = _this
 
-if os.environ.get("MXADAMAX_ACCELERATE") == "1":
-    try:
-        import mxadamax_hook
-    except ImportError:
-        # A Python of another environment.
-        pass
-    else:
+try:
+    import mxadamax_hook
+except ImportError:
+    # A Python of another environment.
+    pass
+else:
+    if os.environ.get(mxadamax_hook.VARIABLE) == "1":
         mxadamax_hook.install()
