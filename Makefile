@@ -15,8 +15,8 @@ SOURCES := $(wildcard CMakeLists.txt setup.py pyproject.toml csrc/*.* csrc/*/*.*
 train: $(VENV)/installed
 	$(VENV)/bin/python examples/train_mnist.py --optimizer adamax adamax_ext
 
-# Two processes more than there are processors: some tests wait for processes of their own.
-PYTEST = $(VENV)/bin/pytest --numprocesses "$$(($$(nproc) + 2))" --dist worksteal
+# One process more than there are processors: some tests wait for processes of their own.
+PYTEST = $(VENV)/bin/pytest --numprocesses "$$(($$(nproc) + 1))" --dist worksteal
 
 test: $(VENV)/installed
 	$(PYTEST)

@@ -22,12 +22,20 @@ LONGEST = 300
 def pytest_configure(config):
     """Let what hangs end the process, and say where; before output is captured."""
     faulthandler.register(signal.SIGALRM, file=os.dup(2), chain=True)
-    # MXNet imports scikit-learn where it is installed, which makes a quarter of its import, for a
-    # class that nobody here uses; and tests start some hundreds of processes.
+    # MXNet imports scikit-learn and SciPy where they are installed, which makes half of its import,
+    # for what nobody here uses; and tests start some hundreds of processes.
     hidden = str(Path(__file__).parent / "support" / "hidden")
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [hidden, os.environ.get("PYTHONPATH", "")])
     )
+
+
+COMPILING = ("test_guide.py", "test_install.py", "test_native_driver.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest tests: at the end, other processors would wait for them."""
+    items.sort(key=lambda item: item.path.name not in COMPILING)
 
 
 @pytest.fixture(autouse=True)

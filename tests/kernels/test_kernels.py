@@ -5,6 +5,7 @@ What they are compared with is the plainest of them on small pieces; that it com
 is for test_oracle.py and test_parity.py to say.
 """
 
+import itertools
 import mmap
 import os
 
@@ -101,15 +102,14 @@ class Guarded:
 
 
 @rules
-@instruction_sets
 @dtypes
-def test_every_length_at_every_misalignment(rule, instruction_set, dtype):
+def test_every_length_at_every_misalignment(rule, dtype):
     scalars = RULES[rule]
     widest = 64 // np.dtype(dtype).itemsize
     for length in range(3 * widest + 1):
         w, g, states = arrays_of(rule, random_values(length, dtype, seed=length))
         expected = in_pieces(rule, w, g, states, scalars, 1)
-        for offset in range(widest):
+        for instruction_set, offset in itertools.product(_native.instruction_sets, range(widest)):
             # Each array at another misalignment, so that no two streams share one.
             guarded = [
                 Guarded(v, (offset * k + k) % widest) for k, v in enumerate((w, g, *states), 1)
@@ -138,9 +138,8 @@ MANY_SIZES = (
 
 
 @rules
-@instruction_sets
 @dtypes
-def test_many_tensors_in_chunks(rule, instruction_set, dtype):
+def test_many_tensors_in_chunks(rule, dtype):
     """Chunks that hold many tensors, tensors of many chunks, and teams of any size: the same bits."""
     rate = next(name for name in ("lr", "d_factor", "half_lr", "rho") if name in RULES[rule])
     per_tensor = {
@@ -153,7 +152,7 @@ def test_many_tensors_in_chunks(rule, instruction_set, dtype):
     for k, values in enumerate(start):
         own = {**scalars, **{name: x[k] for name, x in per_tensor.items()}}
         expected.append(in_pieces(rule, *arrays_of(rule, values), own, 1000))
-    for threads in (0, 1, 2, 3, 7):
+    for instruction_set, threads in itertools.product(_native.instruction_sets, (0, 1, 2, 3, 7)):
         tensors = [arrays_of(rule, values.copy()) for values in start]
         weights, grads, states = zip(*tensors)
         update(
@@ -165,17 +164,18 @@ def test_many_tensors_in_chunks(rule, instruction_set, dtype):
 
 
 @rules
-@instruction_sets
 @dtypes
-def test_special_values(rule, instruction_set, dtype):
+def test_special_values(rule, dtype):
     few = np.array([*SPECIAL, 1e38, -1.0], dtype)
     columns = 2 + _native.rules[rule].states
     values = [np.ascontiguousarray(x.ravel()) for x in np.meshgrid(*[few] * columns)]
     w, g, *states = values
     expected = in_pieces(rule, w, g, states, RULES[rule], 1)
-    update([w], [g], [states], RULES[rule], rule, instruction_set=instruction_set)
-    for array, wanted in zip(values, expected):
-        assert_same_bits(array, wanted)
+    for instruction_set in _native.instruction_sets:
+        w, g, states = arrays_of(rule, [x.copy() for x in values])
+        update([w], [g], [states], RULES[rule], rule, instruction_set=instruction_set)
+        for array, wanted in zip((w, g, *states), expected):
+            assert_same_bits(array, wanted)
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux's memfd_create")

@@ -2,7 +2,7 @@
 """What the kernels compute, against the papers' formulas: step by step, within rounding errors.
 
 The kernels are given the scalars that the optimizers compute; the oracle works from the
-hyperparameters.
+hyperparameters. One instruction set is enough: test_kernels.py compares the bits of all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import numpy as np
 import oracle
 import pytest
 from common import next_scalars
-from instruction_sets import instruction_sets
 
 import mxadamax
 from mxadamax import _native, _native_testing
@@ -79,7 +78,7 @@ class Case(NamedTuple):
         """Hyperparameters of a test."""
         return {**COMMON, **VARIANTS[variant], **self.hyperparameters}
 
-    def run(self, variant: str, dtype: str, instruction_set: str) -> Iterator[Any]:
+    def run(self, variant: str, dtype: str) -> Iterator[Any]:
         """Update arrays again and again; yield them before each step, the gradient, them after.
 
         Magnitudes differ so much that each part of a formula decides for some elements.
@@ -102,7 +101,6 @@ class Case(NamedTuple):
                 [grad],
                 [states],
                 next_scalars(optimizer),
-                instruction_set=instruction_set,
             )
             yield before, grad, [weight, *states]
 
@@ -148,15 +146,14 @@ def misses(actual: list[np.ndarray], expected: tuple[oracle.Rounded, ...]) -> li
     ]
 
 
-@instruction_sets
 @dtypes
 @pytest.mark.parametrize("case, variant", RUNS)
-def test_every_step(case, variant, dtype, instruction_set):
+def test_every_step(case, variant, dtype):
     """Each element of weight and states, from the kernel's own values of the step before."""
     options = {**case.options(variant), **case.theirs}
     # The last operation rounds the weight; decoupled decay does so twice, counting its factor.
     ulps = case.ulps[dtype] + (1.5 if options.get("decoupled_wd") else 0.5)
-    for t, (before, grad, after) in enumerate(case.run(variant, dtype, instruction_set), 1):
+    for t, (before, grad, after) in enumerate(case.run(variant, dtype), 1):
         expected = oracle.step(case.rule.formula, before[0], grad, before[1:], t, **options)
         assert not misses(after, expected), f"step {t}"
         size = np.maximum(abs(before[0]), abs(after[0]))
@@ -198,7 +195,7 @@ def test_a_hyperparameter_slightly_off_is_noticed(case, name, dtype):
     options[name] *= 1 + 1e-4
     assert any(
         misses(after, oracle.step(case.rule.formula, before[0], grad, before[1:], t, **options))
-        for t, (before, grad, after) in enumerate(case.run("coupled_wd", dtype, "baseline"), 1)
+        for t, (before, grad, after) in enumerate(case.run("coupled_wd", dtype), 1)
     )
 
 

@@ -29,9 +29,10 @@ from mxadamax import _native
 
 rules = pytest.mark.parametrize("rule", list(_native.rules))
 variants = pytest.mark.parametrize(("dtype", "master"), VARIANTS)
-# Every rule in two variants, one rule in all.
+# Every rule in two variants, one rule in all: loads and stores do not know the rule.
 MANY = [(rule, *v) for rule in _native.rules for v in (("float32", False), ("float16", True))]
 MANY += [("adamax", *v) for v in VARIANTS if ("adamax", *v) not in MANY]
+many = pytest.mark.parametrize(("rule", "dtype", "master"), MANY)
 
 IN_LOW_PRECISION = [
     (name, state_dtype)
@@ -123,8 +124,7 @@ WRONG_ROWS = (
 class OnEveryDevice:
     """Tests for a module with a fixture `kernels`."""
 
-    @rules
-    @variants
+    @many
     def test_every_length_at_every_misalignment(
         self, kernels: Kernels, rule: str, dtype: str, master: bool
     ) -> None:
@@ -147,7 +147,7 @@ class OnEveryDevice:
 
         compare(kernels, rule, tensors, misalignment)
 
-    @pytest.mark.parametrize(("rule", "dtype", "master"), MANY)
+    @many
     def test_many_tensors(self, kernels: Kernels, rule: str, dtype: str, master: bool) -> None:
         """Parts of many tensors and tensors of many parts, for three steps with scalars of their own."""
         tensors = [
@@ -165,8 +165,7 @@ class OnEveryDevice:
         ]
         compare(kernels, rule, tensors, steps=2)
 
-    @rules
-    @variants
+    @many
     def test_special_values(self, kernels: Kernels, rule: str, dtype: str, master: bool) -> None:
         """Every combination of numbers that are special in weight, gradient and states."""
         few = np.array([*SPECIAL, 1e30, -1.0, 6e-8])
@@ -301,8 +300,7 @@ class OnEveryDevice:
             for i, (tensor, found) in enumerate(zip(tensors, device.arrays())):
                 tensor.compare(found, f"tensor {i}, after")
 
-    @rules
-    @variants
+    @many
     def test_some_rows(self, kernels: Kernels, rule: str, dtype: str, master: bool) -> None:
         """Rows that gradients hold, and those that they do not."""
         tensors = tables(rule, dtype, master, first_lazy=True)

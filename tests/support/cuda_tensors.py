@@ -212,6 +212,8 @@ class Tensor:
     def compare(self, other: dict[str, np.ndarray], where: str) -> None:
         """Fail unless arrays of another have the same bits."""
         for name, array in self.arrays.items():
+            if other[name].dtype == array.dtype and other[name].tobytes() == array.tobytes():
+                continue
             is_state = self.state_dtype and name.startswith("state")
             if is_state and self.state_dtype == "int8" and self.rule == "lans":
                 # Its states depend on a norm, whose last digits decide how some are rounded.

@@ -175,6 +175,12 @@ def test_an_interrupt_from_outside(tmp_path):
     assert codes[0] == codes[1]
 
 
+@pytest.fixture(scope="module")
+def plain_digest(tmp_path_factory):
+    path = program(tmp_path_factory.mktemp("plain"), "print(train())")
+    return run(path, plainly=True).stdout.strip()
+
+
 CHILD = "print(train(), __import__('mxadamax').acceleration_report()['adam']['native'])"
 
 
@@ -187,7 +193,7 @@ CHILD = "print(train(), __import__('mxadamax').acceleration_report()['adam']['na
     ],
     ids=["spawn", "subprocess", "fork"],
 )
-def test_processes_that_the_program_starts(how, tmp_path):
+def test_processes_that_the_program_starts(how, plain_digest, tmp_path):
     indented = how.replace("\n", "\n    ")
     code = (
         f"def child():\n    {CHILD}\n"
@@ -198,7 +204,7 @@ def test_processes_that_the_program_starts(how, tmp_path):
     assert found.returncode == 0, found.stderr
     digest, native = found.stdout.split()
     assert int(native) == 60
-    assert digest == run(program(tmp_path, "print(train())"), plainly=True).stdout.strip()
+    assert digest == plain_digest
 
 
 def test_a_bit_that_differs_ends_the_program(tmp_path):
