@@ -107,10 +107,10 @@ class Training:
         for param in self.params:
             arrays += [a.asnumpy() for a in (*(param._data or ()), *(param._grad or ()))]
             fresh += [bool(a._fresh_grad) for a in param._data or ()]
-        states = [[leaf.asnumpy() for leaf in leaves(u.states[i])] for u in updaters for i in u.states]
+        states = [leaves(u.states[i]) for u in updaters for i in u.states]
         return {
             "arrays": arrays,
-            "states": [leaf for state in states for leaf in state],
+            "states": [numbers(leaf) for state in states for leaf in state],
             "keys": [list(u.states) for u in updaters],
             "synced": [u.states_synced for u in updaters],
             "fresh": fresh,
@@ -120,6 +120,12 @@ class Training:
             "rescale_grad": optimizer.rescale_grad,
             "rate": trainer.learning_rate,
         }
+
+
+def numbers(array: mx.nd.NDArray) -> np.ndarray:
+    """The numbers of an array; the bits of those that NumPy does not have."""
+    found = array.asnumpy()
+    return found.view(np.uint16) if found.dtype.kind == "V" else found
 
 
 def outcome(action: Callable[[], Any]) -> Any:
@@ -201,7 +207,7 @@ both_kinds_of_arrays = pytest.mark.parametrize(
 
 
 def arrays_of_kind(kind: str) -> Any:
-    return mx.util.np_array(True) if kind == "numpy" else contextlib.nullcontext()
+    return mx.util.np_array(kind == "numpy")
 
 
 @both_kinds_of_arrays
@@ -217,6 +223,8 @@ def test_every_optimizer_of_mxnet(member, native_steps):
     def make():
         return member.create_built_in(**OPTIONS)
 
+    if IS_MXNET_1 and member.built_in == "dcasgd" and member.options:
+        pytest.skip("MXNet's fails")
     accelerated_compare(make)
     if twin_of(type(make())) is not None:
         assert native_steps == [False] + 7 * [True]
@@ -286,7 +294,9 @@ def test_a_parameter_without_gradients_at_first(native_steps):
 
 @pytest.mark.parametrize("overflows", [False, True])
 def test_automatic_mixed_precision(overflows, monkeypatch):
+    # As `amp.init` leaves it, which needs a GPU.
     monkeypatch.setattr(amp.amp, "_amp_initialized", True)
+    monkeypatch.setattr(amp.amp, "_amp_loss_scale_initialized", True)
 
     def change(training, step):
         if step == 1:
@@ -432,14 +442,12 @@ def test_gradients_in_other_arrays(native_steps):
     assert native_steps == [False, True, False, True, False, True, True, True]
 
 
-def test_an_array_that_gets_another_shape_in_place(native_steps):
-    """By an operator whose result is of a size that depends on data."""
+def test_an_array_that_becomes_another_in_place(native_steps):
+    """The same object of Python's, with another array of MXNet's behind it."""
 
     def change(training, step):
         if step == 3:
-            param = training.params[1]
-            mask = mx.nd.array([1] * 5 + [0] * 12)
-            mx.nd.contrib.boolean_mask(mx.nd.ones((17,)), mask, out=param._grad[0])
+            training.params[1]._grad[0].__setstate__(gluon_arrays.ones((5,)).__getstate__())
 
     def backward(training, step):
         if step != 3:
@@ -499,7 +507,6 @@ class Counting(mx.lr_scheduler.LRScheduler):
 SCHEDULERS: dict[str, Callable[[], Any]] = {
     "factor": lambda: mx.lr_scheduler.FactorScheduler(step=2, factor=0.7),
     "counting": Counting,
-    "function": lambda: lambda num_update: 0.1 / num_update,
 }
 
 
