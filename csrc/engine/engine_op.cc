@@ -18,8 +18,7 @@ void push(std::unique_ptr<const EngineOp> op, const Context& context,
       },
       const_cast<EngineOp*>(released), [](void* op) { delete static_cast<const EngineOp*>(op); },
       device, const_cast<Handle*>(read.data()), static_cast<int>(read.size()),
-      const_cast<Handle*>(written.data()),
-      static_cast<int>(written.size()), nullptr, 0, name));
+      const_cast<Handle*>(written.data()), static_cast<int>(written.size()), nullptr, 0, name));
 }
 
 namespace {

@@ -136,7 +136,7 @@ void FusedUpdate::check_context(std::size_t position, const char* what, Handle a
     return;
   }
   const std::string expected = is_gpu(arrays_->context) ? context_name(arrays_->context)
-                                                       : "an array in host memory (mx.cpu())";
+                                                        : "an array in host memory (mx.cpu())";
   throw ParameterError(position, std::string(what) + " is " + (is_gpu(context) ? "on " : "in ") +
                                      context_name(context) + ", expected " + expected +
                                      ", as the first weight of this step is there");
@@ -343,8 +343,8 @@ void FusedUpdate::push(std::vector<std::vector<double>> tables, const StepOption
                        StepHistory history) {
   if (arrays_->parameters.empty()) return;
   restore_layouts();
-  engine::push(update_of(arrays_, std::move(tables), options, std::move(history)),
-               arrays_->context, arrays_->read, arrays_->written, arrays_->rule.rule);
+  engine::push(update_of(arrays_, std::move(tables), options, std::move(history)), arrays_->context,
+               arrays_->read, arrays_->written, arrays_->rule.rule);
   pushed_ = true;
 }
 

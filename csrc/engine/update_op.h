@@ -63,7 +63,8 @@ struct FirstRow {
   DType dtype;
 };
 
-// The arrays of an update, found to fit one another. Steps share it as long as that does not change.
+// The arrays of an update, found to fit one another. Steps share it as long as that does not
+// change.
 struct UpdateArguments {
   const cpu::RuleKernels& rule;
   // Whether rows that a row_sparse gradient does not hold are left alone; else they are updated

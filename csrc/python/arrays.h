@@ -64,13 +64,12 @@ class HeldArray {
  private:
   // Where the object keeps its attribute `handle`; null unless that is a slot.
   static PyObject* const* slot_of_handle(py::handle array) {
-    const auto found = py::reinterpret_steal<py::object>(PyObject_GetAttrString(
-        reinterpret_cast<PyObject*>(Py_TYPE(array.ptr())), "handle"));
+    const auto found = py::reinterpret_steal<py::object>(
+        PyObject_GetAttrString(reinterpret_cast<PyObject*>(Py_TYPE(array.ptr())), "handle"));
     if (!found) throw py::error_already_set();
     if (Py_TYPE(found.ptr()) != &PyMemberDescr_Type) return nullptr;
     const auto* const member = reinterpret_cast<const PyMemberDescrObject*>(found.ptr());
-    const char* const slot =
-        reinterpret_cast<const char*>(array.ptr()) + member->d_member->offset;
+    const char* const slot = reinterpret_cast<const char*>(array.ptr()) + member->d_member->offset;
     return reinterpret_cast<PyObject* const*>(slot);
   }
 
@@ -83,10 +82,9 @@ class HeldArray {
 class SequenceView {
  public:
   explicit SequenceView(const py::object& sequence)
-      : fast_(PyTuple_Check(sequence.ptr())
-                  ? sequence
-                  : py::reinterpret_steal<py::object>(
-                        PySequence_Fast(sequence.ptr(), "expected a sequence"))) {
+      : fast_(PyTuple_Check(sequence.ptr()) ? sequence
+                                            : py::reinterpret_steal<py::object>(PySequence_Fast(
+                                                  sequence.ptr(), "expected a sequence"))) {
     if (!fast_) throw py::error_already_set();
   }
   // The list or tuple; of another sequence, a list of its items.

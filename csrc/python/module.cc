@@ -236,8 +236,7 @@ engine::FusedUpdate make_update(const std::string& rule_name, const py::object& 
     const DeviceBackend* const kernels = device_backend_for(array_of(weights[0], 0, "weight"));
     if (kernels != nullptr) batch.use(*kernels, cache.device_batch_cache());
   }
-  const engine::FusedUpdate* const same = 
-      cache.find_update(batch, weights, grads, states, known);
+  const engine::FusedUpdate* const same = cache.find_update(batch, weights, grads, states, known);
   if (same != nullptr) return *same;
   std::vector<Handle> handles;
   cache.fit(weights.size());
@@ -285,8 +284,8 @@ void push(engine::FusedUpdate& batch, const std::vector<py::dict>& tables,
     if (!std::isfinite(value)) {
       throw ParameterError(groups == nullptr ? row : groups->first_of(row),
                            (name == "decay_factor" ? "1 - lr * wd" : name) + " is " +
-                                         py::repr(py::float_(value)).cast<std::string>() +
-                                         ", expected a finite number");
+                               py::repr(py::float_(value)).cast<std::string>() +
+                               ", expected a finite number");
     }
     if (!in_single_precision) return engine::as_mxnet_reads<double>(value);
     if (std::find(exact.begin(), exact.end(), name) != exact.end()) return value;
@@ -439,13 +438,15 @@ PYBIND11_MODULE(_native, m) {
       .def_property_readonly(
           "skipped", [](const engine::StepStatus& report) { return report.skipped.load(); });
   py::class_<engine::FusedUpdate>(m, "FusedUpdate", "The arrays of one update, checked and held.")
-      .def(py::init(&make_update), py::arg("rule"), py::arg("weights"), py::arg("grads"),
-           py::arg("states"), py::arg("cache"), py::arg("lazy"), py::arg("multi_precision"),
-           py::arg("average"), py::arg("state_dtype"), py::arg("known") = false,
-           "Check all arrays and hold them; ParameterError names what is wrong. With lazy, rows "
-           "that a row_sparse gradient does not hold are left alone. The next three say what states "
-           "are made of. With known, the cache is of these weights, and no array has changed since it "
-           "was given with the same grads and states.")
+      .def(
+          py::init(&make_update), py::arg("rule"), py::arg("weights"), py::arg("grads"),
+          py::arg("states"), py::arg("cache"), py::arg("lazy"), py::arg("multi_precision"),
+          py::arg("average"), py::arg("state_dtype"), py::arg("known") = false,
+          "Check all arrays and hold them; ParameterError names what is wrong. With lazy, rows "
+          "that a row_sparse gradient does not hold are left alone. The next three say what states "
+          "are made of. With known, the cache is of these weights, and no array has changed since "
+          "it "
+          "was given with the same grads and states.")
       .def("push", &push, py::arg("tables"), py::arg("clip_global_norm"), py::arg("skip_nonfinite"),
            py::arg("report"), py::arg("skipped_before"), py::arg("in_single_precision") = false,
            py::arg("rounded") = py::tuple(), py::arg("exact") = py::tuple(),

@@ -29,8 +29,7 @@ std::vector<double> ParameterGroups::wd_mults() const {
 bool ParameterGroups::add(double lr_mult, double wd_mult) {
   constexpr std::size_t most = 32;
   std::size_t k = 0;
-  while (k < groups_.size() &&
-         !(groups_[k].lr_mult == lr_mult && groups_[k].wd_mult == wd_mult)) {
+  while (k < groups_.size() && !(groups_[k].lr_mult == lr_mult && groups_[k].wd_mult == wd_mult)) {
     ++k;
   }
   if (k == most) return false;
@@ -112,7 +111,8 @@ std::optional<long> count_together(const py::dict& counts, const py::object& key
   }
   const py::int_ after(before + 1);
   for (std::size_t i = 0; i < view.size(); ++i) {
-    if (PyDict_SetItem(counts.ptr(), view[i].ptr(), after.ptr()) != 0) throw py::error_already_set();
+    if (PyDict_SetItem(counts.ptr(), view[i].ptr(), after.ptr()) != 0)
+      throw py::error_already_set();
   }
   return before + 1;
 }

@@ -99,8 +99,7 @@ class TrainerArrays {
   // Takes the gradients of a step with the same arrays and states: they are stale from then on.
   // False, with nothing done, where one of them is stale already; nothing where anything is not the
   // same.
-  std::optional<bool> take(const py::list& parameters,
-                           const States& states) const {
+  std::optional<bool> take(const py::list& parameters, const States& states) const {
     bool fresh = true;
     if (!are_same(states) || !are_same(parameters, fresh)) return std::nullopt;
     if (!fresh) return false;
@@ -206,11 +205,13 @@ void add_trainer_arrays(py::module_& m) {
                             "The arrays, gradients and states of a Trainer's step.")
       .def(py::init<const py::list&, const States&, const std::vector<std::size_t>&>(),
            py::arg("parameters"), py::arg("states"), py::arg("trained"),
-           "Remember what a step used. `states` has a pair for each device, of an updater's `states` "
+           "Remember what a step used. `states` has a pair for each device, of an updater's "
+           "`states` "
            "and `states_synced`; `trained` the positions of the parameters that were updated.")
-      .def("take", &TrainerArrays::take, py::arg("parameters"), py::arg("states"),
-           "Mark all gradients as used, and return True, if a step uses the same arrays and states; "
-           "False, and nothing marked, if a gradient is stale; None if anything is not the same.");
+      .def(
+          "take", &TrainerArrays::take, py::arg("parameters"), py::arg("states"),
+          "Mark all gradients as used, and return True, if a step uses the same arrays and states; "
+          "False, and nothing marked, if a gradient is stale; None if anything is not the same.");
 }
 
 }  // namespace mxadamax

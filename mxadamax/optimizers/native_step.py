@@ -97,9 +97,9 @@ def _push_parts(
     if len(parts) <= 1:
         arithmetic = arithmetics[0] if arithmetics else optimizer.arithmetic
         batches.append(_checked(optimizer, arithmetic, weights, grads, states))
-        *numbers, groups = optimizer._count_step(indices)
-        table = _table(optimizer, arithmetic, indices, *numbers)
-        _hand_over(arithmetic, batches[0], [table], None, False, None, 0, groups=groups)
+        step = optimizer._count_step(indices)
+        table = _table(optimizer, arithmetic, indices, step.lrs, step.wds, step.updates)
+        _hand_over(arithmetic, batches[0], [table], None, False, None, 0, groups=step.groups)
         return
     # All are checked together first: whether arrays share memory, say.
     _checked(optimizer, optimizer.arithmetic, weights, grads, states)

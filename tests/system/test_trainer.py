@@ -50,6 +50,11 @@ def native_steps(monkeypatch):
     mxadamax.decelerate()
 
 
+def array(numbers: Any, **kwargs: Any) -> Any:
+    """An array of the kind that parameters are of."""
+    return (mx.np if mx.util.is_np_array() else mx.nd).array(numbers, **kwargs)
+
+
 class Training:
     """Parameters with a Trainer."""
 
@@ -68,7 +73,7 @@ class Training:
         params = []
         for k, shape in enumerate(shapes):
             dtype = dtypes[k % len(dtypes)]
-            start = gluon_arrays.array(rng.standard_normal(shape), dtype=dtype)
+            start = array(rng.standard_normal(shape), dtype=dtype)
             param = gluon.Parameter(f"p{k}", shape=shape, dtype=dtype, init=mx.init.Constant(start))
             param.initialize(**{"ctx" if IS_MXNET_1 else "device": self.devices})
             param.set_data(start)
@@ -92,7 +97,7 @@ class Training:
                     factor = rng.standard_normal(param.shape)
                     if param.grad_req != "null" and of(k):
                         weight = param.data(device)
-                        factor = gluon_arrays.array(factor, ctx=device).astype(weight.dtype)
+                        factor = array(factor, ctx=device).astype(weight.dtype)
                         losses.append((weight * factor).sum().astype("float32"))
         autograd.backward(losses)
 
@@ -596,7 +601,9 @@ def test_a_scalars_that_a_program_replaces():
         optimizer = training.trainer.optimizer
         if step == 2:
             original = optimizer.scalars
-            optimizer.scalars = lambda lrs, updates: original([k * 0.1 for k in range(len(lrs))], updates)
+            optimizer.scalars = lambda lrs, updates: original(
+                [k * 0.1 for k in range(len(lrs))], updates
+            )
 
     compare("adam_ext", change=change)
 
@@ -608,7 +615,9 @@ def test_an_update_that_a_program_replaces(monkeypatch, native_steps):
     for k in range(5):
         if k == 3:
             monkeypatch.setattr(
-                Updater, "__call__", lambda *given: (seen.append(k), original(*given))  # noqa: B023
+                Updater,
+                "__call__",
+                lambda *given: (seen.append(k), original(*given)),  # noqa: B023
             )
         training.backward(k)
         training.trainer.step(1)
