@@ -409,6 +409,8 @@ CHANGES: dict[str, Change] = {
     "no wd": lambda t, step: setattr(t.trainer.optimizer, "wd", -1.0),
     "bad beta": lambda t, step: setattr(t.trainer.optimizer, "beta1", 2.0 if step < 5 else 0.9),
     "bad lr_mult": lambda t, step: setattr(t.params[2], "lr_mult", np.nan if step < 5 else 1.0),
+    "numerics": lambda t, step: setattr(t.trainer.optimizer, "numerics", "portable"),
+    "no numpy arrays": lambda t, step: setattr(t.trainer.optimizer, "allow_np_array", False),
     "reference": lambda t, step: setattr(t.trainer.optimizer, "use_fused_step", False),
     "aggregate_num": lambda t, step: setattr(t.trainer.optimizer, "aggregate_num", 3),
     "count": lambda t, step: t.trainer.optimizer._index_update_count.update({2: 20 + step}),
@@ -470,6 +472,19 @@ def test_dtypes_in_one_step(native_steps):
     options = {"multi_precision": True}
     compare(lambda: mxadamax.Adam(**OPTIONS, **options), dtypes=("float32", "float16", "float64"))
     assert native_steps == [False] + 7 * [True]
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_dtypes_of_an_optimizer_of_mxnet(name, native_steps):
+    accelerated_compare(name, dtypes=("float32", "float64"))
+    assert native_steps == [False] + 7 * [True]
+    assert sum(mxadamax.acceleration_report()[name].values()) == 8 * len(SHAPES)
+
+
+def test_a_few_small_parameters(native_steps):
+    """An operator of MXNet's takes less time for them."""
+    accelerated_compare("adam", shapes=SHAPES[:3])
+    assert mxadamax.acceleration_report()["adam"] == {"native": 0, acceleration.SMALL: 8 * 3}
 
 
 def test_dtypes_that_an_option_refuses(native_steps):
