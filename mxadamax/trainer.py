@@ -6,7 +6,8 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 
 from mxnet.gluon import Constant, Parameter
 from mxnet.gluon import Trainer as GluonTrainer
-from mxnet.optimizer import Updater
+from mxnet.optimizer import Optimizer, Updater
+from mxnet.util import is_np_array
 
 from . import _native
 from ._mxnet.compatibility import IS_MXNET_1, WHOLE_MODEL
@@ -93,13 +94,13 @@ class _Step(NamedTuple):
         The arrays of all parameters.
     devices : list of _OnDevice
         What each updater did.
-    allow_np : bool, optional
-        The optimizer's `allow_np_array`, which says whether MXNet 2's updater takes such arrays.
+    allows_np : bool
+        Whether updaters take NumPy-like arrays.
     """
 
     arrays: _native.TrainerArrays
     devices: List[_OnDevice]
-    allow_np: Optional[bool]
+    allows_np: bool
 
 
 class _Memory:
@@ -114,12 +115,17 @@ class _Memory:
         self.steps_to_wait = 0
         self.next_wait = 1
 
+    def keep(self, step: Optional[_Step]) -> None:
+        """Keep a step; None if it cannot be repeated."""
+        self.step, self.was_used = step, False
+        if step is None:
+            self.forget()
+
     def forget(self) -> None:
         """Forget the last step, which has changed."""
-        if self.step is not None:
-            self.next_wait = 1 if self.was_used else min(2 * self.next_wait, 64)
-            self.steps_to_wait = self.next_wait - 1
         self.step = None
+        self.next_wait = 1 if self.was_used else min(2 * self.next_wait, 64)
+        self.steps_to_wait = self.next_wait - 1
 
 
 _memories: "weakref.WeakKeyDictionary[GluonTrainer, _Memory]" = weakref.WeakKeyDictionary()
@@ -135,6 +141,9 @@ _set_device = "_set_current_context" if IS_MXNET_1 else "_set_current_device"
 
 def _updates_locally(trainer: GluonTrainer) -> bool:
     """Whether a Trainer updates by its updaters, with nothing before that can prevent it."""
+    if type(trainer).__hash__ is not object.__hash__:
+        # A class of somebody's, by which nothing can be looked up.
+        return False
     on_store = trainer._kvstore and trainer._update_on_kvstore
     return not on_store and getattr(trainer, "_amp_loss_scaler", None) is None
 
@@ -142,24 +151,32 @@ def _updates_locally(trainer: GluonTrainer) -> bool:
 def _is_plain(trainer: GluonTrainer) -> bool:
     """Whether parameters and updaters are Gluon's own, and not somebody's replacements."""
     return (
-        all(vars(Parameter)[name] is method for name, method in _READ.items())
-        and all(type(updater) is Updater for updater in trainer._updaters)
+        type(trainer._params) is list
+        and all(vars(Parameter)[name] is method for name, method in _READ.items())
+        and all(
+            type(updater) is Updater and type(updater.states) is type(updater.states_synced) is dict
+            for updater in trainer._updaters
+        )
         and Updater.__call__ in plain_calls
     )
 
 
+def _allows_np(optimizer: Optimizer) -> bool:
+    """Whether an updater takes NumPy-like arrays, as it finds out itself."""
+    return bool(getattr(optimizer, "allow_np_array", is_np_array()))
+
+
 def updated_as_before(trainer: GluonTrainer, update_of: UpdateOf) -> bool:
     """Update as in the last step, and return True; False, and nothing done, if this one differs."""
-    memory = _memories.get(trainer)
-    step = None if memory is None else memory.step
-    if memory is None or step is None or not _updates_locally(trainer):
+    memory = _memories.get(trainer) if _updates_locally(trainer) else None
+    if memory is None or memory.step is None:
         return False
-    updaters = trainer._updaters
+    step, updaters = memory.step, trainer._updaters
     updates = [update_of(updater) for updater in updaters]
     if not all(updates) or not _is_plain(trainer):
         return False
     optimizer = trainer._optimizer
-    if getattr(optimizer, "allow_np_array", None) != step.allow_np:
+    if _allows_np(optimizer) != step.allows_np:
         return False
     if len(step.devices[0].calls) > 1 and getattr(optimizer, "_whole_model_option", None):
         # MXNet 1 calls an optimizer once for each dtype, which refuses that.
@@ -189,15 +206,14 @@ def remember(trainer: GluonTrainer, update_of: UpdateOf) -> None:
     if memory.steps_to_wait > 0:
         memory.steps_to_wait -= 1
         return
-    memory.step = _step_of(trainer)
-    memory.was_used = False
+    memory.keep(_step_of(trainer))
 
 
 def _step_of(trainer: GluonTrainer) -> Optional[_Step]:
     """Return what a Trainer has just done; None if not all of it can be told."""
     params, updaters = trainer._params, trainer._updaters
     trained = [i for i, param in enumerate(params) if param.grad_req != "null"]
-    if not trained or not updaters or not _is_plain(trainer) or type(params) is not list:
+    if not trained or not updaters or not _is_plain(trainer):
         return None
     if any(type(param) not in (Parameter, Constant) for param in params):
         return None
@@ -227,5 +243,5 @@ def _step_of(trainer: GluonTrainer) -> Optional[_Step]:
     return _Step(
         native().TrainerArrays(params, states, trained),
         devices,
-        getattr(trainer._optimizer, "allow_np_array", None),
+        _allows_np(trainer._optimizer),
     )
