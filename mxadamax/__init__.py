@@ -20,6 +20,7 @@ _explain_where_it_fails()
 _end_where_mxnet_would_go_on()
 
 __all__ = [
+    "Trainer",
     "accelerate",
     "accelerated",
     "acceleration_report",
@@ -45,6 +46,19 @@ if _import_mxnet():
 
     _alias_moved_modules()
     __all__ += _optimizers
+
+    if _typing.TYPE_CHECKING:
+        from .trainer import Trainer
+    else:
+
+        def __getattr__(name: str) -> _typing.Any:
+            # Not at import: a parameter server imports this inside the import of MXNet.
+            if name == "Trainer":
+                from .trainer import Trainer
+
+                return Trainer
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 # Type checkers know every name, also without MXNet.
 elif not _typing.TYPE_CHECKING:
 

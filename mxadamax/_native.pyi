@@ -95,11 +95,13 @@ class FusedUpdate:
         multi_precision: bool,
         average: bool,
         state_dtype: Literal["float16", "bfloat16", "int8"] | None,
+        known: bool = False,
     ) -> None:
         """Check all arrays and hold them; ParameterError names what is wrong.
 
-        With `lazy`, rows that a row_sparse gradient does not hold are left alone. The others say
-        what states are made of.
+        With `lazy`, rows that a row_sparse gradient does not hold are left alone. The next three
+        say what states are made of. With `known`, the cache is of these weights, and no array has
+        changed since it was given with the same `grads` and `states`.
         """
     @property
     def pushed(self) -> bool:
@@ -114,11 +116,54 @@ class FusedUpdate:
         in_single_precision: bool = False,
         rounded: Sequence[str] = (),
         exact: Sequence[str] = (),
+        groups: ParameterGroups | None = None,
     ) -> None:
         """Hand the update to MXNet's engine, once.
 
         Each table has all scalars of the rule. The first counts if `skipped_before` steps of the
-        report have been skipped, the next if one more, and so on.
+        report have been skipped, the next if one more, and so on. With `groups`, a list has one
+        number for each of them.
+        """
+
+class ParameterGroups:
+    """Parameters that are grouped by their multipliers."""
+
+    @property
+    def lr_mults(self) -> list[float]:
+        """The lr_mult of each group."""
+    @property
+    def wd_mults(self) -> list[float]:
+        """The wd_mult of each group."""
+
+def parameter_groups(
+    keys: Sequence[int | str], parameters: dict[Any, Any]
+) -> ParameterGroups | None:
+    """Group the parameters with these keys by lr_mult and wd_mult.
+
+    None if one has no entry, or multipliers that are not finite floats, or if there are too many.
+    """
+
+def count_together(counts: dict[Any, int], keys: Sequence[int | str], begin: int) -> int | None:
+    """Count one more update for each key, and return how many that are now.
+
+    None, and nothing counted, if they differ. Keys without an entry begin at `begin`.
+    """
+
+_States = Sequence[tuple[dict[Any, Any], dict[Any, bool]]]
+
+class TrainerArrays:
+    """The arrays, gradients and states of a Trainer's step."""
+
+    def __init__(self, parameters: list[Any], states: _States, trained: Sequence[int]) -> None:
+        """Remember what a step used.
+
+        `states` has a pair for each device, of an updater's `states` and `states_synced`; `trained`
+        the positions of the parameters that were updated.
+        """
+    def take(self, parameters: list[Any], states: _States) -> bool | None:
+        """Mark all gradients as used, and return True, if a step uses the same arrays and states.
+
+        False, and nothing marked, if a gradient is stale. None if anything is not the same.
         """
 
 # Towards MXNet.

@@ -4,6 +4,7 @@
 import atexit
 import functools
 import inspect
+import os
 import sys
 import threading
 import weakref
@@ -67,6 +68,7 @@ _stand_ins: "weakref.WeakKeyDictionary[Optimizer, StandIn]" = weakref.WeakKeyDic
 _replaced: List[Tuple[Any, str, Any]] = []
 """The class, the name and what was there, for each method that was replaced."""
 _ABSENT = object()
+_call_of_mxnet = Updater.__call__
 _METHODS = ("update", "update_multi_precision", "step", "fused_step")
 """The methods by which an optimizer of MXNet's updates."""
 _expected: Dict[Any, Dict[str, Any]] = {}
@@ -105,7 +107,9 @@ def accelerate() -> None:
             for name in _METHODS[:2]:
                 _replace(found, name, _method(found, getattr(found, name), name))
             _expected[found] = {name: getattr(found, name, None) for name in _METHODS}
-    _replace(Updater, "__call__", _call(Updater.__call__))
+    _replace(Updater, "__call__", _call(_call_of_mxnet))
+    if "mxnet.gluon" in sys.modules and os.environ.get("DMLC_ROLE") != "server":
+        _accelerate_trainers()
 
 
 def decelerate() -> None:
@@ -314,13 +318,56 @@ def _call(original: Callable[..., None]) -> Callable[..., None]:
             sync_state_context=self.sync_state_context,
         )
         original(in_place, index, grad, weight)
-        indices, weights, grads, _ = given = collector.collected
-        if not indices:
-            return
-        left = _update(optimizer, stand_in, given, functools.partial(_call_with_states, original))
-        if left:
-            columns = (indices, grads, weights)
-            with _by_mxnet():
-                original(self, *([column[position] for position in left] for column in columns))
+        if collector.collected[0]:
+            _update_at_once(original, self, stand_in, collector.collected)
 
     return call
+
+
+def _update_at_once(
+    call: Callable[..., None], updater: Any, stand_in: StandIn, given: Sequence[Sequence[Any]]
+) -> None:
+    """Update all parameters of an updater, which have states; by its own call what must be."""
+    by_mxnet = functools.partial(_call_with_states, call)
+    left = _update(updater.optimizer, stand_in, given, by_mxnet)
+    if left:
+        indices, weights, grads, _ = given
+        columns = (indices, grads, weights)
+        with _by_mxnet():
+            call(updater, *([column[position] for position in left] for column in columns))
+
+
+def _accelerate_trainers() -> None:
+    """Let Gluon's Trainer update like `mxadamax.Trainer`."""
+    # Not at import: a parameter server imports this inside the import of MXNet, and has no Gluon.
+    from mxnet.gluon import Trainer
+
+    from . import trainer as repeated
+
+    original = Trainer._update
+    if not original.__module__.startswith("mxnet."):
+        return
+
+    @functools.wraps(original)
+    def update(self: Any, *args: Any, **kwargs: Any) -> None:
+        if not repeated.updated_as_before(self, update_of):
+            original(self, *args, **kwargs)
+            repeated.remember(self, update_of)
+
+    def update_of(updater: Any) -> Any:
+        stand_in = None if _thread.by_mxnet else _stand_in(updater.optimizer)
+        if stand_in is None:
+            return repeated.update_of_ours(updater)
+        return functools.partial(_update_calls, stand_in)
+
+    repeated.plain_calls[1:] = [Updater.__call__]
+    _replace(Trainer, "_update", update)
+
+
+def _update_calls(stand_in: StandIn, updater: Any, calls: Sequence[Sequence[Any]]) -> None:
+    """Do what an updater does with the parameters of these calls, which have states."""
+    if len(calls) == 1 and not stand_in.is_slower(calls[0][1]):
+        _update_at_once(_call_of_mxnet, updater, stand_in, calls[0])
+        return
+    indices, weights, grads, _ = ([x for part in column for x in part] for column in zip(*calls))
+    updater(indices, grads, weights)

@@ -5,17 +5,32 @@ A built-in keeps its attributes, counts and states. A stand-in reads them at eac
 have changed in any way since the last one.
 """
 
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    FrozenSet,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    Type,
+)
 
 import numpy
 from mxnet.ndarray import NDArray
 from mxnet.ndarray.sparse import RowSparseNDArray
 from mxnet.optimizer import Optimizer
 
+from . import _native
 from ._mxnet.compatibility import IS_MXNET_1
 from .conversion import built_in_name, master_first, takes_zero_for_none
+from .optimizers.arguments import KnownArrays
 from .optimizers.arithmetic import BUILTIN, NAMES, SERIES
 from .optimizers.base import FusedOptimizer
+from .optimizers.counting import CountedStep
 from .optimizers.info import OPTIMIZERS, OptimizerInfo
 from .optimizers.native_step import native_update
 from .optimizers.state_layout import State, arrays_of
@@ -41,6 +56,9 @@ _APART = frozenset(
 """Attributes that a stand-in does not take over: it asks the built-in."""
 
 
+_COUNTING = ("_update_count", "_get_lrs", "_get_wds", "learning_rate")
+"""What MXNet's optimizers count updates and find rates by."""
+
 _FEW, _SMALL = 8, 100_000
 """Below so many parameters with so many elements in all, an operator of MXNet's takes less time
 than a native step."""
@@ -65,6 +83,39 @@ class _Known(NamedTuple):
     ours: State
     kind: str
     reason: str
+
+
+class _Repeated(NamedTuple):
+    """A step of known weights, all of which were updated natively.
+
+    Parameters
+    ----------
+    twin : FusedOptimizer
+        What computed them.
+    grads, states : tuple
+        What was given with the weights.
+    ours : tuple
+        The states, nested as ours are.
+    kinds : frozenset of str
+        What the weights are, as `OptimizerInfo.exceptions` names it.
+    """
+
+    twin: FusedOptimizer
+    grads: Sequence[NDArray]
+    states: Sequence[State]
+    ours: Sequence[State]
+    kinds: FrozenSet[str]
+
+    def is_of(
+        self,
+        twin: FusedOptimizer,
+        grads: Sequence[NDArray],
+        states: Sequence[State],
+        exceptions: Mapping[str, str],
+    ) -> bool:
+        """Return whether a step is given the same, and MXNet need not update any of it."""
+        same = self.twin is twin and self.grads is grads and self.states is states
+        return same and self.kinds.isdisjoint(exceptions)
 
 
 def twin_of(built_in: Type[Optimizer]) -> Optional[Type[FusedOptimizer]]:
@@ -107,6 +158,32 @@ def _made_to_follow(twin: Type[FusedOptimizer]) -> Any:
             wds = original._get_wds(list(indices))
             return [_number(lr) for lr in lrs], [_number(wd) for wd in wds]
 
+        def _forms_groups(self) -> bool:
+            original = self.original
+            cls, own = type(original), vars(original)
+            plain = all(
+                name not in own and getattr(cls, name) is getattr(Optimizer, name)
+                for name in _COUNTING
+            )
+            return plain and _is_of_mxnet(original.lr_scheduler) and super()._forms_groups()
+
+        def _count_groups(self, indices: Sequence[Index]) -> Optional[CountedStep]:
+            original = self.original
+            groups = _native.parameter_groups(indices, original.param_dict)
+            if groups is None or len(set(indices)) < len(indices):
+                return None
+            counts, begin = original._index_update_count, original.begin_num_update
+            count = _native.count_together(counts, indices, begin)
+            if count is None:
+                return None
+            self.num_update = original.num_update = max(count, original.num_update)
+            rate, wd = 1.0, _number(original.wd)
+            if self.built_in not in _WITHOUT_RATE:
+                rate = _number(original.learning_rate)
+            lrs = [rate * multiplier for multiplier in groups.lr_mults]
+            wds = [wd * multiplier for multiplier in groups.wd_mults]
+            return CountedStep(lrs, wds, [count] * len(lrs), groups)
+
         def _updates(self, indices: Sequence[Index], skipped: Any = None) -> List[int]:
             counts = self.original._index_update_count
             return [counts[index] for index in indices]
@@ -120,11 +197,16 @@ def _made_to_follow(twin: Type[FusedOptimizer]) -> Any:
 
 def _rates(original: Optimizer, indices: Sequence[Index]) -> List[Any]:
     """The learning rates, asked for as often as MXNet asks, where it could matter."""
-    scheduler, at_once = original.lr_scheduler, len(indices)
-    if scheduler is not None and not type(scheduler).__module__.startswith("mxnet."):
+    at_once = len(indices)
+    if not _is_of_mxnet(original.lr_scheduler):
         at_once = max(int(min(original.aggregate_num, at_once)), 1)
     starts = range(0, len(indices), at_once)
     return [lr for i in starts for lr in original._get_lrs(list(indices[i : i + at_once]))]
+
+
+def _is_of_mxnet(scheduler: Any) -> bool:
+    """Whether a scheduler, or none, gives the same however often it is asked."""
+    return scheduler is None or type(scheduler).__module__.startswith("mxnet.")
 
 
 def _number(value: Any) -> float:
@@ -191,9 +273,14 @@ class StandIn:
         if reason:
             return list(range(len(indices))), {reason: len(indices)}
         exceptions = self._exceptions()
+        repeated = getattr(weights, "step_before", None)
+        if repeated is not None and repeated.is_of(self._twin, grads, states, exceptions):
+            refused = self._push(original, indices, weights, grads, repeated.ours)
+            return ([], {}) if not refused else (list(range(len(indices))), {refused: len(indices)})
         left: List[int] = []
         reasons: Dict[str, int] = {}
         given = []
+        kinds = set()
         of_device = self._known.setdefault(id(original._index_update_count), {})
         all_dense = {*map(type, weights), *map(type, grads)} == {NDArray}
         for position, (index, state) in enumerate(zip(indices, states)):
@@ -213,11 +300,18 @@ class StandIn:
                 reasons[reason] = reasons.get(reason, 0) + 1
             else:
                 given.append((index, weight, grad, known.ours))
+                kinds.add(known.kind)
         if left and original.lr_scheduler is not None:
             # Who is counted first decides which rate a scheduler gives.
             return list(range(len(indices))), {next(iter(reasons)): len(indices)}
         if given:
-            refused = self._push(original, *zip(*given))
+            columns: Sequence[Any] = tuple(zip(*given))
+            if not left and isinstance(weights, KnownArrays):
+                columns = indices, weights, grads, columns[3]
+                weights.step_before = _Repeated(
+                    self._twin, grads, states, columns[3], frozenset(kinds)
+                )
+            refused = self._push(original, *columns)
             if refused:
                 left = list(range(len(indices)))
                 reasons = {refused: len(indices)}
@@ -323,6 +417,7 @@ def _order_matters(original: Optimizer, indices: Sequence[Index]) -> str:
     if original.lr_scheduler is None:
         return ""
     counts, begin = original._index_update_count, original.begin_num_update
-    if len({counts.get(index, begin) for index in indices}) > 1:
+    found = set(map(counts.get, indices))
+    if len({begin if count is None else count for count in found}) > 1:
         return "update counts differ, and a scheduler gives the rate"
     return ""

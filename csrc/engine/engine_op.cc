@@ -7,8 +7,8 @@
 
 namespace mxadamax::engine {
 
-void push(std::unique_ptr<const EngineOp> op, const Context& context, std::vector<Handle>& read,
-          std::vector<Handle>& written, const char* name) {
+void push(std::unique_ptr<const EngineOp> op, const Context& context,
+          const std::vector<Handle>& read, const std::vector<Handle>& written, const char* name) {
   const std::int32_t device[2] = {context.device_type, context.device_id};
   // The engine owns the task from here on, also when it fails while running it.
   const EngineOp* const released = op.release();
@@ -17,8 +17,8 @@ void push(std::unique_ptr<const EngineOp> op, const Context& context, std::vecto
         static_cast<const EngineOp*>(op)->run(*static_cast<const RunContext*>(context));
       },
       const_cast<EngineOp*>(released), [](void* op) { delete static_cast<const EngineOp*>(op); },
-      device, read.data(), static_cast<int>(read.size()), written.data(),
-      static_cast<int>(written.size()), nullptr, 0, name));
+      device, const_cast<Handle*>(read.data()), static_cast<int>(read.size()),
+      const_cast<Handle*>(written.data()), static_cast<int>(written.size()), nullptr, 0, name));
 }
 
 namespace {

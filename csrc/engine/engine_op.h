@@ -31,8 +31,8 @@ class EngineOp {
 };
 
 // Hands over a task, to be run once when those arrays can be read and written, and then deleted.
-void push(std::unique_ptr<const EngineOp> op, const Context& context, std::vector<Handle>& read,
-          std::vector<Handle>& written, const char* name);
+void push(std::unique_ptr<const EngineOp> op, const Context& context,
+          const std::vector<Handle>& read, const std::vector<Handle>& written, const char* name);
 
 // Makes the next wait on any of these arrays raise MXNetError with this message.
 void push_failure(const std::vector<Handle>& arrays, const std::string& message);

@@ -111,21 +111,19 @@ class BulkScope {
 // completing that write makes MXNet drop every reordering queued later by a forward pass from
 // before it. A cast to the type that it has leaves all bits as they are; arithmetic would not,
 // since MXNet 2 lets the processor take subnormal numbers for zero.
-void restore_layout(Handle weight, DType dtype) {
+void restore_layout(Handle first_row, DType dtype) {
   static void* const cast = [] {
     void* op = nullptr;
     check(api().NNGetOpHandle("Cast", &op));
     return op;
   }();
-  Handle slice = nullptr;
-  check(api().MXNDArraySlice(weight, 0, 1, &slice));
-  const Array owner(slice);
   const char* key = "dtype";
   const char* value = dtype_name(dtype);
   int outputs = 1;
-  Handle* out = &slice;
+  Handle* out = &first_row;
   const int* storage_types = nullptr;
-  check(api().MXImperativeInvoke(cast, 1, &slice, &outputs, &out, 1, &key, &value, &storage_types));
+  check(api().MXImperativeInvoke(cast, 1, &first_row, &outputs, &out, 1, &key, &value,
+                                 &storage_types));
 }
 
 }  // namespace
@@ -133,12 +131,12 @@ void restore_layout(Handle weight, DType dtype) {
 // Refuses an array that is somewhere else than the first weight.
 void FusedUpdate::check_context(std::size_t position, const char* what, Handle array) const {
   const Context context = context_of(array);
-  if (is_gpu(context) == is_gpu(arrays_.context) &&
-      (!is_gpu(context) || context.device_id == arrays_.context.device_id)) {
+  if (is_gpu(context) == is_gpu(arrays_->context) &&
+      (!is_gpu(context) || context.device_id == arrays_->context.device_id)) {
     return;
   }
-  const std::string expected = is_gpu(arrays_.context) ? context_name(arrays_.context)
-                                                       : "an array in host memory (mx.cpu())";
+  const std::string expected = is_gpu(arrays_->context) ? context_name(arrays_->context)
+                                                        : "an array in host memory (mx.cpu())";
   throw ParameterError(position, std::string(what) + " is " + (is_gpu(context) ? "on " : "in ") +
                                      context_name(context) + ", expected " + expected +
                                      ", as the first weight of this step is there");
@@ -165,7 +163,7 @@ void FusedUpdate::add(Handle weight, Handle grad) {
   const std::size_t position = size();
   const bool weight_in_rows = check_storage(position, role_name(weight_role), weight);
   const bool grad_in_rows = check_storage(position, role_name(gradient_role), grad);
-  if (position == 0) arrays_.context = context_of(weight);
+  if (position == 0) arrays_->context = context_of(weight);
   check_context(position, role_name(weight_role), weight);
   const int number = dtype_of(weight);
   const std::optional<DType> found = dtype_numbered(number);
@@ -176,23 +174,40 @@ void FusedUpdate::add(Handle weight, Handle grad) {
   const DType dtype = *found;
   const Shape shape(weight);
   check_like(position, role_name(gradient_role), grad, shape, dtype, "weight has ");
-  if (arrays_.format.state_dtype && dtype == DType::float64) {
+  if (arrays_->format.state_dtype && dtype == DType::float64) {
     throw ParameterError(position,
                          "weight has dtype float64, expected float32, float16 or bfloat16 with "
                          "state_dtype");
   }
-  if (arrays_.format.state_dtype == DType::int8 && grad_in_rows) {
+  if (arrays_->format.state_dtype == DType::int8 && grad_in_rows) {
     throw ParameterError(position,
                          "gradient is row_sparse, expected a dense array with state_dtype='int8'");
   }
   const std::int64_t elements = shape.size();
   // oneDNN's layouts exist for these types and for layers whose weights are matrices or larger.
-  const bool is_matrix = !is_gpu(arrays_.context) &&
+  const bool is_matrix = !is_gpu(arrays_->context) &&
                          (dtype == DType::float32 || dtype == DType::bfloat16) && shape.ndim >= 2 &&
                          elements > 0;
-  const bool has_master = arrays_.format.multi_precision && is_converted(dtype);
-  arrays_.parameters.push_back({shape, elements, dtype, has_master, is_matrix, weight_in_rows,
-                                grad_in_rows, Array::share(weight), Array::share(grad), nullptr});
+  const bool has_master = arrays_->format.multi_precision && is_converted(dtype);
+  arrays_->parameters.push_back({shape, elements, dtype, has_master, is_matrix, weight_in_rows,
+                                 grad_in_rows, Array::share(weight), Array::share(grad), nullptr});
+  if (is_matrix && !weight_in_rows) {
+    Handle first_row = nullptr;
+    check(api().MXNDArraySlice(arrays_->parameters.back().weight.get(), 0, 1, &first_row));
+    arrays_->first_rows.push_back({Array(first_row), dtype});
+  }
+}
+
+bool FusedUpdate::is_like(const FusedUpdate& other) const {
+  return &rule() == &other.rule() && arrays_->lazy == other.arrays_->lazy &&
+         format() == other.format() && arrays_->device_backend == other.arrays_->device_backend;
+}
+
+bool FusedUpdate::still_holds(std::size_t position, Handle weight, Handle grad) const {
+  const Parameter& parameter = arrays_->parameters[position];
+  return memory_of(weight) == memory_of(parameter.weight.get()) &&
+         memory_of(grad) == memory_of(parameter.grad.get()) && parameter.shape.is_of(weight) &&
+         parameter.shape.is_of(grad);
 }
 
 // What an array of a state must be.
@@ -205,36 +220,36 @@ struct FusedUpdate::Expected {
 };
 
 std::vector<FusedUpdate::Expected> FusedUpdate::expected_state() const {
-  const Parameter& p = arrays_.parameters.back();
+  const Parameter& p = arrays_->parameters.back();
   const DType computed = op_math_type(p.dtype);
   const char* const other = "expected ";
   const char* const like = p.has_master ? other : "weight has ";
   std::vector<Expected> list;
   if (p.has_master) list.push_back({master_role, computed, p.shape, like});
-  for (int k = 0; k < arrays_.rule.states; ++k) {
+  for (int k = 0; k < arrays_->rule.states; ++k) {
     const std::size_t role = state_role + static_cast<std::size_t>(k);
-    if (!arrays_.format.state_dtype) {
+    if (!arrays_->format.state_dtype) {
       list.push_back({role, updated_type(p.dtype, p.has_master), p.shape, like});
-    } else if (arrays_.format.state_dtype == DType::int8) {
+    } else if (arrays_->format.state_dtype == DType::int8) {
       list.push_back({role, k == 0 ? DType::int8 : DType::uint8, p.shape, other});
     } else {
-      list.push_back({role, *arrays_.format.state_dtype, p.shape, other});
+      list.push_back({role, *arrays_->format.state_dtype, p.shape, other});
     }
   }
-  if (arrays_.format.state_dtype == DType::int8) {
-    const Shape shape(blocks_of(p.size), arrays_.rule.states);
+  if (arrays_->format.state_dtype == DType::int8) {
+    const Shape shape(blocks_of(p.size), arrays_->rule.states);
     list.push_back({scales_role, DType::float32, shape, other, other});
   }
-  if (arrays_.format.average) {
+  if (arrays_->format.average) {
     list.push_back({average_role, computed, p.shape, p.dtype == computed ? "weight has " : other});
   }
   return list;
 }
 
 std::shared_ptr<const State> FusedUpdate::add_state(const std::vector<Handle>& arrays) {
-  Parameter& parameter = arrays_.parameters.back();
+  Parameter& parameter = arrays_->parameters.back();
   const std::vector<Expected> expected = expected_state();
-  State state{parameter.shape, parameter.dtype, arrays_.format, {}};
+  State state{parameter.shape, parameter.dtype, arrays_->format, {}};
   state.arrays.reserve(arrays.size());
   for (std::size_t k = 0; k < arrays.size(); ++k) {
     const char* const role = role_name(expected[k].role);
@@ -248,8 +263,8 @@ std::shared_ptr<const State> FusedUpdate::add_state(const std::vector<Handle>& a
 }
 
 bool FusedUpdate::reuse_state(const std::shared_ptr<const State>& state) {
-  Parameter& parameter = arrays_.parameters.back();
-  const bool fits = state->weight_dtype == parameter.dtype && state->format == arrays_.format &&
+  Parameter& parameter = arrays_->parameters.back();
+  const bool fits = state->weight_dtype == parameter.dtype && state->format == arrays_->format &&
                     state->shape == parameter.shape;
   if (fits) parameter.state = state;
   return fits;
@@ -263,7 +278,7 @@ void FusedUpdate::check_memory() const {
   };
   // A hash table with open addressing, at most half full.
   std::size_t slots = 16;
-  while (slots < 2 * size() * (5 + static_cast<std::size_t>(arrays_.rule.states))) slots *= 2;
+  while (slots < 2 * size() * (5 + static_cast<std::size_t>(arrays_->rule.states))) slots *= 2;
   std::vector<User> users(slots, User{nullptr, 0, 0});
 
   const auto enter = [&](const Array& array, std::size_t parameter, std::size_t role) {
@@ -289,46 +304,47 @@ void FusedUpdate::check_memory() const {
     }
   };
   for (std::size_t i = 0; i < size(); ++i) {
-    const Parameter& parameter = arrays_.parameters[i];
+    const Parameter& parameter = arrays_->parameters[i];
     enter(parameter.weight, i, weight_role);
     enter(parameter.grad, i, gradient_role);
     std::size_t k = 0;
     const std::vector<Array>& arrays = parameter.state->arrays;
     if (parameter.has_master) enter(arrays[k++], i, master_role);
-    for (int state = 0; state < arrays_.rule.states; ++state) {
+    for (int state = 0; state < arrays_->rule.states; ++state) {
       enter(arrays[k++], i, state_role + static_cast<std::size_t>(state));
     }
-    if (arrays_.format.state_dtype == DType::int8) enter(arrays[k++], i, scales_role);
-    if (arrays_.format.average) enter(arrays[k++], i, average_role);
+    if (arrays_->format.state_dtype == DType::int8) enter(arrays[k++], i, scales_role);
+    if (arrays_->format.average) enter(arrays[k++], i, average_role);
   }
 }
 
-void FusedUpdate::restore_layouts() const {
-  const NotRecording not_recording;
-  const BulkScope bulk_scope(size());
-  for (const Parameter& parameter : arrays_.parameters) {
-    if (parameter.is_matrix && !parameter.weight_in_rows)
-      restore_layout(parameter.weight.get(), parameter.dtype);
-  }
-}
-
-void FusedUpdate::push(std::vector<std::vector<double>> tables, const StepOptions& options,
-                       StepHistory history) && {
-  if (arrays_.parameters.empty()) return;
-  std::vector<Handle> read;
-  std::vector<Handle> written;
+void FusedUpdate::complete() {
+  check_memory();
+  arrays_->tensors.resize(size());
+  std::vector<Handle>& read = arrays_->read;
+  std::vector<Handle>& written = arrays_->written;
   read.reserve(size());
-  written.reserve(size() * (4 + static_cast<std::size_t>(arrays_.rule.states)));
-  for (const Parameter& parameter : arrays_.parameters) {
+  written.reserve(size() * (4 + static_cast<std::size_t>(arrays_->rule.states)));
+  for (const Parameter& parameter : arrays_->parameters) {
     read.push_back(parameter.grad.get());
     written.push_back(parameter.weight.get());
     for (const Array& array : parameter.state->arrays) written.push_back(array.get());
   }
+}
+
+void FusedUpdate::restore_layouts() const {
+  if (arrays_->first_rows.empty()) return;
+  const NotRecording not_recording;
+  const BulkScope bulk_scope(size());
+  for (const FirstRow& row : arrays_->first_rows) restore_layout(row.array.get(), row.dtype);
+}
+
+void FusedUpdate::push(std::vector<std::vector<double>> tables, const StepOptions& options,
+                       StepHistory history) {
+  if (arrays_->parameters.empty()) return;
   restore_layouts();
-  const Context context = arrays_.context;
-  const char* const name = arrays_.rule.rule;
-  engine::push(update_of(std::move(arrays_), std::move(tables), options, std::move(history)),
-               context, read, written, name);
+  engine::push(update_of(arrays_, std::move(tables), options, std::move(history)), arrays_->context,
+               arrays_->read, arrays_->written, arrays_->rule.rule);
   pushed_ = true;
 }
 

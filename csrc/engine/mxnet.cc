@@ -27,6 +27,8 @@ void for_each_function(Api& a, Visit&& visit) {
   visit("MXNDArrayGetData", a.MXNDArrayGetData);
   visit("MXNDArrayToDLPack", a.MXNDArrayToDLPack);
   visit("MXNDArrayCallDLPackDeleter", a.MXNDArrayCallDLPackDeleter);
+  visit("MXNDArrayGetGradState", a.MXNDArrayGetGradState);
+  visit("MXNDArraySetGradState", a.MXNDArraySetGradState);
   visit("MXAutogradSetIsRecording", a.MXAutogradSetIsRecording);
   visit("NNGetOpHandle", a.NNGetOpHandle);
   visit("MXImperativeInvoke", a.MXImperativeInvoke);
@@ -111,6 +113,13 @@ Shape::Shape(Handle array) {
 }
 
 Shape::Shape(std::int64_t rows, std::int64_t columns) : ndim(2), dims{rows, columns} {}
+
+bool Shape::is_of(Handle array) const {
+  int found = 0;
+  const std::int64_t* data = nullptr;
+  check(api().MXNDArrayGetShape64(array, &found, &data));
+  return found == ndim && std::equal(dims, dims + ndim, data);
+}
 
 bool Shape::operator==(const Shape& other) const {
   return ndim == other.ndim && std::equal(dims, dims + ndim, other.dims);

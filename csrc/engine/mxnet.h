@@ -32,6 +32,8 @@ struct Api {
   int (*MXNDArrayGetData)(Handle, void**) = nullptr;
   int (*MXNDArrayToDLPack)(Handle, void**) = nullptr;
   int (*MXNDArrayCallDLPackDeleter)(void*) = nullptr;
+  int (*MXNDArrayGetGradState)(Handle, int*) = nullptr;
+  int (*MXNDArraySetGradState)(Handle, int) = nullptr;
   int (*MXAutogradSetIsRecording)(int, int*) = nullptr;
   int (*NNGetOpHandle)(const char*, void**) = nullptr;
   // The last argument exists from MXNet 2 on; C's calling convention lets 1 ignore it.
@@ -58,6 +60,10 @@ class Array {
   Array() = default;
   explicit Array(Handle owned) : handle_(owned) {}
   Array(Array&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Array& operator=(Array&& other) noexcept {
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
   ~Array() {
     if (handle_ != nullptr) api().MXNDArrayFree(handle_);
   }
@@ -107,6 +113,7 @@ struct Shape {
   explicit Shape(Handle array);
   Shape(std::int64_t rows, std::int64_t columns);
   bool operator==(const Shape& other) const;
+  bool is_of(Handle array) const;
   std::int64_t size() const;
   std::string text() const;
 };

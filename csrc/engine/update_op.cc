@@ -107,9 +107,10 @@ void rethrow_with_context(const char* rule, Body&& body) {
 
 class UpdateOp final : public EngineOp {
  public:
-  UpdateOp(UpdateArguments arrays, std::vector<std::vector<double>> tables,
+  UpdateOp(std::shared_ptr<const UpdateArguments> arrays, std::vector<std::vector<double>> tables,
            const StepOptions& options, StepHistory history)
-      : arrays_(std::move(arrays)),
+      : held_(std::move(arrays)),
+        arrays_(*held_),
         tables_(std::move(tables)),
         options_(options),
         history_(std::move(history)),
@@ -144,8 +145,14 @@ class UpdateOp final : public EngineOp {
     // Each in one piece: their norm depends neither on which rows they hold nor on what is done to
     // the others.
     std::vector<cpu::Tensor> gradients;
-    for (const Parameter& parameter : arrays_.parameters) {
-      if (parameter.size > 0) {
+    for (std::size_t i = 0; i < arrays_.parameters.size(); ++i) {
+      const Parameter& parameter = arrays_.parameters[i];
+      std::optional<cpu::Tensor>& known = arrays_.tensors[i];
+      if (known) {
+        tensors.push_back(*known);
+        tensors.back().scalars = row;
+        if (options_.any()) gradients.push_back(tensors.back());
+      } else if (parameter.size > 0) {
         cpu::Tensor tensor = tensor_of(parameter);
         tensor.scalars = row;
         const Gradient gradient = gradient_of(parameter);
@@ -155,6 +162,7 @@ class UpdateOp final : public EngineOp {
           tensor.size = held_elements(gradient.rows, parameter.size);
           gradients.push_back(tensor);
         }
+        if (stays_in_place(parameter)) known = tensors.back();
       }
       row += arrays_.rule.scalars;
     }
@@ -244,6 +252,12 @@ class UpdateOp final : public EngineOp {
     return tensor;
   }
 
+  // Whether nothing but another shape, which the next step sees, moves a parameter in memory: an
+  // array with more dimensions can be given a layout of oneDNN's, and come back from it elsewhere.
+  static bool stays_in_place(const Parameter& p) {
+    return p.shape.ndim <= 1 && !p.weight_in_rows && !p.grad_in_rows;
+  }
+
   // A parameter's arrays but for the gradient.
   cpu::Tensor tensor_of(const Parameter& p) const {
     cpu::Tensor tensor{};
@@ -293,7 +307,8 @@ class UpdateOp final : public EngineOp {
     return const_cast<void*>(rows.data);
   }
 
-  UpdateArguments arrays_;
+  std::shared_ptr<const UpdateArguments> held_;
+  const UpdateArguments& arrays_;
   std::vector<std::vector<double>> tables_;
   StepOptions options_;
   StepHistory history_;
@@ -302,7 +317,7 @@ class UpdateOp final : public EngineOp {
 
 }  // namespace
 
-std::unique_ptr<const EngineOp> update_of(UpdateArguments arrays,
+std::unique_ptr<const EngineOp> update_of(std::shared_ptr<const UpdateArguments> arrays,
                                           std::vector<std::vector<double>> tables,
                                           const StepOptions& options, StepHistory history) {
   return std::make_unique<const UpdateOp>(std::move(arrays), std::move(tables), options,

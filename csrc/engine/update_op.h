@@ -57,7 +57,14 @@ struct Parameter {
   std::shared_ptr<const State> state;
 };
 
-// The arrays of one update, found to fit one another.
+// The first row of a weight that is a matrix, by which its layout is restored.
+struct FirstRow {
+  Array array;
+  DType dtype;
+};
+
+// The arrays of an update, found to fit one another. Steps share it as long as that does not
+// change.
 struct UpdateArguments {
   const cpu::RuleKernels& rule;
   // Whether rows that a row_sparse gradient does not hold are left alone; else they are updated
@@ -70,6 +77,13 @@ struct UpdateArguments {
   // Null where the processor updates.
   const DeviceBackend* device_backend = nullptr;
   std::shared_ptr<DeviceBatchCache> device_batch_cache = nullptr;
+  std::vector<FirstRow> first_rows = {};
+  // Where the kernels find a parameter whose memory stays in place: nothing before its first step.
+  // Steps write the same arrays, so they run one after another.
+  mutable std::vector<std::optional<cpu::Tensor>> tensors = {};
+  // What the engine orders the operation by.
+  std::vector<Handle> read = {};
+  std::vector<Handle> written = {};
 };
 
 // What the steps of an optimizer on one device leave behind. To be read after a wait, but for the
@@ -93,7 +107,7 @@ struct StepHistory {
 // What updates these arrays. Each table of scalars has a row for each parameter, as wide as the
 // rule has scalars; there is more than one where it is not known yet how many earlier steps are
 // left out.
-std::unique_ptr<const EngineOp> update_of(UpdateArguments arrays,
+std::unique_ptr<const EngineOp> update_of(std::shared_ptr<const UpdateArguments> arrays,
                                           std::vector<std::vector<double>> tables,
                                           const StepOptions& options, StepHistory history);
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <structmember.h>
 
 #include <cstddef>
 #include <string>
@@ -41,14 +42,53 @@ inline engine::Handle array_of(py::handle object, std::size_t position, const ch
   return handle;
 }
 
+// An NDArray that is held, so that no other object takes its place in memory.
+class HeldArray {
+ public:
+  HeldArray() = default;
+  explicit HeldArray(py::handle array)
+      : array_(py::reinterpret_borrow<py::object>(array)),
+        owner_(array.attr("handle")),
+        owner_slot_(slot_of_handle(array)),
+        handle_(handle_of(array)) {}
+
+  const PyObject* array() const { return array_.ptr(); }
+  // Whether an object is this NDArray, with the handle that it had.
+  bool is(py::handle object) const {
+    if (!array_.is(object)) return false;
+    if (owner_slot_ != nullptr) return *owner_slot_ == owner_.ptr();
+    return owner_.is(object.attr("handle"));
+  }
+  engine::Handle handle() const { return handle_; }
+
+ private:
+  // Where the object keeps its attribute `handle`; null unless that is a slot.
+  static PyObject* const* slot_of_handle(py::handle array) {
+    const auto found = py::reinterpret_steal<py::object>(
+        PyObject_GetAttrString(reinterpret_cast<PyObject*>(Py_TYPE(array.ptr())), "handle"));
+    if (!found) throw py::error_already_set();
+    if (Py_TYPE(found.ptr()) != &PyMemberDescr_Type) return nullptr;
+    const auto* const member = reinterpret_cast<const PyMemberDescrObject*>(found.ptr());
+    const char* const slot = reinterpret_cast<const char*>(array.ptr()) + member->d_member->offset;
+    return reinterpret_cast<PyObject* const*>(slot);
+  }
+
+  py::object array_, owner_;
+  PyObject* const* owner_slot_ = nullptr;
+  engine::Handle handle_ = nullptr;
+};
+
 // The items of a list or tuple, borrowed.
 class SequenceView {
  public:
   explicit SequenceView(const py::object& sequence)
-      : fast_(py::reinterpret_steal<py::object>(
-            PySequence_Fast(sequence.ptr(), "expected a sequence"))) {
+      : fast_(PyTuple_Check(sequence.ptr()) ? sequence
+                                            : py::reinterpret_steal<py::object>(PySequence_Fast(
+                                                  sequence.ptr(), "expected a sequence"))) {
     if (!fast_) throw py::error_already_set();
   }
+  // The list or tuple; of another sequence, a list of its items.
+  const py::object& sequence() const { return fast_; }
   std::size_t size() const {
     return static_cast<std::size_t>(PySequence_Fast_GET_SIZE(fast_.ptr()));
   }

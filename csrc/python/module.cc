@@ -22,7 +22,9 @@
 #include "engine/row_sparse.h"
 #include "engine/scalar.h"
 #include "engine/update_op.h"
+#include "parameter_groups.h"
 #include "testing_hooks.h"
+#include "trainer_arrays.h"
 
 namespace mxadamax {
 namespace {
@@ -105,22 +107,24 @@ void collect_state(py::handle state, std::size_t position, const engine::FusedUp
 // Whether nothing that was found in a state can change unnoticed: a list could hold other arrays
 // the next time.
 bool is_fixed(py::handle state) {
+  if (!PyTuple_Check(state.ptr())) return !PyList_Check(state.ptr());
   if (!PyTuple_CheckExact(state.ptr())) return false;
-  for (const py::handle item : py::reinterpret_borrow<py::tuple>(state)) {
-    if (PyList_Check(item.ptr()) || (PyTuple_Check(item.ptr()) && !is_fixed(item))) return false;
-  }
-  return true;
+  const auto items = py::reinterpret_borrow<py::tuple>(state);
+  return std::all_of(items.begin(), items.end(), is_fixed);
 }
 
-// What was found out about the states of the batch before, by position, and what was prepared on
-// devices. A state counts as the same if it is the same tuple, which is held, so that no other
-// object takes its place in memory.
+// What steps leave behind for those that follow: what was found out about states, by position, what
+// was prepared on devices, and the whole update, if the arrays of two steps in a row were the same.
+//
+// Arrays and states count as the same if they are the same objects of Python's, which are held, so
+// that no other object takes their place in memory.
 class StateCache {
  public:
   // Where position i is kept, for the batch at hand to look up and to fill.
   void fit(std::size_t size) { entries_.resize(size); }
   const std::shared_ptr<const engine::State>* find(std::size_t i, py::handle state) const {
-    return entries_[i].tuple.is(state) ? &entries_[i].state : nullptr;
+    return entries_[i].state != nullptr && entries_[i].object.is(state) ? &entries_[i].state
+                                                                        : nullptr;
   }
   void keep(std::size_t i, py::handle state, std::shared_ptr<const engine::State> found) {
     if (!is_fixed(state)) return;
@@ -130,14 +134,63 @@ class StateCache {
     return device_batch_cache_;
   }
 
+  // The last step's update, if it is like this one, which has no arrays yet, and of these arrays.
+  // Where the cache is of weights that are `known` to be the same, they are not looked at.
+  const engine::FusedUpdate* find_update(const engine::FusedUpdate& wanted,
+                                         const SequenceView& weights, const SequenceView& grads,
+                                         const SequenceView& states, bool known) const {
+    if (!update_ || held_.size() != weights.size() || !update_->is_like(wanted)) return nullptr;
+    if (known && grads_.is(grads.sequence()) && states_.is(states.sequence())) return &*update_;
+    for (std::size_t i = 0; i < held_.size(); ++i) {
+      const Held& held = held_[i];
+      if (!held.weight.is(weights[i]) || !held.grad.is(grads[i]) ||
+          !entries_[i].object.is(states[i]) ||
+          !update_->still_holds(i, held.weight.handle(), held.grad.handle())) {
+        return nullptr;
+      }
+    }
+    return &*update_;
+  }
+  // Keeps an update: if its arrays are not known, from the second step with the same on, so that
+  // others can let go of arrays after a step.
+  void keep_update(const engine::FusedUpdate& update, const SequenceView& weights,
+                   const SequenceView& grads, const SequenceView& states, bool known) {
+    held_.clear();
+    update_.reset();
+    std::vector<std::pair<PyObject*, PyObject*>> given;
+    given.reserve(weights.size());
+    bool fixed = true;
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+      given.emplace_back(weights[i].ptr(), grads[i].ptr());
+      fixed = fixed && entries_[i].state != nullptr;
+    }
+    if (fixed && (known || given == given_before_)) {
+      for (std::size_t i = 0; i < weights.size(); ++i) {
+        held_.push_back({HeldArray(weights[i]), HeldArray(grads[i])});
+      }
+      update_ = update;
+      grads_ = grads.sequence();
+      states_ = states.sequence();
+    }
+    given_before_ = std::move(given);
+  }
+
  private:
   struct Entry {
-    py::object tuple;
+    py::object object;
     std::shared_ptr<const engine::State> state;
+  };
+  struct Held {
+    HeldArray weight, grad;
   };
   std::vector<Entry> entries_;
   std::shared_ptr<engine::DeviceBatchCache> device_batch_cache_ =
       std::make_shared<engine::DeviceBatchCache>();
+  std::optional<engine::FusedUpdate> update_;
+  py::object grads_, states_;
+  std::vector<Held> held_;
+  // Not held, only compared.
+  std::vector<std::pair<PyObject*, PyObject*>> given_before_;
 };
 
 // What updates arrays in host memory, which only tests change; null for the processor's own.
@@ -166,7 +219,7 @@ const DeviceBackend* device_backend_for(Handle weight) {
 engine::FusedUpdate make_update(const std::string& rule_name, const py::object& weight_list,
                                 const py::object& grad_list, const py::object& state_list,
                                 StateCache& cache, bool lazy, bool multi_precision, bool average,
-                                const py::object& state_dtype) {
+                                const py::object& state_dtype, bool known) {
   const SequenceView weights(weight_list), grads(grad_list), states(state_list);
   const cpu::RuleKernels& rule = rule_named(rule_name, cpu::chosen_instruction_set());
   if (weights.size() != grads.size() || weights.size() != states.size()) {
@@ -179,14 +232,16 @@ engine::FusedUpdate make_update(const std::string& rule_name, const py::object& 
   if (!state_dtype.is_none())
     format.state_dtype = state_dtype_named(state_dtype.cast<std::string>());
   engine::FusedUpdate batch(rule, lazy, format);
+  if (weights.size() > 0) {
+    const DeviceBackend* const kernels = device_backend_for(array_of(weights[0], 0, "weight"));
+    if (kernels != nullptr) batch.use(*kernels, cache.device_batch_cache());
+  }
+  const engine::FusedUpdate* const same = cache.find_update(batch, weights, grads, states, known);
+  if (same != nullptr) return *same;
   std::vector<Handle> handles;
   cache.fit(weights.size());
   for (std::size_t i = 0; i < weights.size(); ++i) {
     const Handle weight = array_of(weights[i], i, "weight");
-    if (i == 0) {
-      const DeviceBackend* const kernels = device_backend_for(weight);
-      if (kernels != nullptr) batch.use(*kernels, cache.device_batch_cache());
-    }
     batch.add(weight, array_of(grads[i], i, "gradient"));
     const std::shared_ptr<const engine::State>* known = cache.find(i, states[i]);
     if (known != nullptr && batch.reuse_state(*known)) continue;
@@ -194,7 +249,8 @@ engine::FusedUpdate make_update(const std::string& rule_name, const py::object& 
     collect_state(states[i], i, batch, handles);
     cache.keep(i, states[i], batch.add_state(handles));
   }
-  batch.check_memory();
+  batch.complete();
+  cache.keep_update(batch, weights, grads, states, known);
   return batch;
 }
 
@@ -207,7 +263,7 @@ void push(engine::FusedUpdate& batch, const std::vector<py::dict>& tables,
           const py::object& clip_global_norm, bool skip_nonfinite,
           const std::shared_ptr<engine::StepStatus>& report, std::int64_t skipped_before,
           bool in_single_precision, const std::vector<std::string>& rounded,
-          const std::vector<std::string>& exact) {
+          const std::vector<std::string>& exact, const ParameterGroups* groups) {
   if (tables.empty() || (!skip_nonfinite && tables.size() > 1)) {
     throw std::invalid_argument("got " + std::to_string(tables.size()) +
                                 " tables of scalars, expected one, or with skip_nonfinite as many "
@@ -220,15 +276,16 @@ void push(engine::FusedUpdate& batch, const std::vector<py::dict>& tables,
     throw std::invalid_argument("skipped_before must be what a report has counted, got " +
                                 std::to_string(skipped_before));
   }
-  const auto convert = [&](const std::string& name, std::size_t position, double value) -> double {
+  const auto convert = [&](const std::string& name, std::size_t row, double value) -> double {
     // Never seen by an operator of MXNet's.
     if (is_among(epilogue_scalars, name)) return value;
     // MXNet takes bounds, which may be infinite, in single precision, whatever they bound.
     if (is_among(bound_scalars, name)) return engine::as_mxnet_reads<float>(value);
     if (!std::isfinite(value)) {
-      throw ParameterError(position, (name == "decay_factor" ? "1 - lr * wd" : name) + " is " +
-                                         py::repr(py::float_(value)).cast<std::string>() +
-                                         ", expected a finite number");
+      throw ParameterError(groups == nullptr ? row : groups->first_of(row),
+                           (name == "decay_factor" ? "1 - lr * wd" : name) + " is " +
+                               py::repr(py::float_(value)).cast<std::string>() +
+                               ", expected a finite number");
     }
     if (!in_single_precision) return engine::as_mxnet_reads<double>(value);
     if (std::find(exact.begin(), exact.end(), name) != exact.end()) return value;
@@ -242,13 +299,18 @@ void push(engine::FusedUpdate& batch, const std::vector<py::dict>& tables,
   std::vector<std::vector<double>> rows;
   rows.reserve(tables.size());
   for (const py::dict& scalars : tables) {
-    rows.push_back(table_of(batch.rule(), batch.size(), scalars, convert));
+    const std::size_t count = groups == nullptr ? batch.size() : groups->size();
+    rows.push_back(table_of(batch.rule(), count, scalars, convert));
+    if (groups != nullptr) {
+      rows.back() = groups->row_of_each(rows.back(), static_cast<std::size_t>(batch.rule().scalars),
+                                        batch.size());
+    }
   }
   StepOptions options;
   if (!clip_global_norm.is_none()) options.clip_global_norm = clip_global_norm.cast<double>();
   options.skip_nonfinite = skip_nonfinite;
   const py::gil_scoped_release release;
-  std::move(batch).push(std::move(rows), options, {report, skipped_before});
+  batch.push(std::move(rows), options, {report, skipped_before});
 }
 
 }  // namespace
@@ -360,6 +422,8 @@ PYBIND11_MODULE(_native, m) {
       py::arg("base"), py::arg("exponent"),
       "A power in single precision, of the C library that MXNet takes it from.");
 
+  add_parameter_groups(m);
+  add_trainer_arrays(m);
   py::class_<StateCache>(m, "StateCache",
                          "What a batch leaves behind to make the next one cheaper.")
       .def(py::init<>());
@@ -374,20 +438,25 @@ PYBIND11_MODULE(_native, m) {
       .def_property_readonly(
           "skipped", [](const engine::StepStatus& report) { return report.skipped.load(); });
   py::class_<engine::FusedUpdate>(m, "FusedUpdate", "The arrays of one update, checked and held.")
-      .def(py::init(&make_update), py::arg("rule"), py::arg("weights"), py::arg("grads"),
-           py::arg("states"), py::arg("cache"), py::arg("lazy"), py::arg("multi_precision"),
-           py::arg("average"), py::arg("state_dtype"),
-           "Check all arrays and hold them; ParameterError names what is wrong. With lazy, rows "
-           "that a row_sparse gradient does not hold are left alone. The others say what states "
-           "are made of.")
+      .def(
+          py::init(&make_update), py::arg("rule"), py::arg("weights"), py::arg("grads"),
+          py::arg("states"), py::arg("cache"), py::arg("lazy"), py::arg("multi_precision"),
+          py::arg("average"), py::arg("state_dtype"), py::arg("known") = false,
+          "Check all arrays and hold them; ParameterError names what is wrong. With lazy, rows "
+          "that a row_sparse gradient does not hold are left alone. The next three say what states "
+          "are made of. With known, the cache is of these weights, and no array has changed since "
+          "it "
+          "was given with the same grads and states.")
       .def("push", &push, py::arg("tables"), py::arg("clip_global_norm"), py::arg("skip_nonfinite"),
            py::arg("report"), py::arg("skipped_before"), py::arg("in_single_precision") = false,
            py::arg("rounded") = py::tuple(), py::arg("exact") = py::tuple(),
+           py::arg("groups") = nullptr,
            "Hand the update to MXNet's engine, once. Each table is a dict, in which each scalar of "
            "the rule is one number, or a list with one for each parameter. The first table counts "
            "if skipped_before steps of the report have been skipped, the next if one more, and so "
            "on. With in_single_precision, scalars are read as by an operator of MXNet's that takes "
-           "single precision, those in `rounded` to the nearest, and those in `exact` not at all.")
+           "single precision, those in `rounded` to the nearest, and those in `exact` not at all. "
+           "With groups, a list has one number for each group of parameters.")
       .def_property_readonly("pushed", &engine::FusedUpdate::pushed,
                              "Whether the engine has it: it will be done, whatever comes.");
   add_bandwidth_baseline(m);

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Iterable, Sequence, Tuple
 import numpy
 from mxnet.ndarray import NDArray
 
+from .. import _native
 from .._mxnet.compatibility import IS_MXNET_1, dtypes_of_step
 from .._mxnet.engine import inside_kvstore_update
 from .state_layout import State
@@ -16,6 +17,35 @@ if TYPE_CHECKING:
     from .base import FusedOptimizer
 
 Arguments = Tuple[Sequence[Index], Sequence[NDArray], Sequence[NDArray], Sequence[State]]
+
+
+class KnownArrays(Tuple[NDArray, ...]):
+    """The weights of a step, or its gradients, which a Trainer has compared with those before.
+
+    They are dense, and none has changed since it was given together with the same others.
+
+    Attributes
+    ----------
+    cache : StateCache
+        What steps of these weights leave behind for the next one.
+    step_before : object
+        What the last step of one of MXNet's optimizers found out.
+    """
+
+    cache: _native.StateCache
+    step_before: Any = None
+
+    @classmethod
+    def of_weights(cls, weights: Iterable[NDArray]) -> "KnownArrays":
+        """Return weights, with a cache of their own."""
+        known = cls(weights)
+        known.cache = _native.StateCache()
+        return known
+
+
+def is_known(arrays: Sequence[NDArray]) -> bool:
+    """Return whether arrays are dense, and known not to have changed."""
+    return type(arrays) is KnownArrays
 
 
 def as_lists(owner: str, indices: Any, weights: Any, grads: Any, states: Any) -> Arguments:

@@ -12,6 +12,7 @@ from mxnet.ndarray.sparse import RowSparseNDArray
 from mxnet.optimizer import Optimizer
 
 from .._mxnet.compatibility import IS_MXNET_1
+from .arguments import is_known
 from .options import BY_NAME, NUMERICS
 
 SERIES = 1 if IS_MXNET_1 else 2
@@ -68,7 +69,7 @@ BySeries = Mapping[int, Arithmetic]
 
 def by_storage(arrays: Sequence[NDArray], dense: Arithmetic, rows: Arithmetic) -> List[Arithmetic]:
     """Return `rows` for each row_sparse array, and `dense` for others; nothing if all are dense."""
-    if RowSparseNDArray not in map(type, arrays):
+    if is_known(arrays) or RowSparseNDArray not in map(type, arrays):
         return []
     return [rows if type(array) is RowSparseNDArray else dense for array in arrays]
 

@@ -466,6 +466,10 @@ class FusedOptimizer(CountingOptimizer):
                 native().push_failure(list(arrays), str(error))
             raise
 
+    def _forms_groups(self) -> bool:
+        # Each parameter has random numbers of its own.
+        return self.state_dtype is None and super()._forms_groups()
+
     def _weight_decay(
         self,
         lrs: Sequence[float],

@@ -2,16 +2,47 @@
 """Count updates, track steps, and find the learning rate and weight decay of each parameter."""
 
 import math
-from typing import Any, Callable, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    ClassVar,
+    Dict,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import numpy
 from mxnet.ndarray import NDArray
 
+from .. import _native
 from .._mxnet.compatibility import StepOptimizer
 from .._mxnet.trainer import Keys, devices_of
 from .options import ANY_FINITE, as_number
 from .step_tracker import Index, StepTracker
 from .update_counts import move_counts
+
+
+class CountedStep(NamedTuple):
+    """A step that has been counted.
+
+    Parameters
+    ----------
+    lrs, wds : list of float
+        Learning rate and weight decay of each group of parameters.
+    updates : list of int
+        How many updates they have had.
+    groups : ParameterGroups, optional
+        Which parameter is in which group. None where each is one.
+    """
+
+    lrs: List[float]
+    wds: List[float]
+    updates: List[int]
+    groups: Optional[_native.ParameterGroups] = None
 
 
 class CountingOptimizer(StepOptimizer):
@@ -26,6 +57,11 @@ class CountingOptimizer(StepOptimizer):
     registered_name: ClassVar[str]
     # The attributes that a step changes, besides MXNet's counts of each parameter.
     _counted: ClassVar[Tuple[str, ...]] = ("num_update", "_last_step_tracker")
+    # The methods that give something for each parameter of a step.
+    _per_parameter: ClassVar[Tuple[str, ...]] = (
+        *("_count_update", "_updates", "_get_lrs", "_get_wds", "_multiplied"),
+        *("scalars", "_weight_decay", "_decay_rates"),
+    )
 
     # MXNet's own, which has no types.
     num_update: int
@@ -144,6 +180,40 @@ class CountingOptimizer(StepOptimizer):
         counts.update(zip(indices, updates))
         lrs += self._get_lrs(same_rate)
         return lrs, self._get_wds(indices)
+
+    def _count_step(self, indices: Sequence[Index]) -> CountedStep:
+        """Count one more update of each parameter, in groups where they can be formed."""
+        if self._forms_groups():
+            found = self._count_groups(indices)
+            if found is not None:
+                return found
+        lrs, wds = self._count_update(indices)
+        return CountedStep(lrs, wds, self._updates(indices))
+
+    def _forms_groups(self) -> bool:
+        """Whether scalars depend on nothing but a parameter's rate, decay and count.
+
+        That is known of this package's own methods only: others may count calls, or positions.
+        """
+        methods = (getattr(self, name) for name in self._per_parameter)
+        return all(method.__module__.startswith("mxadamax.") for method in methods)
+
+    def _count_groups(self, indices: Sequence[Index]) -> Optional[CountedStep]:
+        """Do as `_count_update` for parameters with equal counts; None if nothing was counted."""
+        if self._keys is not None:
+            return None
+        groups = _native.parameter_groups(indices, self.param_dict)
+        if groups is None:
+            return None
+        counts, begin = self._index_update_count, self.begin_num_update
+        count = _native.count_together(counts, indices, begin)
+        if count is None:
+            return None
+        self.num_update = max(self.num_update, count)
+        rate, wd = self._asked_rate(), float(self.wd)
+        lrs = [rate * multiplier for multiplier in groups.lr_mults]
+        wds = [wd * multiplier for multiplier in groups.wd_mults]
+        return CountedStep(lrs, wds, [count] * len(lrs), groups)
 
     def _updates(
         self, indices: Sequence[Index], skipped: Optional[Mapping[Index, int]] = None

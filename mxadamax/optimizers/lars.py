@@ -198,6 +198,10 @@ class LARS(MomentumOptimizer):
         self._adapts, self._momenta = adapts, momenta
         return lrs, wds
 
+    def _forms_groups(self) -> bool:
+        # What is adapted depends on names.
+        return False
+
     def _calls(self, indices: Sequence[Index]) -> List[Sequence[Index]]:
         """The parts of a step in which momentum is corrected one after another."""
         if not self.momentum_correction or self.numerics != BUILTIN or SERIES == 2:

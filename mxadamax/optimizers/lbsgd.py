@@ -215,6 +215,10 @@ class LBSGD(SGD):
         lrs, wds = zip(*self._rates)
         return list(lrs), list(wds)
 
+    def _forms_groups(self) -> bool:
+        # Each parameter's rate follows from its gradients.
+        return False
+
     def _add_up(self, index: Index, grad: NDArray) -> Tuple[int, NDArray]:
         """The number of calls for a parameter, and the sum of gradients with this one."""
         known = self.cumgrads.get(index)

@@ -161,6 +161,10 @@ class Nadam(MomentOptimizer):
             "v_divisor": [1.0 - self.beta2**t for t in updates],
         }
 
+    def _forms_groups(self) -> bool:
+        # Its momenta are multiplied once for each parameter.
+        return not self.schedule_per_parameter and super()._forms_groups()
+
     def _momentum(self, t: int) -> float:
         momentum: float = self.beta1 * (1.0 - 0.5 * pow(0.96, t * self.schedule_decay))
         return momentum

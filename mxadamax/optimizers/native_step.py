@@ -11,6 +11,7 @@ from mxnet.ndarray.sparse import CSRNDArray
 
 from .. import _native
 from .._mxnet.engine import native
+from .arguments import KnownArrays, is_known
 from .arithmetic import Arithmetic
 from .reference_step import rows_of
 from .scalars import Scalars, ema_weight, update_scalars
@@ -33,7 +34,7 @@ def native_update(
     Csr arrays are updated as dense copies. They are recognized by their Python class: to query each
     array's storage type through MXNet's C API takes a seventh of a step of many small parameters.
     """
-    if CSRNDArray not in {*map(type, weights), *map(type, grads)}:
+    if is_known(weights) or CSRNDArray not in {*map(type, weights), *map(type, grads)}:
         _push(optimizer, indices, weights, grads, states)
         return
     copies = _dense(weights)
@@ -96,9 +97,9 @@ def _push_parts(
     if len(parts) <= 1:
         arithmetic = arithmetics[0] if arithmetics else optimizer.arithmetic
         batches.append(_checked(optimizer, arithmetic, weights, grads, states))
-        lrs, wds = optimizer._count_update(indices)
-        table = _table(optimizer, arithmetic, indices, lrs, wds, optimizer._updates(indices))
-        _hand_over(arithmetic, batches[0], [table], None, False, None, 0)
+        step = optimizer._count_step(indices)
+        table = _table(optimizer, arithmetic, indices, step.lrs, step.wds, step.updates)
+        _hand_over(arithmetic, batches[0], [table], None, False, None, 0, groups=step.groups)
         return
     # All are checked together first: whether arrays share memory, say.
     _checked(optimizer, optimizer.arithmetic, weights, grads, states)
@@ -133,22 +134,26 @@ def _checked(
 ) -> Any:
     """The update in an arithmetic, with all arrays checked."""
     is_lazy = arithmetic.lazy_update
+    known = isinstance(weights, KnownArrays)
     return native().FusedUpdate(
         arithmetic.rule,
         weights,
         grads,
         states,
-        optimizer._state_cache,
+        weights.cache if isinstance(weights, KnownArrays) else optimizer._state_cache,
         optimizer.lazy_update if is_lazy is None else is_lazy,
         optimizer.multi_precision,
         optimizer.ema_decay is not None,
         optimizer.state_dtype,
+        known,
     )
 
 
-def _hand_over(arithmetic: Arithmetic, batch: Any, tables: List[Scalars], *how: Any) -> None:
+def _hand_over(
+    arithmetic: Arithmetic, batch: Any, tables: List[Scalars], *how: Any, groups: Any = None
+) -> None:
     names = list(arithmetic.listed), list(arithmetic.exact)
-    batch.push(tables, *how, arithmetic.by_operator, *names)
+    batch.push(tables, *how, arithmetic.by_operator, *names, groups)
 
 
 def _push_whole_model(

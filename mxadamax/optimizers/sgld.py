@@ -131,6 +131,10 @@ class SGLD(FusedOptimizer):
                 normal(0, math.sqrt(lr), dtype=noise.dtype, ctx=noise.context, out=noise)
         return lrs, wds
 
+    def _forms_groups(self) -> bool:
+        # Each parameter's noise is drawn while it is counted.
+        return False
+
     def scalars(self, lrs: Sequence[float], updates: Sequence[int]) -> Scalars:
         return {"half_lr": [lr / 2 for lr in lrs]}
 

@@ -141,6 +141,18 @@ def test_family(name):
     assert f"family-{name}" in cases.CASES
 
 
+def test_trainers(monkeypatch):
+    monkeypatch.setattr(measuring, "BUILDS", 1)
+    case = cases.trainer_case([(3, 4), (5,)], rounds=1)
+    samples = measuring.measure(case, 1, lambda: None)
+    torch = {"torch adam"} if cases.torch else set()
+    both = {"adam_ext, mxadamax.Trainer", "adam_ext", "adam"}
+    assert set(samples) == both | {"no_op", "bandwidth_baseline"} | torch
+    _, trainer = cases.trainer_update([(3,)], "adam_ext", trainer=cases.Trainer)
+    assert type(trainer) is mxadamax.Trainer
+    assert cases.cases_named("trainer")[1:] == ["trainer-1000x64", "trainer-20000x64"]
+
+
 def test_contenders_take_turns(monkeypatch):
     monkeypatch.setattr(measuring, "BUILDS", 2)
     events = []

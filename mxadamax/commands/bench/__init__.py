@@ -29,6 +29,8 @@ fifty steps together, each with other rows, and waits once after the last. In op
 options-adam-25m, each contender is the optimizer with one more option; those named ``gluon clip``,
 of this package and built-in, call gluon.utils.clip_global_norm before the step.
 
+The trainer-... cases have mxadamax.Trainer beside Gluon's.
+
 The sizes-... cases are single arrays of a thousand to 25 million numbers.
 """
 

@@ -19,6 +19,7 @@ from ..._mxnet.engine import native
 from ...optimizers.arithmetic import built_in_class
 from ...optimizers.info import OPTIMIZERS, OptimizerInfo
 from ...optimizers.state_layout import arrays_of
+from ...trainer import Trainer
 from ..machine import omp_threads
 
 # After MXNet, so that both run on the OpenMP library that MXNet has loaded.
@@ -150,11 +151,13 @@ FAMILY: dict[str, OptimizerInfo] = {info.bench: info for info in OPTIMIZERS if i
 ADAMAX = next(info for info in OPTIMIZERS if info.name == "adamax_ext")
 
 
-def make_trainer(params: Any, optimizer: Optimizer, **options: Any) -> gluon.Trainer:
+def make_trainer(
+    params: Any, optimizer: Optimizer, trainer: type[gluon.Trainer] = gluon.Trainer, **options: Any
+) -> gluon.Trainer:
     """Create a Trainer for one device, without a key-value store."""
     if isinstance(optimizer, str):
-        return gluon.Trainer(params, optimizer, options, kvstore=None)
-    return gluon.Trainer(params, optimizer(**options), kvstore=None)
+        return trainer(params, optimizer, options, kvstore=None)
+    return trainer(params, optimizer(**options), kvstore=None)
 
 
 @functools.lru_cache(maxsize=None)
@@ -269,6 +272,25 @@ def update_case(shapes: Sequence[Shape], rounds: int) -> Case:
     if torch is not None:
         builders.append(lambda: torch_updates(shapes))
     return Case(builders, rounds, lambda: elements_of(shapes))
+
+
+def trainer_case(shapes: Sequence[Shape], rounds: int) -> Case:
+    """Return a case that compares this package's Trainer with Gluon's."""
+    ours = "adam_ext, mxadamax.Trainer"
+
+    def with_our_trainer() -> dict[str, Contender]:
+        found = update_and_baseline(shapes, "adam_ext", trainer=Trainer)
+        return {ours: found.pop("adam_ext"), **found}
+
+    builders: list[Builder] = [
+        with_our_trainer,
+        lambda: {"adam_ext": trainer_update(shapes, "adam_ext")[0]},
+        lambda: {"adam": trainer_update(shapes, "adam")[0]},
+        lambda: {"no_op": trainer_update([(1,)] * len(shapes), NoOp)[0]},
+    ]
+    if torch is not None:
+        builders.append(lambda: {"torch adam": torch_updates(shapes)["torch adam"]})
+    return Case(builders, rounds, lambda: elements_of(shapes), ours, "adam", "torch adam")
 
 
 def family_case(shapes: Sequence[Shape], info: OptimizerInfo, rounds: int, **more: Any) -> Case:
@@ -465,6 +487,9 @@ CASES: dict[str, Case] = {
     "single-25m": update_case([(25_000_000,)], rounds=30),
     "small-1000x64": update_case([(64,)] * 1000, rounds=30),
     "bert-base": update_case(bert_base_shapes(), rounds=12),
+    "trainer-resnet50": trainer_case(resnet50_shapes(), rounds=30),
+    "trainer-1000x64": trainer_case([(64,)] * 1000, rounds=30),
+    "trainer-20000x64": trainer_case([(64,)] * 20_000, rounds=5),
     "mlp-2048-b32": training_case(mlp, (32, 784), 10, rounds=40),
     "mlp-2048-b256": training_case(mlp, (256, 784), 10, rounds=30),
     "layers-8x64-b32": training_case(thin_layers, (32, 64), 64, rounds=200),
