@@ -9,8 +9,10 @@ from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple
 import numpy
 from mxnet.ndarray import NDArray, array
 
+from .. import _native
 from .arithmetic import BUILTIN, SERIES, Arithmetic, BySeries
 from .base import FusedOptimizer, Scalars, register
+from .norms import sum_of_squares
 from .options import NOT_NEGATIVE, Range, check_flag
 from .sgd import MomentumOptimizer
 from .step_tracker import Index
@@ -111,9 +113,10 @@ class LARS(MomentumOptimizer):
     builtin: ClassVar[BySeries] = {
         1: _by_lists(1),
         2: Arithmetic(
-            "lars_momentum",
+            "lars_momentum_alone_mxnet2",
             by_operator=True,
-            listed=("lr", "eta", "epsilon"),
+            listed=("eta", "epsilon"),
+            exact=("lr",),
             zero_is_a_bound=True,
         ),
     }
@@ -238,7 +241,7 @@ class LARS(MomentumOptimizer):
     ) -> None:
         if not weight.size:
             return
-        by_lists = "_mxnet" in s.rule
+        by_lists = "_mxnet" in s.rule and "_alone" not in s.rule
         rate = _rate_by_lists(weight, s) if by_lists else _rate(weight, s)
 
         def like_weight(x: Any) -> NDArray:
@@ -266,26 +269,35 @@ def _single(x: Any) -> numpy.float32:
 
 
 def _rate(weight: NDArray, s: SimpleNamespace) -> Any:
-    """The learning rate of a parameter, from norms in double precision."""
+    """The learning rate of a parameter, from norms by MXNet's operator or in double precision."""
+    of_mxnet = "_mxnet" in s.rule
     grad = s.raw_grad.asnumpy().astype("float32") * _single(s.rescale_grad)
+    shown = (s.shown if of_mxnet else weight).asnumpy().astype("float32")
     weight_norm, grad_norm = (
-        numpy.float32(numpy.sqrt(numpy.square(x.astype("float64")).sum()))
-        for x in (weight.asnumpy().astype("float32"), grad)
+        array(x, weight.context, "float32").norm().asnumpy().flat[0]
+        if of_mxnet
+        else numpy.float32(numpy.sqrt(numpy.square(x.astype("float64")).sum()))
+        for x in (shown, grad)
     )
     ratio = weight_norm / grad_norm
-    lr = weight.dtype(_number(s.lr))
-    if not _number(s.adapts) or ratio / ratio != 1:
-        return lr
-    wd = max(_single(s.wd), numpy.float32(0))
-    length = grad_norm + wd * weight_norm + _single(s.epsilon)
-    return weight.dtype(float(lr) * float(_single(s.eta) * weight_norm / length))
+    lr = s.exact["lr"] if of_mxnet else float(weight.dtype(_number(s.lr)))
+    if _number(s.adapts) and ratio / ratio == 1:
+        wd = max(_single(s.wd), numpy.float32(0))
+        length = grad_norm + wd * weight_norm + _single(s.epsilon)
+        lr *= float(_single(s.eta) * weight_norm / length)
+    return weight.dtype(_native.as_mxnet_reads_float32(lr) if of_mxnet else lr)
 
 
 def _rate_by_lists(weight: NDArray, s: SimpleNamespace) -> Any:
     """The learning rate of a parameter, as MXNet's operators for several of them find it."""
     squares_first = s.rule.endswith("1")
     weight_sum, grad_sum = (
-        _sum_of_squares(x.asnumpy().ravel(), squares_first) for x in (weight, s.raw_grad)
+        sum_of_squares(
+            x if squares_first else x.astype("float32"),
+            in_float32=True,
+            half_squares=squares_first and s.has_half,
+        )
+        for x in (s.shown, s.raw_grad)
     )
     weight_norm = numpy.sqrt(weight_sum)
     lr = _single(s.lr)
@@ -298,14 +310,3 @@ def _rate_by_lists(weight: NDArray, s: SimpleNamespace) -> Any:
         + _single(s.epsilon)
     )
     return lr * _single(s.eta) * weight_norm / length
-
-
-def _sum_of_squares(x: Any, squares_first: bool) -> numpy.float32:
-    """The sum of squares that are added one after another in single precision."""
-    if x.dtype == numpy.float64 and squares_first:
-        total = numpy.float32(0)
-        for square in numpy.square(x):
-            total = numpy.float32(total + square)
-        return total
-    squares: Any = numpy.square(x.astype("float32"))
-    return numpy.float32(numpy.add.accumulate(squares)[-1])
