@@ -51,8 +51,8 @@ struct SumKernels {
   // need their sums so far, and may change their scale.
   void (*find_terms)(const double* scalars, const double* scales, const SumBlock& elements,
                      Sums& sums, Terms& terms) noexcept;
-  // Adds the terms of so many tensors to their sums.
-  void (*add)(const Terms* terms, Sums* sums) noexcept;
+  // Adds the terms of this many tensors to their sums.
+  void (*add)(const Terms* terms, Sums* sums, int tensors) noexcept;
   // Finds the scales that follow from the sums over the parts of a tensor.
   void (*find_scales)(const double* scalars, const Sums* sums, int parts, double* scales) noexcept;
 };

@@ -163,10 +163,10 @@ T added_up_in_lanes(T total, const T* terms) {
   return total;
 }
 
-template <class R, class T>
-void add_to_sums(const Terms* room, Sums* sums) noexcept {
+template <class R, class T, int tensors>
+void add_side_by_side(const Terms* room, Sums* sums) {
   using Total = typename R::template Total<T>;
-  constexpr int count = summed_together * R::sums;
+  constexpr int count = tensors * R::sums;
   const Term<R, T>* terms[count];
   Total total[count];
   for (int k = 0; k < count; ++k) {
@@ -181,6 +181,21 @@ void add_to_sums(const Terms* room, Sums* sums) noexcept {
     }
   }
   for (int k = 0; k < count; ++k) sums[k / R::sums][k % R::sums] = total[k];
+}
+
+template <class R, class T>
+void add_to_sums(const Terms* room, Sums* sums, int tensors) noexcept {
+  static_assert(summed_together == 4, "a case for each number");
+  switch (tensors) {
+    case 1:
+      return add_side_by_side<R, T, 1>(room, sums);
+    case 2:
+      return add_side_by_side<R, T, 2>(room, sums);
+    case 3:
+      return add_side_by_side<R, T, 3>(room, sums);
+    default:
+      return add_side_by_side<R, T, 4>(room, sums);
+  }
 }
 
 // The norm that follows from sums of scaled squares over parts of a tensor.

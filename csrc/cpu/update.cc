@@ -327,32 +327,31 @@ class SideBySide {
   // with the sums of the last stage and the scales that the stages before it have found.
   template <class Next, class Done>
   void run(Next&& next, Done&& done) noexcept {
-    for (;;) {
-      bool busy = false;
-      for (int k = 0; k < summed_together; ++k) {
-        Lane& lane = lanes_[k];
-        if (lane.part == nullptr) {
-          lane.part = next();
-          lane.scales = {};
-          if (lane.part != nullptr) begin_stage(k, 0);
-        }
-        if (lane.part == nullptr) continue;
-        busy = true;
-        find_terms_of_block(k);
+    int busy = 0;
+    for (bool more = true;;) {
+      while (more && busy < summed_together) {
+        lanes_[busy].part = next();
+        lanes_[busy].scales = {};
+        more = lanes_[busy].part != nullptr;
+        if (more) begin_stage(busy++, 0);
       }
-      if (!busy) return;
-      rule_.sum_kernels[0][compute_].add(terms_, sums_);
-      for (int k = 0; k < summed_together; ++k) {
+      if (busy == 0) return;
+      for (int k = 0; k < busy; ++k) find_terms_of_block(k);
+      rule_.sum_kernels[0][compute_].add(terms_, sums_, busy);
+      for (int k = busy - 1; k >= 0; --k) {
         Lane& lane = lanes_[k];
-        if (lane.part == nullptr || lane.left > 0) continue;
+        if (lane.left > 0) continue;
         if (lane.stage + 1 < rule_.stages) {
           rule_.sum_kernels[lane.stage][compute_].find_scales(tensors_[lane.tensor].scalars,
                                                               &sums_[k], 1, lane.scales.data());
           begin_stage(k, lane.stage + 1);
-        } else {
-          done(*lane.part, sums_[k], lane.scales);
-          lane.part = nullptr;
+          continue;
         }
+        done(*lane.part, sums_[k], lane.scales);
+        // Those that are busy come first.
+        --busy;
+        lane = lanes_[busy];
+        sums_[k] = sums_[busy];
       }
     }
   }

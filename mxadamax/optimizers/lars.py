@@ -88,15 +88,15 @@ class LARS(MomentumOptimizer):
     momentum.
 
     In MXNet 1, and in MXNet 2 with an `aggregate_num` above 1, norms come from sums in single
-    precision that add one element after another, and weights equal those of the built-in to the
-    last bit. MXNet 2 by default takes norms with another operator, which rounds in single precision
-    after each element; here they come from sums in double precision. Rates differ by what it rounds
-    wrongly: about 1e-5 of them for 100,000 elements, and 1e-3 for two millions. So they do for
-    row_sparse gradients, and on a GPU, where sums are in double precision always.
+    precision that add one element after another. MXNet 2 by default takes norms with another
+    operator, which adds scaled squares in as many parts as there are threads. So does this, and
+    weights equal those of the built-in to the last bit, with as many threads. On a GPU, and with
+    ``numerics="portable"``, sums are in double precision, and rates differ by what the built-in
+    rounds wrongly: about 1e-5 of them for 100,000 elements, and 1e-3 for two millions.
 
     A step reads everything twice: first for the norms, with nothing written, then to update. The
-    norm of a 16-bit weight is that of its float32 copy where it has one. With `lazy_update`, norms
-    are over the rows that the gradient holds.
+    norm of a float16 weight that has a float32 master is its own; with ``numerics="portable"``, the
+    master's. With `lazy_update`, norms are over the rows that the gradient holds.
 
     Source: Y. You, I. Gitman, B. Ginsburg, *Large Batch Training of Convolutional Networks*,
     arXiv 1708.03888, algorithm 1.

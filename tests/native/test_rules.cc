@@ -128,15 +128,15 @@ void find_scales_in_place(const cpu::RuleKernels& rule, const cpu::Tensor& tenso
                           std::int64_t most, double* scales) {
   for (int stage = 0; rule.sums > 0 && stage < rule.stages; ++stage) {
     const auto& kernels = rule.sum_kernels[stage][static_cast<std::size_t>(tensor.compute)];
-    cpu::Sums sums[cpu::summed_together] = {};
-    cpu::Terms terms[cpu::summed_together] = {};
+    cpu::Sums sums[1] = {};
+    cpu::Terms terms[1] = {};
     for (std::int64_t first = 0, count; first < tensor.size; first += count) {
       count = std::min({most, cpu::sum_block, tensor.size - first});
       const cpu::Tensor part =
           cpu::part_of(tensor, first, count, cpu::advanced(tensor.grad, tensor.grad_type, first));
       const cpu::SumBlock block{part.grad, part.weight, nullptr, part.states, count};
       kernels.find_terms(tensor.scalars, scales, block, sums[0], terms[0]);
-      kernels.add(terms, sums);
+      kernels.add(terms, sums, 1);
     }
     kernels.find_scales(tensor.scalars, sums, 1, scales);
   }
