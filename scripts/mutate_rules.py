@@ -26,7 +26,7 @@ DRIVER = ("main.cc", "test_codecs.cc", "test_kernels.cc", "test_rules.cc", "test
 
 TOKEN = re.compile(
     r"""(?P<skip>//[^\n]*|"[^"\n]*"|\#[^\n]*|template\s*<[^>]*>|RuleList<[^>]*>|GradientTransform<T>|
-        Scalars<T>|prepared_gradient<R>|updated_weight<R>|(?:Adam|Lamb)Rule<(?:true|false)>|static_assert[^;]*;|T&|T\*|
+        Scalars<T>|prepared_gradient<R>|updated_weight<R>|AdamRule<(?:true|false)>|Total<T>|conditional_t<[^;{]*>|static_assert[^;]*;|T&|T\*|
         const\ char\*|kinds\[\d\])
     |(?P<name>[A-Za-z_][\w.:]*)|(?P<number>\d+)|(?P<operator>==|!=|<=|>=|&&|\|\||[-+*/<>!?=])""",
     re.VERBOSE,
@@ -74,9 +74,9 @@ EQUIVALENT = {
     "rule.h: '+' -> '-' in return a != 0 && a == a ? unit : a + 0;": (
         "the sign of a zero that is added to a weight"
     ),
-    "lamb.h: '<' -> '<=' in const T bounded_below = found < s.lower_bound ? s.lower_bound : "
+    "lamb.h: '<' -> '<=' in const Total<T> bounded_below = found < lower_bound ? lower_bound : "
     "found;": BOUND,
-    "lamb.h: '<' -> '<=' in const T weight_norm = s.upper_bound < bounded_below ? s.upper_bound : "
+    "lamb.h: '<' -> '<=' in const Total<T> weight_norm = upper_bound < bounded_below ? upper_bound : "
     "bounded_below;": BOUND,
     "sgd.h: 'StateKind::with_sign' -> 'StateKind::second_moment' in static constexpr StateKind "
     "kinds[] = {StateKind::with_sign};": (

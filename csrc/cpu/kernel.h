@@ -2,6 +2,7 @@
 // What the compiled kernels of one instruction set look like from outside.
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 #include "common/dtype.h"
@@ -17,14 +18,43 @@ namespace mxadamax::cpu {
 using Kernel = void (*)(const double* scalars, const double* scales, const void* grad, void* weight,
                         void* const* states, std::int64_t count) noexcept;
 
+// Elements of one tensor whose terms are found at a time.
+constexpr std::int64_t sum_block = 256;
+// Tensors that are summed up side by side: each addition waits for the one before it in its sum,
+// and the processor fills that time with those of other sums.
+constexpr int summed_together = 4;
+// The numbers that a sum over a part of a tensor consists of. A scaled norm has two.
+constexpr int sum_numbers = 2 * max_sums;
+using Sums = std::array<double, sum_numbers>;
+// Room for the terms of a block of one tensor.
+struct alignas(64) Terms {
+  unsigned char room[max_sums][sum_block * sizeof(double)];
+};
+
+// What an operator of MXNet's reads of a number, in single precision.
+double as_scalar_is_read(double x) noexcept;
+
+// The elements whose terms are found. `copy` is null but where a rule with `sums_copy` updates the
+// master of a float16 weight: then it has this weight, as float32 numbers.
+struct SumBlock {
+  const void* grad;
+  const void* weight;
+  const void* copy;
+  const void* const* states;
+  std::int64_t count;
+};
+
 // What a rule sums up over a tensor in one stage, before it updates it. Numbers are of the type
 // that is computed in, and are added in the order of the elements, which is MXNet's.
 struct SumKernels {
-  // Adds what `count` consecutive elements do; no array is written.
-  void (*add)(const double* scalars, const double* scales, const void* grad, const void* weight,
-              const void* const* states, std::int64_t count, double* sums) noexcept;
-  // Finds the scales that follow from the sums.
-  void (*find_scales)(const double* scalars, const double* sums, double* scales) noexcept;
+  // Finds the terms of a block, and zeros up to its full length; no array is written. Scaled norms
+  // need their sums so far, and may change their scale.
+  void (*find_terms)(const double* scalars, const double* scales, const SumBlock& elements,
+                     Sums& sums, Terms& terms) noexcept;
+  // Adds the terms of this many tensors to their sums.
+  void (*add)(const Terms* terms, Sums* sums, int tensors) noexcept;
+  // Finds the scales that follow from the sums over the parts of a tensor.
+  void (*find_scales)(const double* scalars, const Sums* sums, int parts, double* scales) noexcept;
 };
 
 // Converts `count` consecutive numbers.
@@ -81,6 +111,8 @@ struct RuleKernels {
   Kernel kernels[op_math_types];
   // How many sums over a tensor the rule needs, in how many stages; kernels where there are any.
   int sums, stages;
+  // As those of Rule.
+  bool sums_copy, scaled_norms;
   SumKernels sum_kernels[max_stages][op_math_types];
   const SharedKernels* shared;
 };

@@ -72,78 +72,177 @@ void run(const double* scalars, const double* scales, const void* grad, void* we
   }
 }
 
-// The sum of numbers, added in lanes.
-template <class T>
-T added_up_in_lanes(T total, const T* terms, std::int64_t count) {
-  constexpr int lanes = 16;
-  T sums[lanes] = {};
-  std::int64_t i = 0;
-  for (; i + lanes <= count; i += lanes) {
-    for (int k = 0; k < lanes; ++k) sums[k] += terms[i + k];
-  }
-  for (int k = 0; i + k < count; ++k) sums[k] += terms[i + k];
-  for (const T sum : sums) total += sum;
-  return total;
+// A term, of a rule's sums over elements that are computed in T.
+template <class R, class T>
+using Term = std::common_type_t<T, typename R::template Total<T>>;
+
+// Rounds numbers to float16.
+[[maybe_unused]] void round_to_half(float* numbers, std::int64_t count) {
+  std::uint16_t halves[sum_block];
+  encode<Float16>(numbers, halves, count);
+  decode<Float16>(halves, numbers, count);
 }
 
-// Terms are computed for many elements at once, and then added up.
+// Replaces numbers by the squares of their ratios to `scale`, the largest so far, and the sum of
+// the squares before them accordingly. Zeros count for nothing.
+template <class Term>
+void scale_terms(Term* terms, std::int64_t count, double& sum, double& scale) {
+  auto largest = static_cast<float>(scale);
+  int larger = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    larger |= static_cast<int>(largest < absolute(static_cast<float>(terms[i])));
+  }
+  if (larger == 0) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      const float ratio = absolute(static_cast<float>(terms[i])) / largest;
+      terms[i] = terms[i] != 0 ? square(ratio) : 0;
+    }
+    return;
+  }
+  auto total = static_cast<float>(sum);
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float x = absolute(static_cast<float>(terms[i]));
+    terms[i] = 0;
+    if (x == 0) continue;
+    if (largest < x) {
+      total = 1 + total * (largest / x) * (largest / x);
+      largest = x;
+    } else {
+      total += square(x / largest);
+    }
+  }
+  sum = total;
+  scale = largest;
+}
+
 template <class R, class T, int stage>
-void add_to_sums(const double* scalars, const double* scales, const void* grad, const void* weight,
-                 const void* const* states, std::int64_t count, double* sums) noexcept {
+void find_terms(const double* scalars, const double* scales, const SumBlock& elements, Sums& sums,
+                Terms& room) noexcept {
   static_assert(R::sums <= max_sums, "raise max_sums");
-  using Total = typename R::template Total<T>;
-  using Term = std::common_type_t<T, Total>;
   const auto transform = read_scalars<GradientTransform<T>, T>(scalars);
   const auto s = read_scalars<typename R::template Scalars<T>, T>(scalars);
   const Scales<R, T> scale = read_scales<R, T>(scales);
 
-  const T* const g = static_cast<const T*>(grad);
-  const T* const w = static_cast<const T*>(weight);
+  const T* const g = static_cast<const T*>(elements.grad);
+  const T* const w = static_cast<const T*>(elements.weight);
+  const T* const shown = elements.copy == nullptr ? w : static_cast<const T*>(elements.copy);
   const T* st[state_slots<R>];
-  for (int k = 0; k < R::states; ++k) st[k] = static_cast<const T*>(states[k]);
-  Total total[R::sums];
-  for (int k = 0; k < R::sums; ++k) total[k] = static_cast<Total>(sums[k]);
+  for (int k = 0; k < R::states; ++k) st[k] = static_cast<const T*>(elements.states[k]);
+  Term<R, T>* terms[R::sums];
+  for (int k = 0; k < R::sums; ++k) terms[k] = reinterpret_cast<Term<R, T>*>(room.room[k]);
 
-  constexpr std::int64_t block = 256;
-  alignas(64) Term terms[R::sums][block];
-  for (std::int64_t first = 0; first < count; first += block) {
-    const std::int64_t here = count - first < block ? count - first : block;
-    MXADAMAX_INDEPENDENT_ITERATIONS
-    for (std::int64_t i = 0; i < here; ++i) {
-      T state[state_slots<R>];
-      for (int k = 0; k < R::states; ++k) state[k] = st[k][first + i];
-      Term term[R::sums] = {};
-      R::template add_terms<stage>(transform, s, scale.found, g[first + i], w[first + i], state,
-                                   term);
-      for (int k = 0; k < R::sums; ++k) terms[k][i] = term[k];
-    }
-    if constexpr (R::sums_in_any_order) {
-      for (int k = 0; k < R::sums; ++k) total[k] = added_up_in_lanes(total[k], terms[k], here);
-    } else {
-      for (std::int64_t i = 0; i < here; ++i) {
-        for (int k = 0; k < R::sums; ++k) total[k] = static_cast<Total>(total[k] + terms[k][i]);
-      }
+  const std::int64_t count = elements.count;
+  MXADAMAX_INDEPENDENT_ITERATIONS
+  for (std::int64_t i = 0; i < count; ++i) {
+    T state[state_slots<R>];
+    for (int k = 0; k < R::states; ++k) state[k] = st[k][i];
+    Term<R, T> term[R::sums] = {};
+    R::template add_terms<stage>(transform, s, scale.found, g[i], w[i], shown[i], state, term);
+    for (int k = 0; k < R::sums; ++k) terms[k][i] = term[k];
+  }
+  if constexpr (R::half_squares > 0 && std::is_same_v<T, float>) {
+    for (int k = 0; k < R::half_squares && elements.copy != nullptr; ++k) {
+      round_to_half(terms[k], count);
     }
   }
-  for (int k = 0; k < R::sums; ++k) sums[k] = total[k];
+  for (int k = 0; k < R::sums; ++k) {
+    if constexpr (R::scaled_norms) scale_terms(terms[k], count, sums[k], sums[R::sums + k]);
+    for (std::int64_t i = count; i < sum_block; ++i) terms[k][i] = 0;
+  }
+}
+
+// Adds a block of numbers in lanes.
+template <class T>
+T added_up_in_lanes(T total, const T* terms) {
+  constexpr int lanes = 16;
+  T sums[lanes] = {};
+  for (std::int64_t i = 0; i < sum_block; i += lanes) {
+    for (int k = 0; k < lanes; ++k) sums[k] += terms[i + k];
+  }
+  for (const T sum : sums) total += sum;
+  return total;
+}
+
+template <class R, class T, int tensors>
+void add_side_by_side(const Terms* room, Sums* sums) {
+  using Total = typename R::template Total<T>;
+  constexpr int count = tensors * R::sums;
+  const Term<R, T>* terms[count];
+  Total total[count];
+  for (int k = 0; k < count; ++k) {
+    terms[k] = reinterpret_cast<const Term<R, T>*>(room[k / R::sums].room[k % R::sums]);
+    total[k] = static_cast<Total>(sums[k / R::sums][k % R::sums]);
+  }
+  if constexpr (R::sums_in_any_order) {
+    for (int k = 0; k < count; ++k) total[k] = added_up_in_lanes(total[k], terms[k]);
+  } else {
+    for (std::int64_t i = 0; i < sum_block; ++i) {
+      for (int k = 0; k < count; ++k) total[k] = static_cast<Total>(total[k] + terms[k][i]);
+    }
+  }
+  for (int k = 0; k < count; ++k) sums[k / R::sums][k % R::sums] = total[k];
+}
+
+template <class R, class T>
+void add_to_sums(const Terms* room, Sums* sums, int tensors) noexcept {
+  static_assert(summed_together == 4, "a case for each number");
+  switch (tensors) {
+    case 1:
+      return add_side_by_side<R, T, 1>(room, sums);
+    case 2:
+      return add_side_by_side<R, T, 2>(room, sums);
+    case 3:
+      return add_side_by_side<R, T, 3>(room, sums);
+    default:
+      return add_side_by_side<R, T, 4>(room, sums);
+  }
+}
+
+// The norm that follows from sums of scaled squares over parts of a tensor.
+template <class R>
+float scaled_norm(const Sums* sums, int parts, int which) {
+  float total = 0;
+  float scale = 0;
+  for (int part = 0; part < parts; ++part) {
+    const auto more = static_cast<float>(sums[part][which]);
+    const auto its_scale = static_cast<float>(sums[part][R::sums + which]);
+    if (scale != 0 && scale >= its_scale) {
+      total = total + more * (its_scale / scale) * (its_scale / scale);
+    } else if (its_scale != 0 && scale < its_scale) {
+      total = more + total * (scale / its_scale) * (scale / its_scale);
+      scale = its_scale;
+    }
+  }
+  return scale * square_root(total);
 }
 
 template <class R, class T, int stage>
-void find_scales(const double* scalars, const double* sums, double* scales) noexcept {
+void find_scales(const double* scalars, const Sums* sums, [[maybe_unused]] int parts,
+                 double* scales) noexcept {
+  // What they are found in.
+  using S = std::conditional_t<R::scaled_norms, double, T>;
   using Total = typename R::template Total<T>;
   const auto transform = read_scalars<GradientTransform<T>, T>(scalars);
-  const auto s = read_scalars<typename R::template Scalars<T>, T>(scalars);
+  const auto s = read_scalars<typename R::template Scalars<S>, S>(scalars);
   Total total[R::sums];
-  for (int k = 0; k < R::sums; ++k) total[k] = static_cast<Total>(sums[k]);
-  Scales<R, T> found = read_scales<R, T>(scales);
+  Scales<R, S> found = read_scales<R, S>(scales);
+  for (int k = 0; k < R::sums; ++k) {
+    if constexpr (R::scaled_norms) {
+      total[k] = scaled_norm<R>(sums, parts, k);
+    } else {
+      total[k] = static_cast<Total>(sums[0][k]);
+    }
+  }
   R::template find_scales<stage>(transform, s, total, found.found);
-  for (int k = 0; k < R::scales; ++k) scales[k] = found.found[k];
+  for (int k = 0; k < R::scales; ++k) {
+    scales[k] = R::scaled_norms ? as_scalar_is_read(found.found[k]) : found.found[k];
+  }
 }
 
 template <class R, class T, int stage>
 constexpr SumKernels sum_kernels_of() {
   if constexpr (R::sums > 0 && stage < R::stages) {
-    return {add_to_sums<R, T, stage>, find_scales<R, T, stage>};
+    return {find_terms<R, T, stage>, add_to_sums<R, T>, find_scales<R, T, stage>};
   } else {
     return {};
   }
@@ -194,6 +293,8 @@ constexpr RuleKernels describe() {
           {run<R, float>, run<R, double>},
           R::sums,
           R::stages,
+          R::sums_copy,
+          R::scaled_norms,
           {{sum_kernels_of<R, float, 0>(), sum_kernels_of<R, double, 0>()},
            {sum_kernels_of<R, float, 1>(), sum_kernels_of<R, double, 1>()}},
           &shared_kernels};

@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <numeric>
 
 #include "common/chunks.h"
+#include "common/scalar_text.h"
 
 namespace mxadamax::cpu {
 namespace {
@@ -196,20 +198,24 @@ void update_part(const RuleKernels& rule, const Tensor& tensor, const double* sc
       advanced(tensor.weight, tensor.weight_type, first), states, count);
 }
 
-// Adds to the sums of a parameter what a tensor does in a stage.
-void add_to_sums(const RuleKernels& rule, int stage, const Tensor& tensor, const double* scales,
-                 double* sums) noexcept {
-  const auto add = rule.sum_kernels[stage][static_cast<std::size_t>(tensor.compute)].add;
-  if (is_computed_in_place(tensor)) {
-    add(tensor.scalars, scales, tensor.grad, tensor.weight, tensor.states, tensor.size, sums);
-    return;
+// Finds the terms of a block of a tensor in a stage, with what is converted in float32.
+void find_terms(const RuleKernels& rule, int stage, const Tensor& tensor, const double* scales,
+                std::int64_t first, std::int64_t count, Sums& sums, Terms& terms) noexcept {
+  alignas(64) float grad[sum_block], weight[sum_block], copy[sum_block];
+  States states(rule, tensor, epilogue_scalars_of(rule, tensor.scalars));
+  SumBlock block{};
+  block.grad = load_as_float(rule, tensor.grad, tensor.grad_type, first, count, grad);
+  block.weight =
+      load_as_float<const void*>(rule, tensor.weight, tensor.weight_type, first, count, weight);
+  // No MXNet has masters of bfloat16 weights.
+  if (rule.sums_copy && tensor.copy != nullptr && tensor.copy_type == DType::float16) {
+    block.copy =
+        load_as_float<const void*>(rule, tensor.copy, tensor.copy_type, first, count, copy);
   }
-  for_each_block(rule, tensor, 0, tensor.size,
-                 [&](std::int64_t first, std::int64_t count, const void* grad, const void* weight,
-                     States& states) {
-                   add(tensor.scalars, scales, grad, weight, states.read(first, count), count,
-                       sums);
-                 });
+  block.states = states.read(first, count);
+  block.count = count;
+  rule.sum_kernels[stage][static_cast<std::size_t>(tensor.compute)].find_terms(
+      tensor.scalars, scales, block, sums, terms);
 }
 
 // Asks for the first bytes of what a tensor's update reads and writes, without waiting for them.
@@ -285,6 +291,11 @@ struct TensorGroup {
   std::int64_t size;
 };
 
+std::int64_t elements_of(const std::vector<Tensor>& tensors) {
+  return std::accumulate(tensors.begin(), tensors.end(), std::int64_t{0},
+                         [](std::int64_t sum, const Tensor& tensor) { return sum + tensor.size; });
+}
+
 // The largest first, for the threads to end together.
 std::vector<TensorGroup> groups_of(const std::vector<Tensor>& tensors) {
   std::vector<TensorGroup> groups;
@@ -298,61 +309,228 @@ std::vector<TensorGroup> groups_of(const std::vector<Tensor>& tensors) {
   return groups;
 }
 
-// For rules that sum over a tensor before they update it: two loops in one parallel region. In the
-// first, one thread sums up a whole parameter, in the order of its elements and stage by stage, and
-// updates it at once if it is small enough to be in the cache still; the second updates the others
-// in chunks.
-void update_after_sums(const RuleKernels& rule, const std::vector<Tensor>& tensors, int threads) {
-  constexpr std::int64_t elements_in_cache = 4 * Chunks::length;
-  const std::vector<TensorGroup> groups = groups_of(tensors);
-  std::vector<std::array<double, max_scales>> scales_of(tensors.size());
-  std::vector<std::int64_t> sizes_left(tensors.size());
-  std::int64_t elements = 0;
-  for (const TensorGroup& group : groups) {
-    elements += group.size;
-    if (group.size <= elements_in_cache) continue;
-    for (std::size_t i = group.begin; i < group.end; ++i) sizes_left[i] = tensors[i].size;
-  }
-  const Chunks chunks_left(sizes_left);
+// What is summed up: some elements of a parameter, from one of its tensors on.
+struct SumPart {
+  std::size_t group, index, tensor;
+  std::int64_t first, size;
+};
+using FoundScales = std::array<double, max_scales>;
 
-  const auto sum_up = [&](const TensorGroup& group) noexcept {
-    std::array<double, max_scales> scales{};
-    const Tensor& first = tensors[group.begin];
-    const auto compute = static_cast<std::size_t>(first.compute);
-    for (int stage = 0; stage < rule.stages; ++stage) {
-      double sums[max_sums] = {};
-      for (std::size_t i = group.begin; i < group.end; ++i) {
-        add_to_sums(rule, stage, tensors[i], scales.data(), sums);
+// Sums up parts of parameters on one thread: as many side by side as fill the time that an addition
+// takes, each in the order of its elements.
+class SideBySide {
+ public:
+  SideBySide(const RuleKernels& rule, const std::vector<Tensor>& tensors, OpMath compute)
+      : rule_(rule), tensors_(tensors), compute_(static_cast<std::size_t>(compute)) {}
+
+  // Sums up parts for as long as next() has one, and calls done(part, sums, scales) after each,
+  // with the sums of the last stage and the scales that the stages before it have found.
+  template <class Next, class Done>
+  void run(Next&& next, Done&& done) noexcept {
+    int busy = 0;
+    for (bool more = true;;) {
+      while (more && busy < summed_together) {
+        lanes_[busy].part = next();
+        lanes_[busy].scales = {};
+        more = lanes_[busy].part != nullptr;
+        if (more) begin_stage(busy++, 0);
       }
-      rule.sum_kernels[stage][compute].find_scales(first.scalars, sums, scales.data());
+      if (busy == 0) return;
+      for (int k = 0; k < busy; ++k) find_terms_of_block(k);
+      rule_.sum_kernels[0][compute_].add(terms_, sums_, busy);
+      for (int k = busy - 1; k >= 0; --k) {
+        Lane& lane = lanes_[k];
+        if (lane.left > 0) continue;
+        if (lane.stage + 1 < rule_.stages) {
+          rule_.sum_kernels[lane.stage][compute_].find_scales(tensors_[lane.tensor].scalars,
+                                                              &sums_[k], 1, lane.scales.data());
+          begin_stage(k, lane.stage + 1);
+          continue;
+        }
+        done(*lane.part, sums_[k], lane.scales);
+        // Those that are busy come first.
+        --busy;
+        lane = lanes_[busy];
+        sums_[k] = sums_[busy];
+      }
     }
-    for (std::size_t i = group.begin; i < group.end; ++i) {
-      scales_of[i] = scales;
-      if (sizes_left[i] == 0) update_part(rule, tensors[i], scales.data(), 0, tensors[i].size);
-    }
-  };
-  const auto update_chunk = [&](std::int64_t chunk) noexcept {
-    chunks_left.visit(chunk, [&](std::size_t i, std::int64_t first, std::int64_t count) {
-      update_part(rule, tensors[i], scales_of[i].data(), first, count);
-    });
+  }
+
+ private:
+  struct Lane {
+    const SumPart* part;
+    int stage;
+    // Where it has come to, and how many elements are left of the part.
+    std::size_t tensor;
+    std::int64_t position, left;
+    FoundScales scales;
   };
 
-  if (is_for_one_thread(elements, threads)) {
-    for (const TensorGroup& group : groups) sum_up(group);
-    for (std::int64_t chunk = 0; chunk < chunks_left.count(); ++chunk) update_chunk(chunk);
-    return;
+  void begin_stage(int k, int stage) noexcept {
+    Lane& lane = lanes_[k];
+    lane.stage = stage;
+    lane.tensor = lane.part->tensor;
+    lane.position = lane.part->first;
+    lane.left = lane.part->size;
+    sums_[k] = {};
   }
-#pragma omp parallel num_threads(team_of(threads))
-  {
+
+  void find_terms_of_block(int k) noexcept {
+    Lane& lane = lanes_[k];
+    if (lane.left > 0 && lane.position == tensors_[lane.tensor].size) {
+      ++lane.tensor;
+      lane.position = 0;
+    }
+    const Tensor& tensor = tensors_[lane.tensor];
+    const std::int64_t count = std::min({sum_block, tensor.size - lane.position, lane.left});
+    find_terms(rule_, lane.stage, tensor, lane.scales.data(), lane.position, count, sums_[k],
+               terms_[k]);
+    lane.position += count;
+    lane.left -= count;
+  }
+
+  const RuleKernels& rule_;
+  const std::vector<Tensor>& tensors_;
+  const std::size_t compute_;
+  Lane lanes_[summed_together] = {};
+  Sums sums_[summed_together] = {};
+  Terms terms_[summed_together] = {};
+};
+
+// For rules that sum over a tensor before they update it: two loops in one parallel region. In the
+// first, each thread sums up parameters, and updates one at once if it is small enough to be in the
+// cache still; the second updates the others in chunks.
+//
+// MXNet adds up a scaled norm in as many parts as there are threads.
+class UpdateAfterSums {
+ public:
+  UpdateAfterSums(const RuleKernels& rule, const std::vector<Tensor>& tensors, int parts)
+      : rule_(rule),
+        tensors_(tensors),
+        parts_per_group_(static_cast<std::size_t>(parts)),
+        groups_(groups_of(tensors)),
+        sums_of_(groups_.size() * parts_per_group_),
+        scales_of_(tensors.size()),
+        chunks_left_(sizes_left()) {
+    // The last part takes what is left over. Rows of a gradient are one part.
+    for (std::size_t g = 0; g < groups_.size(); ++g) {
+      const TensorGroup& group = groups_[g];
+      const std::size_t count = group.end - group.begin == 1 ? parts_per_group_ : 1;
+      const std::int64_t length = group.size / static_cast<std::int64_t>(count);
+      std::int64_t first = 0;
+      for (std::size_t k = 0; k < count; ++k) {
+        const std::int64_t size = k + 1 < count ? length : group.size - first;
+        parts_[static_cast<int>(tensors[group.begin].compute)].push_back(
+            {g, k, group.begin, first, size});
+        first += size;
+      }
+    }
+  }
+
+  void run_on_one_thread() noexcept {
+    sum_up();
+    for (std::size_t g = 0; g < groups_.size(); ++g) join_parts(g);
+    for (std::int64_t chunk = 0; chunk < chunks_left_.count(); ++chunk) update_chunk(chunk);
+  }
+
+  void run_on_team(int threads) noexcept {
+#pragma omp parallel num_threads(threads)
+    {
+      sum_up();
+#pragma omp barrier
+#pragma omp for schedule(static)
+      for (std::size_t g = 0; g < groups_.size(); ++g) join_parts(g);
 #pragma omp for schedule(dynamic)
-    // NOLINTNEXTLINE(modernize-loop-convert): OpenMP before 5.0 takes loops of this form only.
-    for (std::size_t k = 0; k < groups.size(); ++k) sum_up(groups[k]);
-#pragma omp for schedule(dynamic)
-    for (std::int64_t chunk = 0; chunk < chunks_left.count(); ++chunk) update_chunk(chunk);
+      for (std::int64_t chunk = 0; chunk < chunks_left_.count(); ++chunk) update_chunk(chunk);
+    }
+  }
+
+ private:
+  bool is_updated_at_once(const TensorGroup& group) const {
+    constexpr std::int64_t elements_in_cache = 4 * Chunks::length;
+    return parts_per_group_ == 1 && group.size <= elements_in_cache;
+  }
+
+  std::vector<std::int64_t> sizes_left() const {
+    std::vector<std::int64_t> sizes(tensors_.size());
+    for (const TensorGroup& group : groups_) {
+      if (is_updated_at_once(group)) continue;
+      for (std::size_t i = group.begin; i < group.end; ++i) sizes[i] = tensors_[i].size;
+    }
+    return sizes;
+  }
+
+  void sum_up() noexcept {
+    for (int compute = 0; compute < op_math_types; ++compute) {
+      const std::vector<SumPart>& parts = parts_[compute];
+      SideBySide(rule_, tensors_, static_cast<OpMath>(compute))
+          .run(
+              [&]() noexcept -> const SumPart* {
+                const std::size_t k = next_part_[compute]++;
+                return k < parts.size() ? &parts[k] : nullptr;
+              },
+              [&](const SumPart& part, const Sums& sums, const FoundScales& scales) noexcept {
+                take(part, sums, scales);
+              });
+    }
+  }
+
+  void take(const SumPart& part, const Sums& sums, const FoundScales& scales) noexcept {
+    if (parts_per_group_ > 1) {
+      sums_of_[part.group * parts_per_group_ + part.index] = sums;
+      return;
+    }
+    find_scales(part.group, &sums, scales);
+    const TensorGroup& group = groups_[part.group];
+    if (!is_updated_at_once(group)) return;
+    for (std::size_t i = group.begin; i < group.end; ++i) {
+      update_part(rule_, tensors_[i], scales_of_[i].data(), 0, tensors_[i].size);
+    }
+  }
+
+  void join_parts(std::size_t g) noexcept {
+    if (parts_per_group_ > 1) find_scales(g, &sums_of_[g * parts_per_group_], {});
+  }
+
+  // From the sums of the last stage.
+  void find_scales(std::size_t g, const Sums* sums, FoundScales scales) noexcept {
+    const TensorGroup& group = groups_[g];
+    const Tensor& first = tensors_[group.begin];
+    rule_.sum_kernels[rule_.stages - 1][static_cast<std::size_t>(first.compute)].find_scales(
+        first.scalars, sums, static_cast<int>(parts_per_group_), scales.data());
+    for (std::size_t i = group.begin; i < group.end; ++i) scales_of_[i] = scales;
+  }
+
+  void update_chunk(std::int64_t chunk) noexcept {
+    chunks_left_.visit(chunk, [&](std::size_t i, std::int64_t first, std::int64_t count) {
+      update_part(rule_, tensors_[i], scales_of_[i].data(), first, count);
+    });
+  }
+
+  const RuleKernels& rule_;
+  const std::vector<Tensor>& tensors_;
+  const std::size_t parts_per_group_;
+  const std::vector<TensorGroup> groups_;
+  // By OpMath.
+  std::vector<SumPart> parts_[op_math_types];
+  std::atomic<std::size_t> next_part_[op_math_types] = {};
+  std::vector<Sums> sums_of_;
+  std::vector<FoundScales> scales_of_;
+  const Chunks chunks_left_;
+};
+
+void update_after_sums(const RuleKernels& rule, const std::vector<Tensor>& tensors, int threads) {
+  UpdateAfterSums update(rule, tensors, rule.scaled_norms ? team_of(threads) : 1);
+  if (is_for_one_thread(elements_of(tensors), threads)) {
+    update.run_on_one_thread();
+  } else {
+    update.run_on_team(team_of(threads));
   }
 }
 
 }  // namespace
+
+double as_scalar_is_read(double x) noexcept { return as_operator_reads(x); }
 
 void update(const RuleKernels& rule, const std::vector<Tensor>& tensors, int threads) {
   if (rule.sums > 0) {

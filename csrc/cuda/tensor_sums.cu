@@ -52,6 +52,11 @@ MXADAMAX_RULE T load_gradient(const TensorEntry& tensor, std::int64_t i) {
   }
 }
 
+template <class T>
+MXADAMAX_RULE T rounded_to_half(T x) {
+  return decode_float16(encode_float16(static_cast<float>(x)));
+}
+
 template <class R, class T, Kept kept, bool some_rows, int stage>
 __global__ void __launch_bounds__(threads_per_block, 2) sum_parts(TensorSumTable table) {
   for_each_part<Row<R, T>>(table.update, [&](const Tile& part, const TensorEntry& tensor,
@@ -60,11 +65,17 @@ __global__ void __launch_bounds__(threads_per_block, 2) sum_parts(TensorSumTable
     const auto add_element = [&](T grad, std::int64_t i, double* sums) {
       T weight, state[R::states > 0 ? R::states : 1];
       load_element<R, T, kept>(tensor, i, &weight, state);
+      const bool has_half =
+          R::sums_copy && tensor.copy != nullptr && tensor.grad_type == DType::float16;
+      const T shown = has_half ? load_number(DType::float16, tensor.copy, i) : weight;
       std::common_type_t<T, typename R::template Total<T>> terms[R::sums] = {};
       R::template add_terms<stage>(row.transform, row.scalars, row.scales.found, grad, weight,
-                                   state, terms);
+                                   shown, state, terms);
 #pragma unroll
-      for (int k = 0; k < R::sums; ++k) sums[k] += terms[k];
+      for (int k = 0; k < R::sums; ++k) {
+        if (has_half && k < R::half_squares) terms[k] = rounded_to_half(terms[k]);
+        sums[k] += R::scaled_norms ? square(double{terms[k]}) : double{terms[k]};
+      }
     };
     const auto add_all = [&](std::int32_t lane, double* sums) {
       const std::int32_t own = thread / warp_size * warp_size + lane;
@@ -109,7 +120,9 @@ __global__ void __launch_bounds__(threads_per_block) find_scales(TensorSumTable 
       auto row = row_of<Row<R, T>>(table.update, range.tensor, factor);
       Total rounded[R::sums];
 #pragma unroll
-      for (int k = 0; k < R::sums; ++k) rounded[k] = static_cast<Total>(sums[k]);
+      for (int k = 0; k < R::sums; ++k) {
+        rounded[k] = static_cast<Total>(R::scaled_norms ? square_root(sums[k]) : sums[k]);
+      }
       R::template find_scales<stage>(row.transform, row.scalars, rounded, row.scales.found);
 #pragma unroll
       for (int k = 0; k < R::scales; ++k) {

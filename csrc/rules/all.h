@@ -36,9 +36,10 @@ using AllRules =
              Adadelta, AdadeltaOfMxnet1, Sgd, SgdMomentum, SgdOfMxnet1, SingleSgdOfMxnet1,
              SgdMomentumOfMxnet1, Nag, NagOfMxnet1<false>, NagOfMxnet1<true>, NagOfMxnet2,
              Dcasgd<false>, Dcasgd<true>, DcasgdOfMxnet1<false>, DcasgdOfMxnet1<true>, Sgld, Lion,
-             Lamb, LambOfMxnet1, Signum, Signsgd, SignumOfMxnet1, SignumOfMxnet2, SignsgdOfMxnet,
-             Ftml, FtmlOfMxnet<1>, FtmlOfMxnet<2>, Ftrl, FtrlOfMxnet<1>, FtrlOfMxnet<2>,
-             LarsRule<false>, LarsRule<true>, LarsOfMxnet<1, false>, LarsOfMxnet<1, true>,
-             LarsOfMxnet<2, false>, LarsOfMxnet<2, true>, Lans>;
+             Lamb, LambOfDoubleQuotient, LambOfMxnet1, Signum, Signsgd, SignumOfMxnet1,
+             SignumOfMxnet2, SignsgdOfMxnet, Ftml, FtmlOfMxnet<1>, FtmlOfMxnet<2>, Ftrl,
+             FtrlOfMxnet<1>, FtrlOfMxnet<2>, LarsRule<false, false>, LarsRule<true, false>,
+             LarsRule<false, true>, LarsRule<true, true>, LarsOfMxnet<1, false>,
+             LarsOfMxnet<1, true>, LarsOfMxnet<2, false>, LarsOfMxnet<2, true>, Lans, LansOfMxnet2>;
 
 }  // namespace mxadamax

@@ -7,8 +7,10 @@
 
 namespace mxadamax {
 
-struct Lans : Rule {
-  static constexpr const char* name = "lans";
+// The built-in takes the norm of the 16-bit weight, where there is one.
+template <bool of_built_in>
+struct LansRule : Rule {
+  static constexpr const char* name = of_built_in ? "lans_mxnet2" : "lans";
 
   // First moment m, second moment v.
   static constexpr int states = 2;
@@ -29,6 +31,7 @@ struct Lans : Rule {
   // The first stage finds the norms of weight and gradient, the second the lengths of two steps:
   // one along the first moment, one along the gradient.
   static constexpr int sums = 2;
+  static constexpr bool sums_copy = of_built_in;
   static constexpr int stages = 2;
   static constexpr int scales = 3;
   enum Scale { grad_norm, moment_step, weight_norm, grad_step = weight_norm };
@@ -53,13 +56,13 @@ struct Lans : Rule {
 
   template <int stage, class T>
   MXADAMAX_RULE static void add_terms(const GradientTransform<T>& transform, const Scalars<T>& s,
-                                      const T* scale, T grad, T weight, T* state, T* sum) {
-    const T g = prepared_gradient<Lans>(transform, grad, weight);
-    const T decayed = decayed_weight(transform, weight);
+                                      const T* scale, T grad, T weight, T shown, T* state, T* sum) {
+    const T g = prepared_gradient<LansRule>(transform, grad, weight);
     if constexpr (stage == 0) {
-      sum[0] += square(decayed);
+      sum[0] += square(decayed_weight(transform, shown));
       sum[1] += square(g);
     } else {
+      const T decayed = decayed_weight(transform, weight);
       const Directions<T> found = directions(s, scale[grad_norm], g, decayed, state);
       sum[0] += square(found.moment);
       sum[1] += square(found.grad);
@@ -99,5 +102,8 @@ struct Lans : Rule {
     return weight_norm != 0 && norm != 0 ? weight_norm / norm : T{1};
   }
 };
+
+using Lans = LansRule<false>;
+using LansOfMxnet2 = LansRule<true>;
 
 }  // namespace mxadamax

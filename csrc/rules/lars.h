@@ -3,6 +3,8 @@
 // parameter, which depends on the norms of the parameter and of its gradient.
 #pragma once
 
+#include <type_traits>
+
 #include "rule.h"
 
 namespace mxadamax {
@@ -32,29 +34,38 @@ struct LarsBase : Rule {
 };
 
 // As the `step` of MXNet 2 computes it, and both series where they update one array at a time: with
-// norms in double precision, rounded to single.
-template <bool has_momentum>
+// norms that are those of MXNet 2's operator, or in double precision, rounded to single.
+template <bool has_momentum, bool of_built_in>
 struct LarsRule : LarsBase<has_momentum> {
-  static constexpr const char* name = has_momentum ? "lars_momentum" : "lars";
+  static constexpr const char* names[2][2] = {{"lars", "lars_momentum"},
+                                              {"lars_alone_mxnet2", "lars_momentum_alone_mxnet2"}};
+  static constexpr const char* name = names[of_built_in][has_momentum];
 
   template <class>
-  using Total = double;
-  static constexpr bool sums_in_any_order = true;
+  using Total = std::conditional_t<of_built_in, float, double>;
+  static constexpr bool sums_in_any_order = !of_built_in;
+  static constexpr bool sums_copy = of_built_in;
+  static constexpr bool scaled_norms = of_built_in;
 
-  template <int, class T>
+  template <int, class T, class Sum>
   MXADAMAX_RULE static void add_terms(const GradientTransform<T>& transform, const LarsScalars<T>&,
-                                      const T*, T grad, T weight, T*, double* sum) {
-    const auto w = static_cast<float>(decayed_weight(transform, weight));
+                                      const T*, T grad, T, T shown, T*, Sum* sum) {
+    const auto w = static_cast<float>(decayed_weight(transform, shown));
     const float g = static_cast<float>(grad) * static_cast<float>(transform.rescale_grad);
-    sum[0] += square(static_cast<double>(w));
-    sum[1] += square(static_cast<double>(g));
+    if constexpr (scaled_norms) {
+      sum[0] += w;
+      sum[1] += g;
+    } else {
+      sum[0] += square(static_cast<double>(w));
+      sum[1] += square(static_cast<double>(g));
+    }
   }
 
-  template <int, class T>
+  template <int, class T, class S, class Sum, class Found>
   MXADAMAX_RULE static void find_scales(const GradientTransform<T>& transform,
-                                        const LarsScalars<T>& s, const double* sum, T* scale) {
-    const auto weight_norm = static_cast<float>(square_root(sum[0]));
-    const auto grad_norm = static_cast<float>(square_root(sum[1]));
+                                        const LarsScalars<S>& s, const Sum* sum, Found* scale) {
+    const auto weight_norm = static_cast<float>(scaled_norms ? sum[0] : square_root(sum[0]));
+    const auto grad_norm = static_cast<float>(scaled_norms ? sum[1] : square_root(sum[1]));
     const float ratio = weight_norm / grad_norm;
     // Neither zero, infinite nor NaN.
     const bool has_ratio = ratio / ratio == 1;
@@ -62,8 +73,8 @@ struct LarsRule : LarsBase<has_momentum> {
     const float factor = static_cast<float>(s.eta) * weight_norm /
                          (grad_norm + wd * weight_norm + static_cast<float>(s.epsilon));
     scale[0] = s.adapts != 0 && has_ratio
-                   ? static_cast<T>(static_cast<double>(s.lr) * static_cast<double>(factor))
-                   : s.lr;
+                   ? static_cast<Found>(static_cast<double>(s.lr) * static_cast<double>(factor))
+                   : static_cast<Found>(s.lr);
   }
 
   template <class T>
@@ -89,12 +100,14 @@ struct LarsOfMxnet : LarsBase<has_momentum> {
 
   template <class>
   using Total = float;
+  static constexpr bool sums_copy = true;
+  static constexpr int half_squares = series == 1 ? 2 : 0;
 
   // MXNet 1 squares in the type of the array.
   template <int, class T>
   MXADAMAX_RULE static void add_terms(const GradientTransform<T>& transform, const LarsScalars<T>&,
-                                      const T*, T grad, T weight, T*, T* sum) {
-    const T decayed = decayed_weight(transform, weight);
+                                      const T*, T grad, T, T shown, T*, T* sum) {
+    const T decayed = decayed_weight(transform, shown);
     if constexpr (series == 1) {
       sum[0] += square(decayed);
       sum[1] += square(grad);

@@ -29,7 +29,8 @@
 //   stages            the number of stages; each knows what the one before has found,
 //   scales            how many numbers it finds from the sums: see `Scales`,
 //   Total<T>          the type of the sums,
-//   add_terms<stage>  adds the terms of one element, with its raw gradient, to the sums,
+//   add_terms<stage>  adds the terms of one element, with its raw gradient, to the sums; `shown` is
+//                     the weight or, with `sums_copy`, its float16 copy,
 //   find_scales<stage>(...) finds numbers from the sums of a stage,
 //   scaled_delta(...) in the place of `delta`, with these numbers.
 // Its kernels read a tensor once for each stage, without writing, then to update.
@@ -67,6 +68,13 @@ struct Rule {
   template <class T>
   using Total = T;
   static constexpr bool sums_in_any_order = false;
+  // Whether a norm of the weight is that of its float16 copy where it has one.
+  static constexpr bool sums_copy = false;
+  // How many sums have squares that are then rounded to float16.
+  static constexpr int half_squares = 0;
+  // Whether sums are norms, taken as MXNet's operator `norm` does: terms are numbers to be squared.
+  // Scales are then found in double precision, and read by another operator.
+  static constexpr bool scaled_norms = false;
   // Whether it has `new_weight` in the place of `delta`.
   static constexpr bool gives_weight = false;
 

@@ -408,7 +408,10 @@ class FusedOptimizer(CountingOptimizer):
             The result of `create_state`.
         s : namespace
             The scalars of this parameter, as floats, or as arrays where an operator of MXNet's
-            takes single precision; `rule`; and `raw_grad`, the gradient as it came.
+            takes single precision, with those that `Arithmetic` lists as exact in `exact`, too;
+            `rule`; `raw_grad`, the gradient as it came; `shown`, the weight
+            or, where that is the master of a float16 weight, the latter, and `has_half`, whether
+            it is.
         """
         raise NotImplementedError
 

@@ -96,8 +96,9 @@ class OptimizerInfo:
         "masters" of float16 weights, "row_sparse" gradients, "zeros": gradients that were zero from
         the start) and MXNet's series. ``scripts/exceptions.py`` makes the documentation's table
         of them.
-    verify_options : dict
-        Options of both with which ours does as the built-in, where its defaults are an exception.
+    fixed_order : dict
+        Options of both with which sums do not depend on the number of threads, if by default they
+        do.
     row_sparse_options : dict
         Options that the built-in needs with row_sparse gradients.
     torch : tuple of str and dict, or None
@@ -114,7 +115,7 @@ class OptimizerInfo:
     bench_options: Mapping[str, Any] = field(default_factory=dict)
     portable_is_step: bool = True
     exceptions: Mapping[Tuple[str, int], str] = field(default_factory=dict)
-    verify_options: Mapping[str, Any] = field(default_factory=dict)
+    fixed_order: Mapping[str, Any] = field(default_factory=dict)
     row_sparse_options: Mapping[str, Any] = field(default_factory=dict)
     torch: Optional[Tuple[str, Mapping[str, Any]]] = None
 
@@ -165,24 +166,11 @@ class OptimizerInfo:
 
 _LARS: Mapping[str, Any] = {
     "portable_is_step": False,
-    "exceptions": {
-        **dict.fromkeys(
-            (("float32", 2), ("float64", 2)),
-            "with `aggregate_num=1`, its default, the built-in takes norms by an operator that "
-            "adds scaled squares in float32, in as many parts as there are threads, so its bits "
-            "change with their number; here they are added in double precision, so rates are near: "
-            "within 1e-5 for 100,000 elements, 1e-3 for millions",
-        ),
-        ("masters", 1): "the built-in takes the norms of 16-bit weights and gradients, with "
-        "squares in 16 bits, which overflow; here they are those of the master",
-        ("masters", 2): "the built-in takes the norms of 16-bit weights, by the operator for "
-        "float32; here they are those of the master",
-        **dict.fromkeys(
-            (("row_sparse", 1), ("row_sparse", 2)),
-            "the built-in takes norms over all rows, added in another order",
-        ),
-    },
-    "verify_options": {} if IS_MXNET_1 else {"aggregate_num": 4},
+    "exceptions": dict.fromkeys(
+        (("row_sparse", 1), ("row_sparse", 2)),
+        "the built-in takes norms over all rows, added in another order",
+    ),
+    "fixed_order": {} if IS_MXNET_1 else {"aggregate_num": 4},
 }
 
 _MOMENTS = (
@@ -302,10 +290,7 @@ OPTIMIZERS = [
         *("lamb_ext", "lamb"),
         portable_is_step=False,
         exceptions={
-            ("float64", 1): "the built-in keeps what it adds, and its norms, in float32",
             ("float64", 2): "the built-in takes no float64 weights",
-            ("masters", 1): "the built-in takes the norm of the 16-bit weight, squared in 16 bits; "
-            "here it is that of the master",
             ("row_sparse", 1): "the built-in adds its norms in another order",
             ("row_sparse", 2): "the built-in counts each update twice",
         },
@@ -352,11 +337,7 @@ OPTIMIZERS = [
     OptimizerInfo(
         *("lans_ext", "lans"),
         portable_is_step=False,
-        exceptions={
-            ("float64", 2): "the built-in takes no float64 weights",
-            ("masters", 2): "the built-in takes the norms of 16-bit weights and gradients; here "
-            "they are those of the master",
-        },
+        exceptions={("float64", 2): "the built-in takes no float64 weights"},
         variants=(*_MOMENTS, {"lower_bound": 3.0, "upper_bound": 5.0}),
         bench="lans",
         bench_options={"wd": 0.01},

@@ -2,6 +2,7 @@
 """LAMB."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar, List, Mapping, Optional, Sequence, Tuple
 
@@ -10,8 +11,9 @@ from mxnet.ndarray import NDArray, array, sqrt
 
 from .. import _native
 from .._mxnet.compatibility import IS_MXNET_1
-from .arithmetic import Arithmetic
+from .arithmetic import Arithmetic, BySeries
 from .base import FusedOptimizer, Scalars, register
+from .norms import norm
 from .options import DECAY_RATE, NOT_NEGATIVE, Range, check_flag
 
 
@@ -69,15 +71,15 @@ class LAMB(FusedOptimizer):
     -----
     State for each weight: a tuple ``(m, v)`` of two arrays of its shape and dtype, the built-in's.
 
-    A norm sums squares sequentially in the weight's type, as MXNet's operator does, so it does not
-    depend on the number of threads. In float32, the sum of many millions of squares comes out too
+    A norm sums squares sequentially in the weight's type (in MXNet 1, always in single precision),
+    as MXNet's operator does, so it does not depend on the number of threads. In float32, the sum of many millions of squares comes out too
     small. On a GPU, sums are in double precision and in another order, as MXNet's are there; the
     results differ from the CPU's in the last digits.
 
     Hyperparameters are rounded to single precision for weights of any type, as MXNet's operator
     does. A step reads everything twice: first for the norms, then to update. The norm of a 16-bit
-    weight is that of its float32 master if it has one; the built-in uses the weight itself, squared
-    in 16 bits.
+    weight is that of its float32 master if it has one; in MXNet 1, that of the float16 weight
+    itself, with squares in 16 bits, as the built-in's.
 
     With `lazy_update`, norms cover only the rows that the gradient holds.
 
@@ -91,9 +93,9 @@ class LAMB(FusedOptimizer):
     1e-06
     """
 
-    # What MXNet 1 computes is not the same in the last bits.
+    # With MXNet 1 it divides as the built-in there.
     portable = Arithmetic(
-        "lamb_mxnet1" if IS_MXNET_1 else "lamb",
+        "lamb_double_quotient" if IS_MXNET_1 else "lamb",
         by_operator=True,
         listed=(
             *("lr", "weight_decay"),
@@ -101,6 +103,16 @@ class LAMB(FusedOptimizer):
         ),
         decay_in_rule="decoupled",
     )
+    builtin: ClassVar[BySeries] = {
+        1: replace(
+            portable,
+            rule="lamb_mxnet1",
+            exact=(
+                *("one_minus_beta1", "one_minus_beta2"),
+                *("double_correction1", "double_correction2"),
+            ),
+        )
+    }
     ranges: ClassVar[Mapping[str, Range]] = {
         "beta1": DECAY_RATE,
         "beta2": DECAY_RATE,
@@ -148,15 +160,20 @@ class LAMB(FusedOptimizer):
             "epsilon": self.epsilon,
             "correction1": self._corrections(beta1, updates),
             "correction2": self._corrections(beta2, updates),
+            "double_correction1": self._corrections(beta1, updates, in_double=True),
+            "double_correction2": self._corrections(beta2, updates, in_double=True),
             "lower_bound": self.lower_bound or 0.0,
             "upper_bound": self.upper_bound or math.inf,
         }
 
-    def _corrections(self, beta: float, updates: Sequence[int]) -> List[float]:
+    def _corrections(
+        self, beta: float, updates: Sequence[int], in_double: bool = False
+    ) -> List[float]:
         """Return the divisors that correct the bias of moments that began at zero."""
         if not self.bias_correction:
             return [1.0] * len(updates)
-        correction = {t: 1.0 - _native.power_float32(beta, float(t)) for t in set(updates)}
+        power = math.pow if in_double else _native.power_float32
+        correction = {t: 1.0 - power(beta, float(t)) for t in set(updates)}
         return [correction[t] for t in updates]
 
     def reference_step(
@@ -165,25 +182,27 @@ class LAMB(FusedOptimizer):
         m, v = state
         m[:] = s.beta1 * m + s.one_minus_beta1 * grad
         v[:] = s.beta2 * v + s.one_minus_beta2 * grad * grad
-        corrected_m, corrected_v = m / s.correction1, v / s.correction2
-        if s.rule == "lamb_mxnet1":
+        is_single = s.rule == "lamb_mxnet1"
+        if is_single and weight.dtype == numpy.float64:
+            corrected_m, corrected_v = m / s.double_correction1, v / s.double_correction2
+        else:
+            corrected_m, corrected_v = m / s.correction1, v / s.correction2
+        if is_single or s.rule == "lamb_double_quotient":
             corrected_m, corrected_v = (x.astype("float64") for x in (corrected_m, corrected_v))
         quotient = corrected_m / (sqrt(corrected_v) + s.epsilon.astype(corrected_v.dtype))
         decay = (s.weight_decay * weight).astype(quotient.dtype)
-        delta = (quotient + decay).astype(weight.dtype)
+        delta = (quotient + decay).astype("float32" if is_single else weight.dtype)
 
-        lr, lower, upper = (x.asnumpy() for x in (s.lr, s.lower_bound, s.upper_bound))
-        weight_norm = numpy.minimum(numpy.maximum(norm(weight), lower), upper)
+        shown = s.shown if "_mxnet" in s.rule else weight
+        found = norm(shown, in_float32=is_single, half_squares=is_single and s.has_half)
         delta_norm = norm(delta)
+        lr, lower, upper = (x.asnumpy() for x in (s.lr, s.lower_bound, s.upper_bound))
+        lower, upper = lower.astype(found.dtype), upper.astype(found.dtype)
+        weight_norm = numpy.minimum(numpy.maximum(found, lower), upper)
         ratio = numpy.where(
             (weight_norm != 0) & (delta_norm != 0),
             weight_norm / delta_norm,
             weight_norm.dtype.type(1),
         )
-        weight -= array(lr * ratio, weight.context, weight.dtype) * delta
-
-
-def norm(x: NDArray) -> Any:
-    """Compute the norm of an array, adding squares sequentially."""
-    squares = numpy.square(x.asnumpy().ravel())
-    return numpy.sqrt(numpy.add.accumulate(squares)[-1]) if x.size else x.dtype(0)
+        step = array(lr * ratio.astype(weight.dtype), weight.context, weight.dtype)
+        weight -= step * delta.astype(weight.dtype)

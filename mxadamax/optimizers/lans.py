@@ -2,15 +2,17 @@
 """LANS."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, Optional, Sequence, Tuple
+from typing import Any, ClassVar, Optional, Sequence, Tuple
 
 import numpy
 from mxnet.ndarray import NDArray, array, sqrt, where
 
-from .arithmetic import Arithmetic
+from .arithmetic import Arithmetic, BySeries
 from .base import Scalars, register
-from .lamb import LAMB, norm
+from .lamb import LAMB
+from .norms import norm
 from .options import bound_or_infinity
 from .scalars import gradient_bound
 
@@ -72,8 +74,8 @@ class LANS(LAMB):
     A gradient that is zero makes the weight NaN, as it does in the built-in: it has no direction.
 
     Norms are added up as those of :class:`LAMB` are, and what is said there of GPUs, of single
-    precision, of 16-bit weights and of `lazy_update` holds here. A step reads everything three
-    times.
+    precision and of `lazy_update` holds here. The norm of a float16 weight that has a float32 master
+    is its own; with ``numerics="portable"``, the master's. A step reads everything three times.
 
     Source: S. Zheng, H. Lin, S. Zha, M. Li, *Accelerated Large Batch Optimization of BERT
     Pretraining in 54 minutes*, arXiv 2006.13484, algorithm 2.
@@ -91,6 +93,7 @@ class LANS(LAMB):
         listed=LAMB.portable.listed,
         decay_in_rule="decoupled",
     )
+    builtin: ClassVar[BySeries] = {2: replace(portable, rule="lans_mxnet2")}
 
     def __init__(
         self,
@@ -138,6 +141,7 @@ class LANS(LAMB):
         def like_weight(x: Any) -> NDArray:
             return array(numpy.full(weight.shape, x), weight.context, weight.dtype)
 
+        shown = s.shown if "_mxnet" in s.rule else weight
         bound = s.direction_bound
         scaled = grad / like_weight(norm(grad))
         scaled = where(scaled > bound, bound, scaled)
@@ -151,7 +155,7 @@ class LANS(LAMB):
         lr, beta1, lower, upper = (
             x.asnumpy().flat[0] for x in (s.lr, s.beta1, s.lower_bound, s.upper_bound)
         )
-        bounded = numpy.minimum(numpy.maximum(norm(weight), lower), upper)
+        bounded = numpy.minimum(numpy.maximum(norm(shown), lower), upper)
 
         def ratio(length: Any) -> Any:
             return bounded / length if bounded != 0 and length != 0 else bounded.dtype.type(1)

@@ -9,8 +9,10 @@ from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple
 import numpy
 from mxnet.ndarray import NDArray, array
 
+from .. import _native
 from .arithmetic import BUILTIN, SERIES, Arithmetic, BySeries
 from .base import FusedOptimizer, Scalars, register
+from .norms import sum_of_squares
 from .options import NOT_NEGATIVE, Range, check_flag
 from .sgd import MomentumOptimizer
 from .step_tracker import Index
@@ -86,15 +88,15 @@ class LARS(MomentumOptimizer):
     momentum.
 
     In MXNet 1, and in MXNet 2 with an `aggregate_num` above 1, norms come from sums in single
-    precision that add one element after another, and weights equal those of the built-in to the
-    last bit. MXNet 2 by default takes norms with another operator, which rounds in single precision
-    after each element; here they come from sums in double precision. Rates differ by what it rounds
-    wrongly: about 1e-5 of them for 100,000 elements, and 1e-3 for two millions. So they do for
-    row_sparse gradients, and on a GPU, where sums are in double precision always.
+    precision that add one element after another. MXNet 2 by default takes norms with another
+    operator, which adds scaled squares in as many parts as there are threads. So does this, and
+    weights equal those of the built-in to the last bit, with as many threads. On a GPU, and with
+    ``numerics="portable"``, sums are in double precision, and rates differ by what the built-in
+    rounds wrongly: about 1e-5 of them for 100,000 elements, and 1e-3 for two millions.
 
     A step reads everything twice: first for the norms, with nothing written, then to update. The
-    norm of a 16-bit weight is that of its float32 copy where it has one. With `lazy_update`, norms
-    are over the rows that the gradient holds.
+    norm of a float16 weight that has a float32 master is its own; with ``numerics="portable"``, the
+    master's. With `lazy_update`, norms are over the rows that the gradient holds.
 
     Source: Y. You, I. Gitman, B. Ginsburg, *Large Batch Training of Convolutional Networks*,
     arXiv 1708.03888, algorithm 1.
@@ -111,9 +113,10 @@ class LARS(MomentumOptimizer):
     builtin: ClassVar[BySeries] = {
         1: _by_lists(1),
         2: Arithmetic(
-            "lars_momentum",
+            "lars_momentum_alone_mxnet2",
             by_operator=True,
-            listed=("lr", "eta", "epsilon"),
+            listed=("eta", "epsilon"),
+            exact=("lr",),
             zero_is_a_bound=True,
         ),
     }
@@ -242,7 +245,7 @@ class LARS(MomentumOptimizer):
     ) -> None:
         if not weight.size:
             return
-        by_lists = "_mxnet" in s.rule
+        by_lists = "_mxnet" in s.rule and "_alone" not in s.rule
         rate = _rate_by_lists(weight, s) if by_lists else _rate(weight, s)
 
         def like_weight(x: Any) -> NDArray:
@@ -270,26 +273,35 @@ def _single(x: Any) -> numpy.float32:
 
 
 def _rate(weight: NDArray, s: SimpleNamespace) -> Any:
-    """The learning rate of a parameter, from norms in double precision."""
+    """The learning rate of a parameter, from norms by MXNet's operator or in double precision."""
+    of_mxnet = "_mxnet" in s.rule
     grad = s.raw_grad.asnumpy().astype("float32") * _single(s.rescale_grad)
+    shown = (s.shown if of_mxnet else weight).asnumpy().astype("float32")
     weight_norm, grad_norm = (
-        numpy.float32(numpy.sqrt(numpy.square(x.astype("float64")).sum()))
-        for x in (weight.asnumpy().astype("float32"), grad)
+        array(x, weight.context, "float32").norm().asnumpy().flat[0]
+        if of_mxnet
+        else numpy.float32(numpy.sqrt(numpy.square(x.astype("float64")).sum()))
+        for x in (shown, grad)
     )
     ratio = weight_norm / grad_norm
-    lr = weight.dtype(_number(s.lr))
-    if not _number(s.adapts) or ratio / ratio != 1:
-        return lr
-    wd = max(_single(s.wd), numpy.float32(0))
-    length = grad_norm + wd * weight_norm + _single(s.epsilon)
-    return weight.dtype(float(lr) * float(_single(s.eta) * weight_norm / length))
+    lr = s.exact["lr"] if of_mxnet else float(weight.dtype(_number(s.lr)))
+    if _number(s.adapts) and ratio / ratio == 1:
+        wd = max(_single(s.wd), numpy.float32(0))
+        length = grad_norm + wd * weight_norm + _single(s.epsilon)
+        lr *= float(_single(s.eta) * weight_norm / length)
+    return weight.dtype(_native.as_mxnet_reads_float32(lr) if of_mxnet else lr)
 
 
 def _rate_by_lists(weight: NDArray, s: SimpleNamespace) -> Any:
     """The learning rate of a parameter, as MXNet's operators for several of them find it."""
     squares_first = s.rule.endswith("1")
     weight_sum, grad_sum = (
-        _sum_of_squares(x.asnumpy().ravel(), squares_first) for x in (weight, s.raw_grad)
+        sum_of_squares(
+            x if squares_first else x.astype("float32"),
+            in_float32=True,
+            half_squares=squares_first and s.has_half,
+        )
+        for x in (s.shown, s.raw_grad)
     )
     weight_norm = numpy.sqrt(weight_sum)
     lr = _single(s.lr)
@@ -302,14 +314,3 @@ def _rate_by_lists(weight: NDArray, s: SimpleNamespace) -> Any:
         + _single(s.epsilon)
     )
     return lr * _single(s.eta) * weight_norm / length
-
-
-def _sum_of_squares(x: Any, squares_first: bool) -> numpy.float32:
-    """The sum of squares that are added one after another in single precision."""
-    if x.dtype == numpy.float64 and squares_first:
-        total = numpy.float32(0)
-        for square in numpy.square(x):
-            total = numpy.float32(total + square)
-        return total
-    squares: Any = numpy.square(x.astype("float32"))
-    return numpy.float32(numpy.add.accumulate(squares)[-1])

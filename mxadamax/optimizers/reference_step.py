@@ -113,8 +113,12 @@ def _update_one(
     grad: NDArray,
     state: State,
     s: SimpleNamespace,
+    half: Optional[NDArray] = None,
 ) -> None:
-    """Update one parameter: transform the gradient, decay the weight, apply the rule."""
+    """Update one parameter: transform the gradient, decay the weight, apply the rule.
+
+    `half` is the float16 weight whose master is updated, in float32.
+    """
     if grad.stype != "default":
         grad = grad.tostype("default")
     has_bound = gradient_bound(optimizer) is not None
@@ -130,8 +134,12 @@ def _update_one(
         grad = grad + s.wd * weight
     if has_bound and arithmetic.clip_after_wd:
         grad = clipped(grad, s.clip_gradient)
+    s.shown = weight if half is None else half
+    s.has_half = half is not None
     if is_decayed:
         weight *= s.decay_factor
+        if half is not None:
+            half *= s.decay_factor
     optimizer.reference_step(weight, grad, state, s)
 
 
@@ -159,7 +167,9 @@ def _as_operator_reads(
             value = max(-FLOAT32[1], min(read, FLOAT32[1]))
         return array(numpy.full(weight.shape, value), weight.context, weight.dtype)
 
-    return SimpleNamespace(**{name: read(name, value) for name, value in vars(s).items()})
+    given = {name: value for name, value in vars(s).items() if name in arithmetic.exact}
+    scalars = {name: read(name, value) for name, value in vars(s).items()}
+    return SimpleNamespace(**scalars, exact=given)
 
 
 def _update_in_float32(
@@ -177,7 +187,8 @@ def _update_in_float32(
     grad = grad.astype(numpy.float32)
     master = parts.master
     if master is not None:
-        _update_one(optimizer, arithmetic, master, grad, parts.own_nested, s)
+        half = weight.astype(numpy.float32) if weight.dtype == numpy.float16 else None
+        _update_one(optimizer, arithmetic, master, grad, parts.own_nested, s, half)
     else:
         copies = parts._replace(own=tuple(array.astype(numpy.float32) for array in parts.own))
         master = weight.astype(numpy.float32)

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cpu/instruction_set.h"
+#include "cpu/update.h"
 
 // Ends the process unless `condition` holds; what follows is streamed into the message.
 #define CHECK(condition, ...)                                                \
@@ -74,6 +75,10 @@ T random_number(std::mt19937& source) {
 
 // A row of scalars for a rule, all of them such that each shows in the result.
 std::vector<double> row_of(const cpu::RuleKernels& rule);
+
+// Finds the scales of a tensor that is computed in place, from at most so many elements at a time.
+void find_scales_in_place(const cpu::RuleKernels& rule, const cpu::Tensor& tensor,
+                          std::int64_t most, double* scales);
 
 void test_rules();
 void test_kernels();

@@ -45,6 +45,21 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 
 
+ALIKE = {
+    **dict.fromkeys(("adam_mxnet1", "adam_rows_mxnet1", "adam_mxnet2", "adam_rows_mxnet2"), "adam"),
+    **dict.fromkeys(("adabelief_mxnet2", "adabelief_rows_mxnet2"), "adabelief"),
+    **{"nadam_mxnet1": "nadam", "nag_mxnet2": "nag", "lans_mxnet2": "lans"},
+    **{"rmsprop_mxnet2": "rmsprop", "rmsprop_centered_mxnet2": "rmsprop_centered"},
+    **{"ftrl_mxnet1": "ftrl", "ftrl_mxnet2": "ftrl", "lamb_mxnet1": "lamb"},
+    **{"lars_alone_mxnet2": "lars", "lars_momentum_alone_mxnet2": "lars_momentum"},
+}
+"""Rules of MXNet's operators that compute the same, but for roundings and the order of clipping."""
+MORE_ROUNDINGS = 8
+"""How many times as large the error of one of those can be."""
+IN_FLOAT32 = ("lars_alone_mxnet2", "lars_momentum_alone_mxnet2", "lamb_mxnet1")
+"""Those that round to float32 in between."""
+
+
 def scalars(rule: oracle.Rule, given: dict[str, Any]) -> dict[str, float]:
     """What the kernel is given for these hyperparameters, as the optimizers compute it."""
     found = {"decay_factor": 1.0, **given}
@@ -85,7 +100,13 @@ def inputs(rule: oracle.Rule, dtype: str, seed: int) -> list[np.ndarray]:
 
 
 def write_case(
-    file: TextIO, name: str, rule: oracle.Rule, dtype: str, arrays: list[np.ndarray], given: dict
+    file: TextIO,
+    name: str,
+    rule: oracle.Rule,
+    dtype: str,
+    arrays: list[np.ndarray],
+    given: dict,
+    errors: int = 1,
 ) -> None:
     grad, weight, *states = arrays
     with np.errstate(all="ignore"):
@@ -95,10 +116,13 @@ def write_case(
             value = np.broadcast_to(number.value, weight.shape).astype("float64")
             # Of what float64 cannot hold.
             error = number.error + np.where(np.isfinite(value), abs(number.value - value), 0)
-            columns += [value, np.nextafter(error.astype("float64"), np.inf)]
+            columns += [value, errors * np.nextafter(error.astype("float64"), np.inf)]
     print("case", name, dtype, int(rule.low_precision), len(weight), file=file)
     print(len(rule.kinds), *rule.kinds, file=file)
     row = scalars(rule, given)
+    row.update(
+        {f"double_{key}": value for key, value in row.items() if key.startswith("correction")}
+    )
     print(len(row), *(f"{key} {float(value)!r}" for key, value in row.items()), file=file)
     for line in zip(*columns):
         print(*(repr(float(x)) for x in line), file=file)
@@ -135,6 +159,14 @@ def main() -> None:
         for name, rule in oracle.RULES.items():
             for arrays, given, dtype in cases(rule):
                 write_case(file, name, rule, dtype, arrays, given)
+        for name, portable in ALIKE.items():
+            rule = oracle.RULES[portable]
+            for arrays, given, dtype in cases(rule):
+                # MXNet 1 clips after weight decay.
+                given = {**given, "clip_gradient": np.inf}
+                if dtype == "float32" or name not in IN_FLOAT32:
+                    usual = [array[:USUAL] for array in arrays]
+                    write_case(file, name, rule, dtype, usual, given, MORE_ROUNDINGS)
 
 
 if __name__ == "__main__":

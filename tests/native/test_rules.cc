@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every rule against the oracle in tests/support, whose results rule_cases.py has written down.
+#include <algorithm>
 #include <fstream>
 #include <map>
 
@@ -92,18 +93,16 @@ void compare(const cpu::RuleKernels& rule, const Case& test, std::size_t number)
   const auto row = row_of(rule, test.scalars);
   const auto elements = static_cast<std::int64_t>(count);
   double scales[max_scales] = {};
-  for (int stage = 0; rule.sums > 0 && stage < rule.stages; ++stage) {
-    const auto [add, find_scales] = rule.sum_kernels[stage][compute];
-    double sums[max_sums] = {};
-    // In two parts.
-    const std::int64_t half = elements / 2;
-    const void* rest[max_states] = {};
-    for (std::size_t k = 0; k < test.kinds.size(); ++k) rest[k] = arrays[2 + k].data() + half;
-    add(row.data(), scales, arrays[0].data(), arrays[1].data(), states, half, sums);
-    add(row.data(), scales, arrays[0].data() + half, arrays[1].data() + half, rest, elements - half,
-        sums);
-    find_scales(row.data(), sums, scales);
-  }
+  cpu::Tensor tensor{};
+  tensor.compute = static_cast<OpMath>(compute);
+  tensor.size = elements;
+  tensor.scalars = row.data();
+  tensor.grad = arrays[0].data();
+  tensor.weight = arrays[1].data();
+  tensor.grad_type = tensor.weight_type = tensor.state_type =
+      compute == 1 ? DType::float64 : DType::float32;
+  std::copy_n(states, max_states, tensor.states);
+  find_scales_in_place(rule, tensor, elements / 2, scales);
   rule.kernels[compute](row.data(), scales, arrays[0].data(), arrays[1].data(), states, elements);
   for (std::size_t i = 0; i < count; ++i) {
     for (std::size_t k = 0; k < test.after[i].size(); ++k) {
@@ -124,6 +123,24 @@ const char* name_of(StateKind kind) {
 }
 
 }  // namespace
+
+void find_scales_in_place(const cpu::RuleKernels& rule, const cpu::Tensor& tensor,
+                          std::int64_t most, double* scales) {
+  for (int stage = 0; rule.sums > 0 && stage < rule.stages; ++stage) {
+    const auto& kernels = rule.sum_kernels[stage][static_cast<std::size_t>(tensor.compute)];
+    cpu::Sums sums[1] = {};
+    cpu::Terms terms[1] = {};
+    for (std::int64_t first = 0, count; first < tensor.size; first += count) {
+      count = std::min({most, cpu::sum_block, tensor.size - first});
+      const cpu::Tensor part =
+          cpu::part_of(tensor, first, count, cpu::advanced(tensor.grad, tensor.grad_type, first));
+      const cpu::SumBlock block{part.grad, part.weight, nullptr, part.states, count};
+      kernels.find_terms(tensor.scalars, scales, block, sums[0], terms[0]);
+      kernels.add(terms, sums, 1);
+    }
+    kernels.find_scales(tensor.scalars, sums, 1, scales);
+  }
+}
 
 std::vector<double> row_of(const cpu::RuleKernels& rule) {
   for (const Case& test : all_cases()) {

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nothing that a user computes changes: digests of weights and states, as version 0.1 had them.
 
-They are the same on every MXNet, instruction set and number of threads. To record those of new cases,
+They are the same on every MXNet, instruction set and number of threads; those of built-ins on every
+MXNet of a series. To record those of new cases,
 and of no others: ``PYTHONPATH=.:tests/support python tests/optimizers/test_digests.py --record``.
 """
 
@@ -22,6 +23,7 @@ import pytest
 
 from mxadamax import _native
 from mxadamax._mxnet.compatibility import IS_MXNET_1
+from mxadamax.optimizers.arithmetic import SERIES, built_in_class
 from mxadamax.optimizers.info import OPTIMIZERS as RECORDS
 
 pytestmark = pytest.mark.quick
@@ -48,6 +50,14 @@ OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
     # The built-in's bits, which are not the same in both.
     f"lamb_ext, MXNet {1 if IS_MXNET_1 else 2}": {"lower_bound": 0.5, "upper_bound": 2.0},
 }
+BUILT_IN: Mapping[str, Mapping[str, Any]] = {
+    " ".join([f"{record.name}, built-in of MXNet {SERIES}", *map(str, record.options)]): {
+        **{"numerics": "builtin", **record.options, **record.fixed_order}
+    }
+    for record in RECORDS
+    if built_in_class(record.built_in) is not None
+}
+"""With the bits of the built-in, which are not the same in both series."""
 COMMON = {"wd": 0.01, "rescale_grad": 0.5, "clip_gradient": 2.0}
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "defaults": {},
@@ -102,6 +112,10 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
                     given = {"state_dtype": state_dtype, "state_seed": 3}
                     name = f"{optimizer}; {options}; {dtype}; states {state_dtype}"
                     yield name, {"options": {**own, **OPTIONS[options], **given}}
+    for optimizer, own in BUILT_IN.items():
+        for kind in ("float32", "float64", "float16, master"):
+            given = {**own, **COMMON, "multi_precision": "master" in kind}
+            yield f"{optimizer}; common; {kind}", {"options": given}
 
 
 CASES = dict(cases())
@@ -164,7 +178,7 @@ def recorded() -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, *BUILT_IN])
 def test_bits_are_those_that_were_recorded(optimizer):
     wanted = {name: value for name, value in recorded().items() if name.startswith(f"{optimizer};")}
     assert set(wanted) == {name for name in CASES if name.startswith(f"{optimizer};")}

@@ -62,7 +62,7 @@ def options_of(member: Member, kind: str) -> dict[str, Any]:
     """The options of both optimizers."""
     schedule = mx.lr_scheduler.FactorScheduler(step=7, factor=0.9, stop_factor_lr=1e-5)
     more = {"multi_precision": kind == "masters", "lr_scheduler": schedule}
-    return {**OPTIONS, **more, **member.options, **member.verify_options}
+    return {**OPTIONS, **more, **member.options, **member.fixed_order}
 
 
 def digest(arrays: Sequence[np.ndarray], found: int = 0) -> int:

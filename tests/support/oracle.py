@@ -475,8 +475,8 @@ def lamb(g, w, m, v, *, t, lr, wd, beta1, beta2, epsilon, lower_bound=0.0, upper
 
 
 @_lamb("lamb_ext")
-def lamb_mxnet1(*arguments, **hyperparameters):
-    """The same, which MXNet 1 rounds less often."""
+def lamb_double_quotient(*arguments, **hyperparameters):
+    """The same, rounded less often."""
     return lamb(*arguments, **hyperparameters)
 
 
