@@ -165,7 +165,7 @@ def test_every_step(case, variant, dtype):
 def test_every_rule_has_a_case():
     # Those of MXNet's own operators are compared with these: tests/optimizers/test_parity.py.
     own = {rule for rule in _native.rules if "_mxnet" not in rule}
-    assert set(oracle.RULES) == own | {"lamb_double_quotient"}
+    assert set(oracle.RULES) == own
 
 
 @pytest.mark.parametrize(
