@@ -76,8 +76,8 @@ EQUIVALENT = {
     ),
     "lamb.h: '<' -> '<=' in const Total<T> bounded_below = found < lower_bound ? lower_bound : "
     "found;": BOUND,
-    "lamb.h: '<' -> '<=' in const Total<T> weight_norm = upper_bound < bounded_below ? upper_bound : "
-    "bounded_below;": BOUND,
+    "lamb.h: '<' -> '<=' in const Total<T> weight_norm = upper_bound < bounded_below ? "
+    "upper_bound : bounded_below;": BOUND,
     "sgd.h: 'StateKind::with_sign' -> 'StateKind::second_moment' in static constexpr StateKind "
     "kinds[] = {StateKind::with_sign};": (
         "of plain SGD, which has no states; C++ has no arrays without elements"

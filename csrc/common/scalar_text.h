@@ -61,12 +61,14 @@ inline float as_operator_reads(double x) {
   char text[64];
   int digits = 15;
   for (;; ++digits) {
+    // NOLINTNEXTLINE(cppcoreguidelines-pro-type-vararg): C++17 as GCC 10 has it writes no doubles.
     std::snprintf(text, sizeof text, "%.*e", digits - 1, x);
     if (digits == 17 || std::strtod(text, nullptr) == x) break;
   }
   char* const exponent = std::strchr(text, 'e') + 1;
   const int power = std::atoi(exponent);
   if (power >= -4 && power < 16) {
+    // NOLINTNEXTLINE(cppcoreguidelines-pro-type-vararg)
     std::snprintf(text, sizeof text, "%.*f", std::max(digits - 1 - power, 0), x);
   }
   // Of some locales.

@@ -66,7 +66,7 @@ template <LambArithmetic arithmetic>
 struct LambRule
     : std::conditional_t<arithmetic == LambArithmetic::mxnet1, LambBaseOfMxnet1, LambBase> {
   static constexpr bool of_mxnet1 = arithmetic == LambArithmetic::mxnet1;
-  static constexpr const char* names[] = {"lamb", "lamb_double_quotient", "lamb_mxnet1"};
+  static constexpr const char* names[3] = {"lamb", "lamb_double_quotient", "lamb_mxnet1"};
   static constexpr const char* name = names[static_cast<int>(arithmetic)];
 
   // First moment m, second moment v.

@@ -72,9 +72,9 @@ class LAMB(FusedOptimizer):
     State for each weight: a tuple ``(m, v)`` of two arrays of its shape and dtype, the built-in's.
 
     A norm sums squares sequentially in the weight's type (in MXNet 1, always in single precision),
-    as MXNet's operator does, so it does not depend on the number of threads. In float32, the sum of many millions of squares comes out too
-    small. On a GPU, sums are in double precision and in another order, as MXNet's are there; the
-    results differ from the CPU's in the last digits.
+    as MXNet's operator does, so it does not depend on the number of threads. In float32, the sum of
+    many millions of squares comes out too small. On a GPU, sums are in double precision and in
+    another order, as MXNet's are there; the results differ from the CPU's in the last digits.
 
     Hyperparameters are rounded to single precision for weights of any type, as MXNet's operator
     does. A step reads everything twice: first for the norms, then to update. The norm of a 16-bit

@@ -74,8 +74,9 @@ class LANS(LAMB):
     A gradient that is zero makes the weight NaN, as it does in the built-in: it has no direction.
 
     Norms are added up as those of :class:`LAMB` are, and what is said there of GPUs, of single
-    precision and of `lazy_update` holds here. The norm of a float16 weight that has a float32 master
-    is its own; with ``numerics="portable"``, the master's. A step reads everything three times.
+    precision and of `lazy_update` holds here. The norm of a float16 weight that has a float32
+    master is its own; with ``numerics="portable"``, the master's. A step reads everything three
+    times.
 
     Source: S. Zheng, H. Lin, S. Zha, M. Li, *Accelerated Large Batch Optimization of BERT
     Pretraining in 54 minutes*, arXiv 2006.13484, algorithm 2.
