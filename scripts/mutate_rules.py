@@ -111,7 +111,7 @@ def mutants(text: str) -> list[tuple[int, int, str]]:
         elif kind == "number":
             replacements = [str(int(token) + 1)]
             if before == "[":
-                replacements = [{"0": "1", "1": "0", "2": "1"}[token]]
+                replacements = ["1" if token == "0" else str(int(token) - 1)]
         elif kind == "name":
             prefix, _, scalar = token.partition("s.")
             if prefix == "" and scalar in names and len(names) > 1:
