@@ -30,7 +30,7 @@ from .conversion import built_in_name, master_first, takes_zero_for_none
 from .optimizers.arguments import KnownArrays
 from .optimizers.arithmetic import BUILTIN, NAMES, SERIES
 from .optimizers.base import FusedOptimizer
-from .optimizers.counting import CountedStep
+from .optimizers.counting import CountedStep, count_together
 from .optimizers.info import OPTIMIZERS, OptimizerInfo
 from .optimizers.native_step import native_update
 from .optimizers.state_layout import State, arrays_of
@@ -172,8 +172,7 @@ def _made_to_follow(twin: Type[FusedOptimizer]) -> Any:
             groups = _native.parameter_groups(indices, original.param_dict)
             if groups is None or len(set(indices)) < len(indices):
                 return None
-            counts, begin = original._index_update_count, original.begin_num_update
-            count = _native.count_together(counts, indices, begin)
+            count = count_together(original, indices)
             if count is None:
                 return None
             self.num_update = original.num_update = max(count, original.num_update)

@@ -141,7 +141,7 @@ _set_device = "_set_current_context" if IS_MXNET_1 else "_set_current_device"
 
 def _updates_locally(trainer: GluonTrainer) -> bool:
     """Whether a Trainer updates by its updaters, with nothing before that can prevent it."""
-    if type(trainer).__hash__ is not object.__hash__:
+    if getattr(type(trainer), "__hash__", None) is not object.__hash__:
         # A class of somebody's, by which nothing can be looked up.
         return False
     on_store = trainer._kvstore and trainer._update_on_kvstore

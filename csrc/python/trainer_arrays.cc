@@ -16,17 +16,18 @@ namespace {
 
 using engine::Handle;
 
+// An attribute; a null object where there is none.
 py::object attribute(py::handle object, PyObject* name) {
   auto found = py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), name));
-  if (!found) throw py::error_already_set();
+  if (!found) PyErr_Clear();
   return found;
 }
 
 // The list in which a parameter keeps an array for each device; null where there is none so long.
 PyObject* list_of(const py::object& found, std::size_t devices) {
   PyObject* const list = found.ptr();
-  const bool fits =
-      PyList_CheckExact(list) && PyList_GET_SIZE(list) == static_cast<Py_ssize_t>(devices);
+  const bool fits = list != nullptr && PyList_CheckExact(list) &&
+                    PyList_GET_SIZE(list) == static_cast<Py_ssize_t>(devices);
   return fits ? list : nullptr;
 }
 

@@ -17,6 +17,7 @@ from typing import (
 
 import numpy
 from mxnet.ndarray import NDArray
+from mxnet.optimizer import Optimizer
 
 from .. import _native
 from .._mxnet.compatibility import StepOptimizer
@@ -43,6 +44,14 @@ class CountedStep(NamedTuple):
     wds: List[float]
     updates: List[int]
     groups: Optional[_native.ParameterGroups] = None
+
+
+def count_together(optimizer: Optimizer, indices: Sequence[Index]) -> Optional[int]:
+    """Count one more update of each parameter; None, and nothing counted, if counts differ."""
+    begin = optimizer.begin_num_update
+    if type(begin) is not int:
+        return None
+    return _native.count_together(optimizer._index_update_count, indices, begin)
 
 
 class CountingOptimizer(StepOptimizer):
@@ -196,7 +205,8 @@ class CountingOptimizer(StepOptimizer):
         That is known of this package's own methods only: others may count calls, or positions.
         """
         methods = (getattr(self, name) for name in self._per_parameter)
-        return all(method.__module__.startswith("mxadamax.") for method in methods)
+        modules = (getattr(method, "__module__", None) or "" for method in methods)
+        return all(module.startswith("mxadamax.") for module in modules)
 
     def _count_groups(self, indices: Sequence[Index]) -> Optional[CountedStep]:
         """Do as `_count_update` for parameters with equal counts; None if nothing was counted."""
@@ -205,8 +215,7 @@ class CountingOptimizer(StepOptimizer):
         groups = _native.parameter_groups(indices, self.param_dict)
         if groups is None:
             return None
-        counts, begin = self._index_update_count, self.begin_num_update
-        count = _native.count_together(counts, indices, begin)
+        count = count_together(self, indices)
         if count is None:
             return None
         self.num_update = max(self.num_update, count)

@@ -252,7 +252,7 @@ def test_the_reference_has_everything():
     assert ".. automodule:: mxadamax\n   :members:\n" in text
     (excluded,) = re.findall(r":exclude-members: (.*)", text)
     elsewhere = set(excluded.split(", ")) & set(mxadamax.__all__)
-    assert elsewhere <= set(re.findall(r"^\.\. autofunction:: (\w+)$", text, re.M))
+    assert elsewhere <= set(re.findall(r"^\.\. auto(?:function|class):: (\w+)$", text, re.M))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -21,7 +21,7 @@ INSTALLED = "site-packages" in PACKAGE.parts
 # pybind11 makes classes with a metaclass of its own, and without a constructor where we give none.
 ALLOWED = r"""
 mxadamax\._native\.(FusedUpdate|BandwidthBaseline|ParameterGroups|Rule|StateCache|StepStatus|TrainerArrays)
-mxadamax\._native\.Rule\.__init__
+mxadamax\._native\.(ParameterGroups|Rule)\.__init__
 """
 
 Signature = Tuple[Tuple[str, Optional[str]], ...]
