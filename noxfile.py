@@ -49,6 +49,7 @@ QUICK = [
     "system/test_training.py::test_exit_with_an_update_under_way",
     "checkpoints/test_checkpoints.py::test_goes_on_where_the_built_in_stopped",
     "checkpoints/test_checkpoints.py::test_truncated_files",
+    "system/test_trainer.py::test_changes_between_steps",
     "system/test_unmodified_programs.py::test_the_same_program_in_both_ways",
 ]
 """Import, bits, training, checkpoints; the rest hardly depends on the Python."""
