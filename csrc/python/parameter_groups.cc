@@ -16,12 +16,14 @@ namespace mxadamax {
 
 std::vector<double> ParameterGroups::lr_mults() const {
   std::vector<double> found;
+  found.reserve(groups_.size());
   for (const Group& group : groups_) found.push_back(group.lr_mult);
   return found;
 }
 
 std::vector<double> ParameterGroups::wd_mults() const {
   std::vector<double> found;
+  found.reserve(groups_.size());
   for (const Group& group : groups_) found.push_back(group.wd_mult);
   return found;
 }

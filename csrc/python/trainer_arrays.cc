@@ -81,7 +81,7 @@ class TrainerArrays {
                 const std::vector<std::size_t>& trained)
       : parameters_(parameters.size()) {
     for (const auto& [of_device, synced] : states) {
-      states_.push_back({KnownDict(of_device), KnownDict(synced)});
+      states_.emplace_back(KnownDict(of_device), KnownDict(synced));
     }
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       parameters_[i].address = py::object(parameters[i]).ptr();
