@@ -78,6 +78,18 @@ EQUIVALENT = {
     "found;": BOUND,
     "lamb.h: '<' -> '<=' in const Total<T> weight_norm = upper_bound < bounded_below ? "
     "upper_bound : bounded_below;": BOUND,
+    **dict.fromkeys(
+        (
+            "lars.h: '+' -> '-' in sum[0] += w;",
+            "lars.h: '+' -> '-' in sum[1] += g;",
+            "lars.h: 'g' -> '(-g)' in sum[1] += g;",
+            "lars.h: 'g' -> '(-g)' in sum[1] += square(static_cast<double>(g));",
+        ),
+        "terms begin at zero, and are squared",
+    ),
+    "lars.h: '1' -> '2' in static constexpr int scales = 1;": "nobody finds or uses the second",
+    "lars.h: '<' -> '<=' in const auto wd = static_cast<float>(transform.wd < 0 ? 0 : "
+    "transform.wd);": "zero either way",
     "sgd.h: 'StateKind::with_sign' -> 'StateKind::second_moment' in static constexpr StateKind "
     "kinds[] = {StateKind::with_sign};": (
         "of plain SGD, which has no states; C++ has no arrays without elements"
@@ -127,6 +139,16 @@ def mutants(text: str) -> list[tuple[int, int, str]]:
     return found
 
 
+LIST = re.compile(r"(AllRules =\s*RuleList<)(.*?)>;", re.DOTALL)
+
+
+def rules_of(header: str) -> list[str]:
+    """The rules that a header has, of those that all.h lists."""
+    listed = re.findall(r"\w+(?:<[^>]*>)?", LIST.search((RULES / "all.h").read_text())[2])
+    names = set(re.findall(r"(?:struct|using) (\w+)", (RULES / header).read_text()))
+    return [rule for rule in listed if header == "all.h" or rule.partition("<")[0] in names]
+
+
 def run(*command: object, seconds: float = 120) -> subprocess.CompletedProcess:
     return subprocess.run(
         [str(part) for part in command],
@@ -159,11 +181,10 @@ class Driver:
     def keep_rules_of(self, header: str) -> None:
         """Leave out the rules of other headers, which takes most of the time to compile."""
         listed = (RULES / "all.h").read_text()
-        names = set(re.findall(r"(?:struct|using) (\w+)", (RULES / header).read_text()))
-        rules = re.search(r"AllRules = RuleList<([^>]*)>", listed)[1]
         # rule.h has none of its own: it needs all.
-        kept = [name for name in re.findall(r"\w+", rules) if name in names] or [rules]
-        (self.sources / "rules" / "all.h").write_text(listed.replace(rules, ", ".join(kept)))
+        kept = rules_of(header) or rules_of("all.h")
+        written = re.sub(LIST, lambda found: f"{found[1]}{', '.join(kept)}>;", listed)
+        (self.sources / "rules" / "all.h").write_text(written)
 
     def compile(self, source: Path, *options: str) -> Path:
         target = self.folder / (source.stem + ".o")

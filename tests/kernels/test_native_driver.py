@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mxadamax import _native
+
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -94,4 +96,7 @@ def test_mutants_are_found_in_every_rule():
     listed = [re.fullmatch(r"(\w+\.h):\d+: (.*)", line) for line in done.stdout.splitlines()]
     rules = {header.name for header in (CSRC / "rules").glob("*.h")} - {"all.h"}
     assert {found[1] for found in listed} == rules
+    kept = [rule for header in rules for rule in script["rules_of"](header)]
+    assert sorted(kept) == sorted(script["rules_of"]("all.h"))
+    assert len(kept) == len(_native.rules)
     assert script["EQUIVALENT"].keys() <= {f"{found[1]}: {found[2]}" for found in listed}
