@@ -543,7 +543,7 @@ def ftml(g, w, d, v, z, *, t, lr, beta1, beta2, epsilon):
 
 @rule(
     "ftrl_ext",
-    {"lr": 1.23, "lamda1": 0.1, "beta": 0.1},
+    {"lr": 1.23, "lamda1": 0.1, "beta": 0.3},
     kinds=("with_sign", "second_moment"),
     ulps={"float32": 3.6, "float64": 3.6},
     low_precision=False,
