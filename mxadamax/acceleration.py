@@ -360,7 +360,8 @@ def _accelerate_trainers() -> None:
             return repeated.update_of_ours(updater)
         return functools.partial(_update_calls, stand_in)
 
-    repeated.plain_calls[1:] = [Updater.__call__]
+    # Whatever stood there when that was imported.
+    repeated.plain_calls[:] = [_call_of_mxnet, Updater.__call__]
     _replace(Trainer, "_update", update)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Callable
 import mxnet as mx
 import numpy as np
 import pytest
-from common import assert_same_bits, leaves, network_shapes
+from common import assert_same_bits, leaves, network_shapes, run_python
 from family import FAMILY
 from mxnet import autograd, gluon
 from mxnet.optimizer import Optimizer, Updater
@@ -778,3 +778,27 @@ def test_a_trainer_is_gluons():
     assert issubclass(mxadamax.Trainer, gluon.Trainer)
     assert "Trainer" in mxadamax.__all__
     assert isinstance(mxadamax.Adam(), Optimizer)
+
+
+def test_native_steps_after_an_acceleration_that_has_ended():
+    """What is MXNet's own does not depend on when the Trainer is imported."""
+    code = """
+import mxadamax
+import mxnet as mx
+from mxnet import autograd, gluon
+with mxadamax.accelerated():
+    pass
+param = gluon.Parameter("p", shape=(3,), init="ones")
+param.initialize()
+trainer = mxadamax.Trainer([param], "adam_ext", kvstore=None)
+from mxadamax import trainer as fast
+attempt, outcomes = fast.updated_as_before, []
+fast.updated_as_before = lambda *given: outcomes.append(attempt(*given)) or outcomes[-1]
+for _ in range(3):
+    with autograd.record():
+        loss = param.data().sum()
+    loss.backward()
+    trainer.step(1)
+print(outcomes)
+"""
+    assert run_python(code).endswith("[False, True, True]\n")
