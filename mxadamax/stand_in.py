@@ -24,13 +24,12 @@ from mxnet.ndarray import NDArray
 from mxnet.ndarray.sparse import RowSparseNDArray
 from mxnet.optimizer import Optimizer
 
-from . import _native
 from ._mxnet.compatibility import IS_MXNET_1
 from .conversion import built_in_name, master_first, takes_zero_for_none
 from .optimizers.arguments import KnownArrays
 from .optimizers.arithmetic import BUILTIN, NAMES, SERIES
 from .optimizers.base import FusedOptimizer
-from .optimizers.counting import CountedStep, count_together
+from .optimizers.counting import CountedStep, count_groups
 from .optimizers.info import OPTIMIZERS, OptimizerInfo
 from .optimizers.native_step import native_update
 from .optimizers.state_layout import State, arrays_of
@@ -169,19 +168,16 @@ def _made_to_follow(twin: Type[FusedOptimizer]) -> Any:
 
         def _count_groups(self, indices: Sequence[Index]) -> Optional[CountedStep]:
             original = self.original
-            groups = _native.parameter_groups(indices, original.param_dict)
-            if groups is None or len(set(indices)) < len(indices):
+            if len(set(indices)) < len(indices):
                 return None
-            count = count_together(original, indices)
-            if count is None:
-                return None
-            self.num_update = original.num_update = max(count, original.num_update)
-            rate, wd = 1.0, _number(original.wd)
-            if self.built_in not in _WITHOUT_RATE:
-                rate = _number(original.learning_rate)
-            lrs = [rate * multiplier for multiplier in groups.lr_mults]
-            wds = [wd * multiplier for multiplier in groups.wd_mults]
-            return CountedStep(lrs, wds, [count] * len(lrs), groups)
+
+            def rate_of_step() -> float:
+                without = self.built_in in _WITHOUT_RATE
+                return 1.0 if without else _number(original.learning_rate)
+
+            found = count_groups(original, indices, rate_of_step, _number(original.wd))
+            self.num_update = original.num_update
+            return found
 
         def _updates(self, indices: Sequence[Index], skipped: Any = None) -> List[int]:
             counts = self.original._index_update_count

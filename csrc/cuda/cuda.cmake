@@ -32,8 +32,8 @@ if(MXADAMAX_CUDA_ON_HOST)
   foreach(source reductions sparse_rows tensor_sums update update_low_precision)
     file(CONFIGURE OUTPUT on_host/${source}.cc CONTENT "#include \"cuda/${source}.cu\"\n")
   endforeach()
-  # Compiling takes longer than the tests, so little is optimized. The pragmas are nvcc's. No test has arrays of 2^32 elements: -Werror=conversion finds an index
-  # that is cut to 32 bits.
+  # Compiling takes longer than the tests, so little is optimized. The pragmas are nvcc's. No test
+  # has arrays of 2^32 elements: -Werror=conversion finds an index that is cut to 32 bits.
   add_cuda_module(_cuda_on_host ${CMAKE_CURRENT_BINARY_DIR}/on_host cc
     -O1 -ffp-contract=off -Wno-unknown-pragmas -Werror=conversion -Wno-sign-conversion)
   foreach(target _cuda_on_host _cuda_on_host_common)

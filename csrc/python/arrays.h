@@ -45,7 +45,6 @@ inline engine::Handle array_of(py::handle object, std::size_t position, const ch
 // An NDArray that is held, so that no other object takes its place in memory.
 class HeldArray {
  public:
-  HeldArray() = default;
   explicit HeldArray(py::handle array)
       : array_(py::reinterpret_borrow<py::object>(array)),
         owner_(array.attr("handle")),
@@ -74,8 +73,8 @@ class HeldArray {
   }
 
   py::object array_, owner_;
-  PyObject* const* owner_slot_ = nullptr;
-  engine::Handle handle_ = nullptr;
+  PyObject* const* owner_slot_;
+  engine::Handle handle_;
 };
 
 // The items of a list or tuple, borrowed.

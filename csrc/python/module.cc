@@ -243,8 +243,8 @@ engine::FusedUpdate make_update(const std::string& rule_name, const py::object& 
   for (std::size_t i = 0; i < weights.size(); ++i) {
     const Handle weight = array_of(weights[i], i, "weight");
     batch.add(weight, array_of(grads[i], i, "gradient"));
-    const std::shared_ptr<const engine::State>* known = cache.find(i, states[i]);
-    if (known != nullptr && batch.reuse_state(*known)) continue;
+    const std::shared_ptr<const engine::State>* found = cache.find(i, states[i]);
+    if (found != nullptr && batch.reuse_state(*found)) continue;
     handles.clear();
     collect_state(states[i], i, batch, handles);
     cache.keep(i, states[i], batch.add_state(handles));

@@ -46,12 +46,36 @@ class CountedStep(NamedTuple):
     groups: Optional[_native.ParameterGroups] = None
 
 
-def count_together(optimizer: Optimizer, indices: Sequence[Index]) -> Optional[int]:
-    """Count one more update of each parameter; None, and nothing counted, if counts differ."""
+def count_groups(
+    optimizer: Optimizer, indices: Sequence[Index], rate_of_step: Callable[[], float], wd: float
+) -> Optional[CountedStep]:
+    """Count one more update of parameters with equal counts; None if nothing was counted.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        This package's or MXNet's, whose counts and multipliers it is about.
+    indices : sequence of int or str
+        The parameters.
+    rate_of_step : callable
+        Returns the learning rate before it is multiplied; called once the update is counted.
+    wd : float
+        The weight decay before it is multiplied.
+    """
     begin = optimizer.begin_num_update
     if type(begin) is not int:
         return None
-    return _native.count_together(optimizer._index_update_count, indices, begin)
+    groups = _native.parameter_groups(indices, optimizer.param_dict)
+    if groups is None:
+        return None
+    count = _native.count_together(optimizer._index_update_count, indices, begin)
+    if count is None:
+        return None
+    optimizer.num_update = max(count, optimizer.num_update)
+    rate = rate_of_step()
+    lrs = [rate * multiplier for multiplier in groups.lr_mults]
+    wds = [wd * multiplier for multiplier in groups.wd_mults]
+    return CountedStep(lrs, wds, [count] * len(lrs), groups)
 
 
 class CountingOptimizer(StepOptimizer):
@@ -212,17 +236,7 @@ class CountingOptimizer(StepOptimizer):
         """Do as `_count_update` for parameters with equal counts; None if nothing was counted."""
         if self._keys is not None:
             return None
-        groups = _native.parameter_groups(indices, self.param_dict)
-        if groups is None:
-            return None
-        count = count_together(self, indices)
-        if count is None:
-            return None
-        self.num_update = max(self.num_update, count)
-        rate, wd = self._asked_rate(), float(self.wd)
-        lrs = [rate * multiplier for multiplier in groups.lr_mults]
-        wds = [wd * multiplier for multiplier in groups.wd_mults]
-        return CountedStep(lrs, wds, [count] * len(lrs), groups)
+        return count_groups(self, indices, self._asked_rate, float(self.wd))
 
     def _updates(
         self, indices: Sequence[Index], skipped: Optional[Mapping[Index, int]] = None

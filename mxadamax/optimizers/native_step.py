@@ -134,18 +134,18 @@ def _checked(
 ) -> Any:
     """The update in an arithmetic, with all arrays checked."""
     is_lazy = arithmetic.lazy_update
-    known = isinstance(weights, KnownArrays)
+    cache = weights.cache if isinstance(weights, KnownArrays) else optimizer._state_cache
     return native().FusedUpdate(
         arithmetic.rule,
         weights,
         grads,
         states,
-        weights.cache if isinstance(weights, KnownArrays) else optimizer._state_cache,
+        cache,
         optimizer.lazy_update if is_lazy is None else is_lazy,
         optimizer.multi_precision,
         optimizer.ema_decay is not None,
         optimizer.state_dtype,
-        known,
+        is_known(weights),
     )
 
 
