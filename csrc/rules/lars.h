@@ -9,7 +9,8 @@
 
 namespace mxadamax {
 
-// `adapts` is 0 for a parameter whose learning rate is left as it is. `grad_scale` is as that of
+// `adapts` is 0 for a parameter whose learning rate is left as it is, and otherwise the sign of
+// `rescale_grad`, by which MXNet's operators multiply a norm. `grad_scale` is as that of
 // SgdOfMxnet1.
 template <class T>
 struct LarsScalars {
@@ -124,7 +125,8 @@ struct LarsOfMxnet : LarsBase<has_momentum> {
     const bool has_ratio = weight_norm > 0 && sum[1] > 0;
     const auto lr = static_cast<float>(s.lr);
     // One of the two is 1.
-    const float rescale_grad = absolute(static_cast<float>(transform.rescale_grad * s.grad_scale));
+    const float rescale_grad = static_cast<float>(s.adapts) *
+                               absolute(static_cast<float>(transform.rescale_grad * s.grad_scale));
     const float denominator = square_root(sum[1]) * rescale_grad +
                               static_cast<float>(s.weight_decay) * weight_norm +
                               static_cast<float>(s.epsilon);

@@ -189,7 +189,9 @@ class LARS(MomentumOptimizer):
 
     def _count_update(self, indices: Sequence[Index]) -> Tuple[List[float], List[float]]:
         names = (self.idx2name.get(index, str(index)) for index in indices)
-        adapts = [float(not name.endswith(_WITHOUT_RATIO)) for name in names]
+        # MXNet's operators take the norm of gradients with the sign of `rescale_grad`.
+        sign = -1.0 if self.numerics == BUILTIN and self.rescale_grad < 0 else 1.0
+        adapts = [0.0 if name.endswith(_WITHOUT_RATIO) else sign for name in names]
         lrs: List[float] = []
         wds: List[float] = []
         momenta: List[float] = []
@@ -307,7 +309,7 @@ def _rate_by_lists(weight: NDArray, s: SimpleNamespace) -> Any:
     lr = _single(s.lr)
     if not (_number(s.adapts) and weight_norm > 0 and grad_sum > 0):
         return lr
-    rescale_grad = abs(_single(_number(s.rescale_grad) * _number(s.grad_scale)))
+    rescale_grad = _single(s.adapts) * abs(_single(_number(s.rescale_grad) * _number(s.grad_scale)))
     length = (
         numpy.sqrt(grad_sum) * rescale_grad
         + _single(s.weight_decay) * weight_norm

@@ -28,6 +28,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "common": {"wd": 0.03, "rescale_grad": 0.7},
     "clip_gradient": {"wd": 0.03, "rescale_grad": 0.7, "clip_gradient": 0.1},
     "clip_gradient of 0": {"wd": 0.03, "clip_gradient": 0.0},
+    # With which the operator for lists has norms below zero.
+    "rescale_grad below 0": {"wd": 0.03, "rescale_grad": -0.7},
 }
 
 
