@@ -48,6 +48,9 @@ class Training:
         for device in self.devices:
             # MXNet puts the initialization of some layers off until then.
             self.predict(gluon_arrays.zeros((1, *self.shape), ctx=device))
+        # An evaluation queues that a weight gets a layout of oneDNN's. MXNet crashes, also with its own
+        # optimizers, where `asnumpy` reads the weight at that moment.
+        mx.nd.waitall()
         self.params = parameters_of(self.net)
         self.loss = gluon.loss.SoftmaxCrossEntropyLoss()
         self.data = np.random.RandomState(2)
