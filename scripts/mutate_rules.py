@@ -26,7 +26,7 @@ DRIVER = ("main.cc", "test_codecs.cc", "test_kernels.cc", "test_rules.cc", "test
 
 TOKEN = re.compile(
     r"""(?P<skip>//[^\n]*|"[^"\n]*"|\#[^\n]*|template\s*<[^>]*>|RuleList<[^>]*>|GradientTransform<T>|
-        Scalars<T>|prepared_gradient<R>|updated_weight<R>|AdamRule<(?:true|false)>|Total<T>|conditional_t<[^;{]*>|static_assert[^;]*;|T&|T\*|
+        static_cast<(?:[^<>]|<[^<>]*>)*>|Scalars<T>|prepared_gradient<R>|updated_weight<R>|AdamRule<(?:true|false)>|Total<T>|conditional_t<[^;{]*>|static_assert[^;]*;|T&|T\*|
         const\ char\*|kinds\[\d\])
     |(?P<name>[A-Za-z_][\w.:]*)|(?P<number>\d+)|(?P<operator>==|!=|<=|>=|&&|\|\||[-+*/<>!?=])""",
     re.VERBOSE,
@@ -78,6 +78,23 @@ EQUIVALENT = {
     "found;": BOUND,
     "lamb.h: '<' -> '<=' in const Total<T> weight_norm = upper_bound < bounded_below ? "
     "upper_bound : bounded_below;": BOUND,
+    **dict.fromkeys(
+        (
+            "lans.h: '<' -> '<=' in const T bounded_below = found < s.lower_bound ? s.lower_bound "
+            ": found;",
+            "lans.h: '<' -> '<=' in scale[weight_norm] = s.upper_bound < bounded_below ? "
+            "s.upper_bound : bounded_below;",
+        ),
+        BOUND,
+    ),
+    "lamb.h: '0' -> '1' in static constexpr int half_squares = of_mxnet1 ? 1 : 0;": (
+        "of copies, which others do not sum up"
+    ),
+    "adamax.h: '1' -> '2' in return -(step / (step == 0 && divisor == 0 ? T{1} : divisor));": (
+        "what zero is divided by"
+    ),
+    "ftrl.h: '>' -> '>=' in return (sign(z) * s.lamda1 - z) / divisor * (size > s.lamda1 ? T{1} : "
+    "T{0});": "where both are equal, zero is multiplied",
     **dict.fromkeys(
         (
             "lars.h: '+' -> '-' in sum[0] += w;",
@@ -172,11 +189,11 @@ class Driver:
         written = run(sys.executable, native / "rule_cases.py", cases)
         if written.returncode:
             raise RuntimeError(written.stderr[-2000:])
-        defined = f'-DMXADAMAX_RULE_CASES="{cases}"'
+        defined = f'-DMXADAMAX_RULE_CASES="{cases}"', f'-DMXADAMAX_MXNET_CASES="{native}"'
         others = [native / name for name in DRIVER]
         others += [self.sources / "cpu" / name for name in ("instruction_set.cc", "update.cc")]
         for source in others:
-            self.objects.append(self.compile(source, f"-I{native}", defined, "-O1"))
+            self.objects.append(self.compile(source, f"-I{native}", *defined, "-O1"))
 
     def keep_rules_of(self, header: str) -> None:
         """Leave out the rules of other headers, which takes most of the time to compile."""

@@ -76,9 +76,10 @@ T random_number(std::mt19937& source) {
 // A row of scalars for a rule, all of them such that each shows in the result.
 std::vector<double> row_of(const cpu::RuleKernels& rule);
 
-// Finds the scales of a tensor that is computed in place, from at most so many elements at a time.
+// Finds the scales of a tensor that is computed in place, from at most so many elements at a time;
+// of a master, from its copy too, in the type of the master.
 void find_scales_in_place(const cpu::RuleKernels& rule, const cpu::Tensor& tensor,
-                          std::int64_t most, double* scales);
+                          std::int64_t most, double* scales, const void* copy = nullptr);
 
 void test_rules();
 void test_kernels();

@@ -48,7 +48,14 @@ VARIANTS: list[dict[str, Any]] = [
 ALIKE = {
     **dict.fromkeys(("adam_mxnet1", "adam_rows_mxnet1", "adam_mxnet2", "adam_rows_mxnet2"), "adam"),
     **dict.fromkeys(("adabelief_mxnet2", "adabelief_rows_mxnet2"), "adabelief"),
-    **{"nadam_mxnet1": "nadam", "nag_mxnet2": "nag", "lans_mxnet2": "lans"},
+    # MXNet's own fails with a momentum.
+    "dcasgd_momentum_mxnet1": "dcasgd_momentum",
+    **{
+        "adamax_mxnet1": "adamax",
+        "nadam_mxnet1": "nadam",
+        "nag_mxnet2": "nag",
+        "lans_mxnet2": "lans",
+    },
     **{"rmsprop_mxnet2": "rmsprop", "rmsprop_centered_mxnet2": "rmsprop_centered"},
     **{"ftrl_mxnet1": "ftrl", "ftrl_mxnet2": "ftrl", "lamb_mxnet1": "lamb"},
     **{"lars_alone_mxnet2": "lars", "lars_momentum_alone_mxnet2": "lars_momentum"},
@@ -75,6 +82,7 @@ def scalars(rule: oracle.Rule, given: dict[str, Any]) -> dict[str, float]:
     )
     if rule.scalars is not None:
         found.update(rule.scalars(given, STEP))
+    found.setdefault("weight_decay", 0.0)
     return {name: value for name, value in found.items() if not isinstance(value, bool)}
 
 
@@ -107,10 +115,15 @@ def write_case(
     arrays: list[np.ndarray],
     given: dict,
     errors: int = 1,
+    changes: bool = True,
+    more: dict | None = None,
 ) -> None:
     grad, weight, *states = arrays
     with np.errstate(all="ignore"):
-        after = oracle.step(rule.formula, weight, grad, states, STEP, **given)
+        if changes:
+            after = oracle.step(rule.formula, weight, grad, states, STEP, **given)
+        else:
+            after = tuple(oracle.Rounded(array, dtype) for array in arrays[1:])
         columns = list(arrays)
         for number in after:
             value = np.broadcast_to(number.value, weight.shape).astype("float64")
@@ -119,7 +132,7 @@ def write_case(
             columns += [value, errors * np.nextafter(error.astype("float64"), np.inf)]
     print("case", name, dtype, int(rule.low_precision), len(weight), file=file)
     print(len(rule.kinds), *rule.kinds, file=file)
-    row = scalars(rule, given)
+    row = {**scalars(rule, given), **(more or {})}
     row.update(
         {f"double_{key}": value for key, value in row.items() if key.startswith("correction")}
     )
@@ -146,8 +159,14 @@ def cases(rule: oracle.Rule) -> Iterator[tuple[list[np.ndarray], dict[str, Any],
                 # A norm of zero, of the weight and of the delta. LANS divides by that of the gradient.
                 zero = [np.zeros_like(array) for array in arrays]
                 yield [arrays[0], zero[1], *arrays[2:]], given, dtype
-                if not rule.bounds_direction:
+                if rule.bounds_direction:
+                    bounded = {**given, "wd": 0.0, "clip_gradient": 0.0}
+                    yield [*arrays[:2], *zero[2:]], bounded, dtype
+                else:
                     yield [zero[0], arrays[1], *zero[2:]], {**given, "wd": 0.0}, dtype
+            if rule.adapts and seed == 0:
+                # The product of such norms would be zero in single precision.
+                yield [array * array.dtype.type(1e-25) for array in arrays], given, dtype
             if given["clip_gradient"] == 0:
                 for state in arrays[2:]:
                     state[:] = 0
@@ -159,11 +178,27 @@ def main() -> None:
         for name, rule in oracle.RULES.items():
             for arrays, given, dtype in cases(rule):
                 write_case(file, name, rule, dtype, arrays, given)
+        # Of parameters whose rate is left as it is, LARS is plain gradient descent.
+        for name in ("sgd", "sgd_momentum"):
+            rule = oracle.RULES[name]
+            of_lars = {"adapts": 0.0, "eta": 0.01, "epsilon": 5.0, "grad_scale": 1.0}
+            for arrays, given, dtype in list(cases(rule))[:2]:
+                row = {"momentum": 0.0, **given, **of_lars}
+                usual = [array[:USUAL] for array in arrays]
+                write_case(file, name.replace("sgd", "lars"), rule, dtype, usual, given, more=row)
         for name, portable in ALIKE.items():
             rule = oracle.RULES[portable]
+            if name == "adamax_mxnet1":
+                # Where MXNet's own divides zero by zero, no step is taken.
+                zero, weight = np.zeros(USUAL, "float32"), inputs(rule, "float32", 0)[1][:USUAL]
+                given = {**COMMON, **rule.hyperparameters, "wd": 0.0, "epsilon": 0.0}
+                still = [zero, weight, zero, zero]
+                write_case(file, name, rule, "float32", still, given, changes=False)
             for arrays, given, dtype in cases(rule):
                 # MXNet 1 clips after weight decay.
                 given = {**given, "clip_gradient": np.inf}
+                # Whose correction does not see weight decay.
+                given.update({"wd": 0.0} if rule is oracle.RULES["dcasgd_momentum"] else {})
                 if dtype == "float32" or name not in IN_FLOAT32:
                     usual = [array[:USUAL] for array in arrays]
                     write_case(file, name, rule, dtype, usual, given, MORE_ROUNDINGS)
