@@ -66,7 +66,7 @@ inline float as_operator_reads(double x) {
     if (digits == 17 || std::strtod(text, nullptr) == x) break;
   }
   char* const exponent = std::strchr(text, 'e') + 1;
-  const int power = std::atoi(exponent);
+  const auto power = static_cast<int>(std::strtol(exponent, nullptr, 10));
   if (power >= -4 && power < 16) {
     // NOLINTNEXTLINE(cppcoreguidelines-pro-type-vararg)
     std::snprintf(text, sizeof text, "%.*f", std::max(digits - 1 - power, 0), x);

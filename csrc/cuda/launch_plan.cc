@@ -425,7 +425,7 @@ void LaunchPlan::update(const std::vector<double>& scalars, const StepOptions& o
                                 std::to_string(columns) + " for each of " +
                                 std::to_string(tensors_.size()) + " tensors");
   }
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::scoped_lock lock(mutex_);
   const DeviceGuard current(device_);
   Tables& tables = *tables_;
   tables.done.stream_wait(stream);
@@ -489,7 +489,7 @@ void LaunchPlan::check_rows() const {
 }
 
 StepControl LaunchPlan::report() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::scoped_lock lock(mutex_);
   StepControl control{};
   control.norm = std::numeric_limits<double>::quiet_NaN();
   const DeviceGuard current(device_);

@@ -27,7 +27,7 @@ std::shared_ptr<void> DeviceBatchCache::batch_of(const DeviceBackend& kernels, c
   const auto first = std::find_if(tensors.begin(), tensors.end(),
                                   [](const DeviceTensor& tensor) { return tensor.size > 0; });
   const void* const key = first == tensors.end() ? nullptr : first->weight;
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::scoped_lock lock(mutex_);
   const auto known = entries_.find(key);
   if (known != entries_.end()) {
     const Entry& entry = known->second;

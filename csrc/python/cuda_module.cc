@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "common/low_precision.h"
@@ -126,7 +127,7 @@ py::tuple read_dlpack(const py::capsule& capsule) {
   if (tensor.strides != nullptr) {
     py::tuple found(tensor.ndim);
     for (int k = 0; k < tensor.ndim; ++k) found[static_cast<std::size_t>(k)] = tensor.strides[k];
-    strides = found;
+    strides = std::move(found);
   }
   return py::make_tuple(reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset,
                         tensor.device_type, tensor.device_id, static_cast<int>(tensor.code),

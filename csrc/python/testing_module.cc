@@ -105,6 +105,7 @@ py::list decode_int8(const std::vector<py::array>& levels, const Floats& scales,
     throw std::invalid_argument("sizes differ");
   }
   std::vector<Floats> states;
+  states.reserve(levels.size());
   for (std::size_t k = 0; k < levels.size(); ++k) states.emplace_back(size);
   const void* const from[] = {levels[0].data(), levels.back().data()};
   float* const to[] = {states[0].mutable_data(), states.back().mutable_data()};
