@@ -168,8 +168,6 @@ def _made_to_follow(twin: Type[FusedOptimizer]) -> Any:
 
         def _count_groups(self, indices: Sequence[Index]) -> Optional[CountedStep]:
             original = self.original
-            if len(set(indices)) < len(indices):
-                return None
 
             def rate_of_step() -> float:
                 without = self.built_in in _WITHOUT_RATE
@@ -409,6 +407,8 @@ class StandIn:
 
 def _order_matters(original: Optimizer, indices: Sequence[Index]) -> str:
     """Why the order in which parameters are counted decides their rates; empty if it does not."""
+    if len(set(indices)) < len(indices):
+        return "a parameter is twice in one call"
     if original.lr_scheduler is None:
         return ""
     counts, begin = original._index_update_count, original.begin_num_update

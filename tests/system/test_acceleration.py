@@ -318,6 +318,101 @@ def test_methods_that_are_called_directly(name, method):
     assert counts(name) == (3, 0)
 
 
+@pytest.mark.parametrize("method", ["update", "update_multi_precision"])
+def test_methods_that_are_called_with_what_is_left_to_mxnet(method):
+    """All of a call, or a part of it."""
+    found = []
+    for on in (False, True):
+        mxadamax.accelerate() if on else mxadamax.decelerate()
+        optimizer = mx.optimizer.create("adamax", wd=0.01)
+        dtypes = ["float16"] if IS_MXNET_1 else ["float32", "float16", "float32"]
+        weights = [mx.nd.ones((200_000,), dtype=dtype) for dtype in dtypes]
+        states = [optimizer.create_state(k, w) for k, w in enumerate(weights)]
+        for _ in range(3):
+            grads = [w * 0.3 for w in weights]
+            given = list(range(len(weights))), weights, grads, states
+            getattr(optimizer, method)(*([x[0] for x in given] if IS_MXNET_1 else given))
+        found.append([a.asnumpy().tobytes() for a in (*weights, *(x for s in states for x in s))])
+    assert found[0] == found[1]
+    assert counts("adamax") == (0 if IS_MXNET_1 else 6, 3)
+
+
+@pytest.mark.skipif(IS_MXNET_1, reason="takes one parameter a call")
+@pytest.mark.parametrize("name", ["adam", "sgd", "lamb"])
+def test_a_parameter_twice_in_a_call(name):
+    found = []
+    for on in (False, True):
+        mxadamax.accelerate() if on else mxadamax.decelerate()
+        optimizer = mx.optimizer.create(name, wd=0.01, learning_rate=0.1)
+        weights = [mx.nd.ones((200_000,)) for _ in range(2)]
+        states = [optimizer.create_state(0, w) for w in weights]
+        for _ in range(3):
+            optimizer.update([0, 0], weights, [w * 0.3 for w in weights], states)
+        arrays = (*weights, *leaves(states))
+        found.append([*(a.asnumpy().tobytes() for a in arrays), optimizer.num_update])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("bound", [0.3, 0.0, -1.0, None])
+def test_bounds_of_weights(bound):
+    def change(optimizer, step):
+        optimizer.clip_weights = bound if step > 1 else None
+
+    compare(lambda: mx.optimizer.create("rmsprop"), steps=4, change=change)
+    assert counts("rmsprop")[1] == 0
+
+
+@pytest.mark.parametrize("by_operator", [True, False])
+def test_the_other_way_of_a_built_in(by_operator):
+    """Where it has two, `use_fused_step` chooses, and only the default is computed natively."""
+    if IS_MXNET_1:
+        pytest.skip("each has one way")
+
+    def change(optimizer, step):
+        optimizer.use_fused_step = by_operator if step in (2, 3) else True
+
+    compare(lambda: mx.optimizer.create("adam", wd=0.1), steps=6, change=change)
+    assert counts("adam")[1] == (0 if by_operator else 2 * len(SHAPES))
+
+
+def test_states_of_another_form():
+    """Which somebody has put into the updater."""
+    weights = start("float32")
+    runs = [Run(mx.optimizer.create("adam", wd=0.1), weights) for _ in range(2)]
+    for step, grads in enumerate(gradients(SHAPES, "float32", 4)):
+        for run, on in zip(runs, (False, True)):
+            mxadamax.accelerate() if on else mxadamax.decelerate()
+            if step == 2:
+                states = run.updater.states
+                states[0] = list(states[0])
+                states[1] = (*states[1], mx.nd.ones((3,)))[:2]
+            run.step(grads)
+        assert_same_run(*runs, where=f"step {step + 1}")
+
+
+@pytest.mark.parametrize("wd", [0.0, 0.01])
+def test_rows_with_an_option_that_mxnet_refuses(wd):
+    """AdaGrad takes no weight decay with row_sparse gradients."""
+    rng = np.random.RandomState(0)
+    weights = [rng.standard_normal((20, 3)).astype("float32") for _ in range(9)]
+    runs = [Run(mx.optimizer.create("adagrad", wd=wd), weights) for _ in range(2)]
+    for _ in range(3):
+        outcomes = []
+        for run, on in zip(runs, (False, True)):
+            mxadamax.accelerate() if on else mxadamax.decelerate()
+            arrays = [nd(np.ones((20, 3), "float32")).tostype("row_sparse") for _ in range(9)]
+            try:
+                run.updater(list(range(9)), arrays, list(run.weights))
+                mx.nd.waitall()
+                outcomes.append("")
+            except Exception as error:
+                outcomes.append(f"{type(error).__name__}: {error}")
+        assert outcomes[0] == outcomes[1]
+        assert_same_run(*runs)
+    if wd:
+        assert counts("adagrad")[0] == 0
+
+
 def test_an_attribute_that_is_removed():
     """MXNet's own error."""
     errors = []
