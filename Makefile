@@ -89,21 +89,25 @@ sanitize-python: $(VENV)/installed
 	  PYTHONPATH=build/sanitized $(VENV)/bin/pytest -p no:cacheprovider -s $(SANITIZED) \
 	  --deselect tests/kernels/test_kernels.py::test_more_than_2_to_the_31_elements
 
-# Which lines and branches the suite runs; fails under 95 %. docs/testing.md says what counts. Needs Python
-# 3.11 or later. In one process: pytest-xdist ends its own before they have written down what they ran. From
-# a folder where Python finds no other mxadamax.
-coverage: $(VENV)/installed
+# Which lines and branches the suite runs, with both MXNets; fails under 95 %. docs/testing.md says what
+# counts. Needs Python 3.11. A process for each folder of tests: pytest-xdist ends its own before they have
+# written down what they ran. From a folder where Python finds no other mxadamax.
+MXNET1 := build/mxnet1
+TEST_FOLDERS := $(sort $(dir $(wildcard tests/*/test_*.py)))
+coverage: $(VENV)/installed $(MXNET1)/installed
 	rm -rf build/coverage
 	$(VENV)/bin/cmake -B build/coverage-module -DMXADAMAX_CUDA=OFF -DMXADAMAX_TESTING=ON -DCMAKE_BUILD_TYPE=Debug \
 	  -DCMAKE_CXX_FLAGS='--coverage -fprofile-update=atomic -Dalways_inline=noinline' \
 	  $(FOR_PYTHON)
 	$(VENV)/bin/cmake --build build/coverage-module --parallel
 	find build/coverage-module -name '*.gcda' -delete
-	mkdir -p build/coverage && cp -r mxadamax build/coverage/
+	mkdir -p build/coverage && cp -r mxadamax mxadamax_hook build/coverage/
 	cp build/coverage-module/_native*.so build/coverage/mxadamax/
-	cd build/coverage && export PATH=$(abspath $(VENV)/bin):$$PATH PYTHONPATH=$$PWD COVERAGE_FILE=$$PWD/data && \
-	  coverage run --rcfile=$(CURDIR)/pyproject.toml $(abspath $(VENV)/bin/pytest) \
-	    -c $(CURDIR)/pyproject.toml -p no:cacheprovider $(CURDIR)/tests
+	cd build/coverage && export PYTHONPATH=$$PWD COVERAGE_FILE=$$PWD/data && \
+	  for environment in $(abspath $(VENV) $(MXNET1)); do \
+	    printf "$$environment %s\n" $(abspath $(TEST_FOLDERS)); \
+	  done | xargs --max-procs="$$(nproc)" --max-args=2 sh -c 'PATH="$$0/bin:$$PATH" coverage run --parallel-mode \
+	    --rcfile=$(CURDIR)/pyproject.toml "$$0/bin/pytest" -c $(CURDIR)/pyproject.toml -q -p no:cacheprovider "$$1"'
 	export COVERAGE_FILE=build/coverage/data && $(VENV)/bin/coverage combine --quiet && \
 	  $(VENV)/bin/coverage xml --quiet -o build/coverage/python.xml && $(VENV)/bin/coverage report
 	$(VENV)/bin/gcovr --cobertura-add-tracefile build/coverage/python.xml --filter mxadamax/; python=$$?; \
@@ -113,6 +117,12 @@ $(VENV)/installed: $(SOURCES)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(call DEFINE,MXADAMAX_CUDA_ON_HOST=ON) \
 	  $(VENV)/bin/pip install --quiet --editable '.[mxnet,examples,test,plot,docs,lint,coverage,mutation]'
+	touch $@
+
+$(MXNET1)/installed: $(SOURCES)
+	test -x $(MXNET1)/bin/python || $(PYTHON) -m venv $(MXNET1)
+	$(call DEFINE,MXADAMAX_CUDA=OFF;MXADAMAX_BASELINE_ONLY=ON) \
+	  $(MXNET1)/bin/pip install --quiet '.[mxnet1,test,coverage]'
 	touch $@
 
 clean:
