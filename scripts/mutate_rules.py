@@ -107,10 +107,20 @@ EQUIVALENT = {
     "lars.h: '1' -> '2' in static constexpr int scales = 1;": "nobody finds or uses the second",
     "lars.h: '<' -> '<=' in const auto wd = static_cast<float>(transform.wd < 0 ? 0 : "
     "transform.wd);": "zero either way",
-    "sgd.h: 'StateKind::with_sign' -> 'StateKind::second_moment' in static constexpr StateKind "
-    "kinds[] = {StateKind::with_sign};": (
-        "of plain SGD, which has no states; C++ has no arrays without elements"
+    **dict.fromkeys(
+        (
+            f"{header}: 'StateKind::with_sign' -> 'StateKind::second_moment' in static constexpr "
+            "StateKind kinds[] = {StateKind::with_sign};"
+            for header in ("sgd.h", "signum.h")
+        ),
+        "where there are no states; C++ has no arrays without elements",
     ),
+    "rule.h: '1' -> '2' in static constexpr int stages = 1;": "a second one finds the same again",
+    "rule.h: '1' -> '2' in static constexpr int scales = 1;": "nobody finds or uses the second",
+    "rule.h: 'false' -> 'true' in static constexpr bool sums_copy = false;": (
+        "all rules with sums say which they take"
+    ),
+    "rule.h: '0' -> '1' in } else if constexpr (R::sums > 0) {": "all that have sums have two",
 }
 """Those that no test can notice, and why."""
 
