@@ -148,7 +148,7 @@ def steps(
         lines += [" ".join([str(rule.states), *kinds(arithmetic.rule)])]
         lines += [" ".join([str(len(row)), *(f"{k} {text(x)}" for k, x in row.items())])]
         given = [values.ravel().astype("float64"), *before]
-        for element in zip(*given, *after):
+        for element in zip(*given, *expected):
             numbers_before, numbers_after = element[: len(given)], element[len(given) :]
             lines += [
                 " ".join([*map(text, numbers_before), *(f"{text(x)} 0" for x in numbers_after)])
