@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every optimizer against MXNet's built-ins, for 300 steps with everything on, by all kernels.
 
-That is with every instruction set and number of threads. It takes an hour: ``pytest -m long``.
+That is with every instruction set and number of threads. It takes ten minutes to an hour:
+``pytest -m long``.
 """
 
 from __future__ import annotations
