@@ -18,6 +18,7 @@ from bits import assert_same_or_near
 from common import assert_same_bits, gradients, leaves
 from cuda_cases import MANY_SIZES, OnEveryDevice
 from cuda_tensors import SCALARS, Device, Tensor, on_the_host, scalars_of
+from engine_scalars import handed_over
 from family import FAMILY
 
 from mxadamax import _native, _native_testing, cuda
@@ -124,15 +125,7 @@ def rows_of(names, scalars, count, arithmetic):
     """What MXNet's engine makes of the scalars of an optimizer."""
 
     def read(name, value):
-        if name in native.optional_scalars:
-            return value
-        if name in arithmetic.exact:
-            return value
-        if arithmetic.by_operator and name in arithmetic.listed:
-            return float(np.float32(value))
-        if name.startswith("clip_") or arithmetic.by_operator:
-            return _native.as_mxnet_reads_float32(value)
-        return _native.as_mxnet_reads(value)
+        return value if name in native.optional_scalars else handed_over(arithmetic, name, value)
 
     table = np.zeros((count, len(names)))
     for k, name in enumerate(names):

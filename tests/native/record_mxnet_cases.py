@@ -22,6 +22,7 @@ import mxadamax  # noqa: F401  # isort: skip  # Before MXNet: Python 3.12 cannot
 import mxnet as mx
 import numpy as np
 import oracle
+from engine_scalars import handed_over
 
 from mxadamax import _native
 from mxadamax.conversion import built_in_name, master_first
@@ -47,25 +48,13 @@ LARGE = {
 """Hyperparameters that all show in a step."""
 SPECIAL = (np.nan, np.inf, -np.inf, 0.0)
 
-handed_over: list[tuple[Arithmetic, Mapping[str, Any]]] = []
+pushed: list[tuple[Arithmetic, Mapping[str, Any]]] = []
 
 
 def scalars(arithmetic: Arithmetic, table: Mapping[str, Any]) -> dict[str, float]:
     """The scalars of one parameter, as the engine hands them to the kernel."""
-
-    def read(name: str, value: float) -> float:
-        if name.startswith("clip_"):
-            return _native.as_mxnet_reads_float32(value)
-        if not arithmetic.by_operator:
-            return _native.as_mxnet_reads(value)
-        if name in arithmetic.exact:
-            return value
-        if name in arithmetic.listed:
-            return float(np.float32(value))
-        return _native.as_mxnet_reads_float32(value)
-
     first = {name: x[0] if isinstance(x, list) else x for name, x in table.items()}
-    return {name: float(read(name, value)) for name, value in first.items()}
+    return {name: float(handed_over(arithmetic, name, value)) for name, value in first.items()}
 
 
 def kinds(rule: str) -> tuple[str, ...]:
@@ -132,14 +121,14 @@ def steps(
         if special:
             values.ravel()[: len(SPECIAL)] = SPECIAL
         before = columns([*primary(optimizers[0], weights[0], states[0]), *copies(weights[0])])
-        handed_over.clear()
+        pushed.clear()
         for updater, weight in zip(updaters, weights):
             grad = mx.nd.array(values, dtype=dtype)
             updater([0], [grad.tostype("row_sparse") if rows else grad], [weight])
         after, expected = (columns(primary(*of_one)) for of_one in zip(optimizers, weights, states))
         for found, theirs in zip(after, expected):
             np.testing.assert_array_equal(found, theirs, f"{info}, {options}, {dtype}, step {step}")
-        ((arithmetic, table),) = handed_over
+        ((arithmetic, table),) = pushed
         rule = _native.rules[arithmetic.rule]
         low_precision = int(rule.supports_low_precision_state)
         row = scalars(arithmetic, table)
@@ -194,7 +183,7 @@ def cases(info: OptimizerInfo) -> Iterator[tuple[Any, ...]]:
 
 def main() -> None:
     def hand_over(arithmetic: Arithmetic, batch: Any, tables: Any, *how: Any, **more: Any) -> None:
-        handed_over.append((arithmetic, dict(tables[0])))
+        pushed.append((arithmetic, dict(tables[0])))
         original(arithmetic, batch, tables, *how, **more)
 
     original, native_step._hand_over = native_step._hand_over, hand_over

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -107,35 +107,36 @@ def inputs(rule: oracle.Rule, dtype: str, seed: int) -> list[np.ndarray]:
     return [array.astype(dtype) for array in arrays]
 
 
+def after_step(
+    rule: oracle.Rule, arrays: list[np.ndarray], given: dict[str, Any]
+) -> tuple[oracle.Rounded, ...]:
+    """What the oracle makes of a case."""
+    grad, weight, *states = arrays
+    with np.errstate(all="ignore"):
+        return oracle.step(rule.formula, weight, grad, states, STEP, **given)
+
+
 def write_case(
     file: TextIO,
     name: str,
     rule: oracle.Rule,
-    dtype: str,
     arrays: list[np.ndarray],
-    given: dict,
+    row: dict[str, float],
+    after: Sequence[oracle.Rounded],
     errors: int = 1,
-    changes: bool = True,
-    more: dict | None = None,
 ) -> None:
-    grad, weight, *states = arrays
+    shape = arrays[1].shape
+    columns = list(arrays)
     with np.errstate(all="ignore"):
-        if changes:
-            after = oracle.step(rule.formula, weight, grad, states, STEP, **given)
-        else:
-            after = tuple(oracle.Rounded(array, dtype) for array in arrays[1:])
-        columns = list(arrays)
         for number in after:
-            value = np.broadcast_to(number.value, weight.shape).astype("float64")
+            value = np.broadcast_to(number.value, shape).astype("float64")
             # Of what float64 cannot hold.
             error = number.error + np.where(np.isfinite(value), abs(number.value - value), 0)
             columns += [value, errors * np.nextafter(error.astype("float64"), np.inf)]
-    print("case", name, dtype, int(rule.low_precision), len(weight), file=file)
+    print("case", name, arrays[0].dtype, int(rule.low_precision), *shape, file=file)
     print(len(rule.kinds), *rule.kinds, file=file)
-    row = {**scalars(rule, given), **(more or {})}
-    row.update(
-        {f"double_{key}": value for key, value in row.items() if key.startswith("correction")}
-    )
+    doubled = {f"double_{key}": x for key, x in row.items() if key.startswith("correction")}
+    row = {**row, **doubled}
     print(len(row), *(f"{key} {float(value)!r}" for key, value in row.items()), file=file)
     for line in zip(*columns):
         print(*(repr(float(x)) for x in line), file=file)
@@ -173,35 +174,46 @@ def cases(rule: oracle.Rule) -> Iterator[tuple[list[np.ndarray], dict[str, Any],
                 yield arrays, given, dtype
 
 
+def write_cases_of_lars_without_its_ratio(file: TextIO) -> None:
+    """Of parameters whose rate is left as it is, LARS is plain gradient descent."""
+    own = {"adapts": 0.0, "eta": 0.01, "epsilon": 5.0, "grad_scale": 1.0}
+    for name in ("sgd", "sgd_momentum"):
+        rule = oracle.RULES[name]
+        for arrays, given, _ in list(cases(rule))[:2]:
+            usual = [array[:USUAL] for array in arrays]
+            row = {**scalars(rule, given), "momentum": 0.0, **given, **own}
+            after = after_step(rule, usual, given)
+            write_case(file, name.replace("sgd", "lars"), rule, usual, row, after)
+
+
+def write_cases_of_zero_divided_by_zero(file: TextIO) -> None:
+    """Where MXNet 1's AdaMax does that, ours takes no step."""
+    rule = oracle.RULES["adamax"]
+    zero, weight = np.zeros(USUAL, "float32"), inputs(rule, "float32", 0)[1][:USUAL]
+    given = {**COMMON, **rule.hyperparameters, "wd": 0.0, "epsilon": 0.0}
+    arrays = [zero, weight, zero, zero]
+    unchanged = [oracle.Rounded(array, array.dtype) for array in arrays[1:]]
+    write_case(file, "adamax_mxnet1", rule, arrays, scalars(rule, given), unchanged)
+
+
 def main() -> None:
     with open(sys.argv[1], "w") as file:
         for name, rule in oracle.RULES.items():
-            for arrays, given, dtype in cases(rule):
-                write_case(file, name, rule, dtype, arrays, given)
-        # Of parameters whose rate is left as it is, LARS is plain gradient descent.
-        for name in ("sgd", "sgd_momentum"):
-            rule = oracle.RULES[name]
-            of_lars = {"adapts": 0.0, "eta": 0.01, "epsilon": 5.0, "grad_scale": 1.0}
-            for arrays, given, dtype in list(cases(rule))[:2]:
-                row = {"momentum": 0.0, **given, **of_lars}
-                usual = [array[:USUAL] for array in arrays]
-                write_case(file, name.replace("sgd", "lars"), rule, dtype, usual, given, more=row)
+            for arrays, given, _ in cases(rule):
+                after = after_step(rule, arrays, given)
+                write_case(file, name, rule, arrays, scalars(rule, given), after)
+        write_cases_of_lars_without_its_ratio(file)
+        write_cases_of_zero_divided_by_zero(file)
         for name, portable in ALIKE.items():
             rule = oracle.RULES[portable]
-            if name == "adamax_mxnet1":
-                # Where MXNet's own divides zero by zero, no step is taken.
-                zero, weight = np.zeros(USUAL, "float32"), inputs(rule, "float32", 0)[1][:USUAL]
-                given = {**COMMON, **rule.hyperparameters, "wd": 0.0, "epsilon": 0.0}
-                still = [zero, weight, zero, zero]
-                write_case(file, name, rule, "float32", still, given, changes=False)
+            # MXNet 1 clips after weight decay, and DCASGD's correction does not see the decay.
+            changed = {"clip_gradient": np.inf, **({"wd": 0.0} if "dcasgd" in name else {})}
             for arrays, given, dtype in cases(rule):
-                # MXNet 1 clips after weight decay.
-                given = {**given, "clip_gradient": np.inf}
-                # Whose correction does not see weight decay.
-                given.update({"wd": 0.0} if rule is oracle.RULES["dcasgd_momentum"] else {})
                 if dtype == "float32" or name not in IN_FLOAT32:
+                    given = {**given, **changed}
                     usual = [array[:USUAL] for array in arrays]
-                    write_case(file, name, rule, dtype, usual, given, MORE_ROUNDINGS)
+                    after = after_step(rule, usual, given)
+                    write_case(file, name, rule, usual, scalars(rule, given), after, MORE_ROUNDINGS)
 
 
 if __name__ == "__main__":
