@@ -19,9 +19,9 @@ using Kernel = void (*)(const double* scalars, const double* scales, const void*
                         void* const* states, std::int64_t count) noexcept;
 
 // Elements of one tensor whose terms are found at a time.
-constexpr std::int64_t sum_block = 256;
-// Tensors that are summed up side by side: each addition waits for the one before it in its sum,
-// and the processor fills that time with those of other sums.
+constexpr std::int64_t sum_block = 512;
+// Tensors that are summed up side by side: where an addition waits for the one before it in its
+// sum, the processor fills that time with those of other sums.
 constexpr int summed_together = 4;
 // The numbers that a sum over a part of a tensor consists of. A scaled norm has two.
 constexpr int sum_numbers = 2 * max_sums;
@@ -51,8 +51,8 @@ struct SumKernels {
   // need their sums so far, and may change their scale.
   void (*find_terms)(const double* scalars, const double* scales, const SumBlock& elements,
                      Sums& sums, Terms& terms) noexcept;
-  // Adds the terms of this many tensors to their sums.
-  void (*add)(const Terms* terms, Sums* sums, int tensors) noexcept;
+  // Adds the terms of this many tensors to their sums, for each the first `length` at least.
+  void (*add)(const Terms* terms, Sums* sums, int tensors, std::int64_t length) noexcept;
   // Finds the scales that follow from the sums over the parts of a tensor.
   void (*find_scales)(const double* scalars, const Sums* sums, int parts, double* scales) noexcept;
 };

@@ -12,6 +12,7 @@
 #include "ema.h"
 #include "int8_codec.h"
 #include "kernel.h"
+#include "ordered_sum.h"
 #include "reductions.h"
 #include "rules/all.h"
 
@@ -151,20 +152,48 @@ void find_terms(const double* scalars, const double* scales, const SumBlock& ele
   }
 }
 
-// Adds a block of numbers in lanes.
+// Adds numbers in any order.
 template <class T>
-T added_up_in_lanes(T total, const T* terms) {
+T added_in_any_order(T total, const T* terms, std::int64_t length) {
   constexpr int lanes = 16;
   T sums[lanes] = {};
-  for (std::int64_t i = 0; i < sum_block; i += lanes) {
+  for (std::int64_t i = 0; i < length; i += lanes) {
     for (int k = 0; k < lanes; ++k) sums[k] += terms[i + k];
   }
   for (const T sum : sums) total += sum;
   return total;
 }
 
+// Adds numbers to `count` totals, each in order: in lanes where that can be done, else one by one,
+// the totals side by side. What keeps a sum from being added in lanes is in few places of it.
+template <int count, class Total, class Term>
+void add_in_order(Total* totals, const Term* const* terms, std::int64_t begin, std::int64_t end) {
+  constexpr std::int64_t shortest = 2 * ordered_lanes<Total>;
+  if constexpr (std::is_same_v<Total, Term>) {
+    Total added[count];
+    bool all = true;
+    for (int k = 0; k < count && all; ++k) {
+      added[k] = totals[k];
+      all = add_in_lanes(added[k], terms[k] + begin, end - begin);
+    }
+    if (all) {
+      for (int k = 0; k < count; ++k) totals[k] = added[k];
+      return;
+    }
+    if (end - begin > shortest) {
+      const std::int64_t middle = begin + (end - begin) / shortest / 2 * shortest;
+      add_in_order<count>(totals, terms, begin, middle);
+      add_in_order<count>(totals, terms, middle, end);
+      return;
+    }
+  }
+  for (std::int64_t i = begin; i < end; ++i) {
+    for (int k = 0; k < count; ++k) totals[k] = static_cast<Total>(totals[k] + terms[k][i]);
+  }
+}
+
 template <class R, class T, int tensors>
-void add_side_by_side(const Terms* room, Sums* sums) {
+void add_side_by_side(const Terms* room, Sums* sums, std::int64_t length) {
   using Total = typename R::template Total<T>;
   constexpr int count = tensors * R::sums;
   const Term<R, T>* terms[count];
@@ -174,27 +203,27 @@ void add_side_by_side(const Terms* room, Sums* sums) {
     total[k] = static_cast<Total>(sums[k / R::sums][k % R::sums]);
   }
   if constexpr (R::sums_in_any_order) {
-    for (int k = 0; k < count; ++k) total[k] = added_up_in_lanes(total[k], terms[k]);
+    for (int k = 0; k < count; ++k) total[k] = added_in_any_order(total[k], terms[k], length);
   } else {
-    for (std::int64_t i = 0; i < sum_block; ++i) {
-      for (int k = 0; k < count; ++k) total[k] = static_cast<Total>(total[k] + terms[k][i]);
-    }
+    add_in_order<count>(total, terms, 0, length);
   }
   for (int k = 0; k < count; ++k) sums[k / R::sums][k % R::sums] = total[k];
 }
 
 template <class R, class T>
-void add_to_sums(const Terms* room, Sums* sums, int tensors) noexcept {
+void add_to_sums(const Terms* room, Sums* sums, int tensors, std::int64_t length) noexcept {
+  constexpr std::int64_t lanes = 2 * ordered_lanes<float>;
+  length = (length + lanes - 1) / lanes * lanes;
   static_assert(summed_together == 4, "a case for each number");
   switch (tensors) {
     case 1:
-      return add_side_by_side<R, T, 1>(room, sums);
+      return add_side_by_side<R, T, 1>(room, sums, length);
     case 2:
-      return add_side_by_side<R, T, 2>(room, sums);
+      return add_side_by_side<R, T, 2>(room, sums, length);
     case 3:
-      return add_side_by_side<R, T, 3>(room, sums);
+      return add_side_by_side<R, T, 3>(room, sums, length);
     default:
-      return add_side_by_side<R, T, 4>(room, sums);
+      return add_side_by_side<R, T, 4>(room, sums, length);
   }
 }
 

@@ -316,8 +316,8 @@ struct SumPart {
 };
 using FoundScales = std::array<double, max_scales>;
 
-// Sums up parts of parameters on one thread: as many side by side as fill the time that an addition
-// takes, each in the order of its elements.
+// Sums up parts of parameters on one thread, each in the order of its elements; short ones side by
+// side.
 class SideBySide {
  public:
   SideBySide(const RuleKernels& rule, const std::vector<Tensor>& tensors, OpMath compute)
@@ -329,15 +329,16 @@ class SideBySide {
   void run(Next&& next, Done&& done) noexcept {
     int busy = 0;
     for (bool more = true;;) {
-      while (more && busy < summed_together) {
+      while (more && !is_full(busy)) {
         lanes_[busy].part = next();
         lanes_[busy].scales = {};
         more = lanes_[busy].part != nullptr;
         if (more) begin_stage(busy++, 0);
       }
       if (busy == 0) return;
-      for (int k = 0; k < busy; ++k) find_terms_of_block(k);
-      rule_.sum_kernels[0][compute_].add(terms_, sums_, busy);
+      std::int64_t length = 0;
+      for (int k = 0; k < busy; ++k) length = std::max(length, find_terms_of_block(k));
+      rule_.sum_kernels[0][compute_].add(terms_, sums_, busy, length);
       for (int k = busy - 1; k >= 0; --k) {
         Lane& lane = lanes_[k];
         if (lane.left > 0) continue;
@@ -357,6 +358,16 @@ class SideBySide {
   }
 
  private:
+  // A long part goes alone: few arrays at once are read faster than many. Not so where squares are
+  // rounded to 16 bits: many lie half-way between two numbers, and are not added in lanes.
+  bool is_full(int busy) const {
+    constexpr std::int64_t long_part = 8 * sum_block;
+    if (busy == 0) return false;
+    const SumPart& first = *lanes_[0].part;
+    const bool has_halves = rule_.sums_copy && tensors_[first.tensor].copy != nullptr;
+    return busy == summed_together || (first.size >= long_part && !has_halves);
+  }
+
   struct Lane {
     const SumPart* part;
     int stage;
@@ -375,7 +386,8 @@ class SideBySide {
     sums_[k] = {};
   }
 
-  void find_terms_of_block(int k) noexcept {
+  // Returns how many there are.
+  std::int64_t find_terms_of_block(int k) noexcept {
     Lane& lane = lanes_[k];
     if (lane.left > 0 && lane.position == tensors_[lane.tensor].size) {
       ++lane.tensor;
@@ -387,6 +399,7 @@ class SideBySide {
                terms_[k]);
     lane.position += count;
     lane.left -= count;
+    return count;
   }
 
   const RuleKernels& rule_;
@@ -447,7 +460,7 @@ class UpdateAfterSums {
 
  private:
   bool is_updated_at_once(const TensorGroup& group) const {
-    constexpr std::int64_t elements_in_cache = 4 * Chunks::length;
+    constexpr std::int64_t elements_in_cache = 16 * Chunks::length;
     return parts_per_group_ == 1 && group.size <= elements_in_cache;
   }
 

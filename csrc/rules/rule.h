@@ -29,8 +29,9 @@
 //   stages            the number of stages; each knows what the one before has found,
 //   scales            how many numbers it finds from the sums: see `Scales`,
 //   Total<T>          the type of the sums,
-//   add_terms<stage>  adds the terms of one element, with its raw gradient, to the sums; `shown` is
-//                     the weight or, with `sums_copy`, its float16 copy,
+//   add_terms<stage>  adds the terms of one element, with its raw gradient, to the sums; none is
+//                     negative, except those of scaled norms; `shown` is the weight or, with
+//                     `sums_copy`, its float16 copy,
 //   find_scales<stage>(...) finds numbers from the sums of a stage,
 //   scaled_delta(...) in the place of `delta`, with these numbers.
 // Its kernels read a tensor once for each stage, without writing, then to update.
@@ -64,7 +65,7 @@ struct Rule {
   static constexpr int stages = 1;
   // How many numbers follow from them.
   static constexpr int scales = 1;
-  // What sums are added up in, one after another; or in any order, in lanes.
+  // What sums are added up in, as if one after another; or in any order.
   template <class T>
   using Total = T;
   static constexpr bool sums_in_any_order = false;

@@ -84,6 +84,7 @@ void find_scales_in_place(const cpu::RuleKernels& rule, const cpu::Tensor& tenso
 void test_rules();
 void test_kernels();
 void test_codecs();
+void test_sums();
 void test_update();
 
 }  // namespace mxadamax::tests

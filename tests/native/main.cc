@@ -10,6 +10,7 @@ int main(int count, char** names) {
   } tests[] = {{"rules", test_rules},
                {"kernels", test_kernels},
                {"codecs", test_codecs},
+               {"sums", test_sums},
                {"update", test_update}};
   int done = 0;
   for (const auto& test : tests) {
@@ -21,5 +22,5 @@ int main(int count, char** names) {
     ++done;
   }
   // A name that no test has is no success.
-  CHECK(done == (count == 1 ? 4 : count - 1), done << " of the tests that were named exist");
+  CHECK(done == (count == 1 ? 5 : count - 1), done << " of the tests that were named exist");
 }

@@ -150,7 +150,7 @@ void find_scales_in_place(const cpu::RuleKernels& rule, const cpu::Tensor& tenso
           copy == nullptr ? nullptr : cpu::advanced(copy, tensor.weight_type, first);
       const cpu::SumBlock block{part.grad, part.weight, of_copy, part.states, count};
       kernels.find_terms(tensor.scalars, scales, block, sums[0], terms[0]);
-      kernels.add(terms, sums, 1);
+      kernels.add(terms, sums, 1, count);
     }
     kernels.find_scales(tensor.scalars, sums, 1, scales);
   }
