@@ -4,6 +4,7 @@
 import atexit
 import functools
 import inspect
+import math
 import os
 import sys
 import threading
@@ -199,15 +200,20 @@ def _update(
     stand_in: StandIn,
     given: Sequence[Sequence[Any]],
     by_mxnet: Callable[..., None],
+    at_once: float = math.inf,
 ) -> List[int]:
-    """Update natively what can be; return the positions of what MXNet must update."""
+    """Update natively what can be; return the positions of what MXNet must update.
+
+    `at_once` is how many parameters MXNet would update in one call.
+    """
     check = None
     if _to_check:
         check = Check.of_next_step(optimizer, stand_in.built_in, _to_check)
     if check is not None:
         with _by_mxnet():
             check.compute(given, by_mxnet)
-    left, reasons = stand_in.update(optimizer, *given)
+    indices, weights, grads, states = given
+    left, reasons = stand_in.update(optimizer, indices, weights, grads, states, at_once)
     if check is not None:
         check.compare(given, left)
     _count(stand_in, {NATIVE: len(given[0]) - len(left), **reasons})
@@ -329,7 +335,8 @@ def _update_at_once(
 ) -> None:
     """Update all parameters of an updater, which have states; by its own call what must be."""
     by_mxnet = functools.partial(_call_with_states, call)
-    left = _update(updater.optimizer, stand_in, given, by_mxnet)
+    optimizer = updater.optimizer
+    left = _update(optimizer, stand_in, given, by_mxnet, optimizer.aggregate_num)
     if left:
         indices, weights, grads, _ = given
         columns = (indices, grads, weights)

@@ -5,6 +5,7 @@ A built-in keeps its attributes, counts and states. A stand-in reads them at eac
 have changed in any way since the last one.
 """
 
+from itertools import groupby
 from typing import (
     Any,
     Callable,
@@ -42,8 +43,10 @@ in a training."""
 _WITHOUT_RATE = ("adadelta",) if IS_MXNET_1 else ()
 """The built-ins that have no learning rate, and never ask a scheduler."""
 
-_CALLED_ONE_BY_ONE = ("lars",)
-"""The built-ins whose result depends on how many parameters are updated at once."""
+_BY_CALL = ("lars",)
+"""The built-ins for which it matters which parameters they are called with together: MXNet 1's LARS
+corrects its momentum from call to call, and a row_sparse array changes how all of a call are
+updated. They update all of a step, or nothing."""
 
 _APART = frozenset(
     (
@@ -120,7 +123,7 @@ class _Repeated(NamedTuple):
 def twin_of(built_in: Type[Optimizer]) -> Optional[Type[FusedOptimizer]]:
     """Return our optimizer that computes what a class of MXNet's does; None if there is none."""
     twin: Any = Optimizer.opt_registry.get(f"{built_in.__name__.lower()}_ext")
-    if twin is None or twin.built_in in _CALLED_ONE_BY_ONE or not _records_of(twin):
+    if twin is None or not _records_of(twin):
         return None
     found: Type[FusedOptimizer] = twin
     return found
@@ -135,6 +138,8 @@ def _made_to_follow(twin: Type[FusedOptimizer]) -> Any:
 
     class Follower(twin):  # type: ignore[valid-type, misc]  # A class that is chosen here.
         original: Any = None
+        calls: Sequence[int] = ()
+        """How many parameters MXNet counts together, from call to call of a step."""
 
         def _progress(self) -> Callable[[], None]:
             original = self.original
@@ -150,12 +155,20 @@ def _made_to_follow(twin: Type[FusedOptimizer]) -> Any:
 
         def _count_update(self, indices: Sequence[Index]) -> Tuple[List[float], List[float]]:
             original = self.original
-            original._update_count(list(indices))
-            self.num_update = original.num_update
             asks = self.built_in not in _WITHOUT_RATE
-            lrs = _rates(original, indices) if asks else [1.0] * len(indices)
-            wds = original._get_wds(list(indices))
-            return [_number(lr) for lr in lrs], [_number(wd) for wd in wds]
+            lrs: List[float] = []
+            wds: List[float] = []
+            first = 0
+            for length in self.calls:
+                call = list(indices[first : first + length])
+                original._update_count(call)
+                rates = original._get_lrs(call) if asks else [1.0] * len(call)
+                lrs += map(_number, rates)
+                wds += map(_number, original._get_wds(call))
+                self._take_counted(original, call, is_first=first == 0)
+                first += length
+            self.num_update = original.num_update
+            return lrs, wds
 
         def _forms_groups(self) -> bool:
             original = self.original
@@ -188,13 +201,19 @@ def _made_to_follow(twin: Type[FusedOptimizer]) -> Any:
     return Follower
 
 
-def _rates(original: Optimizer, indices: Sequence[Index]) -> List[Any]:
-    """The learning rates, asked for as often as MXNet asks, where it could matter."""
-    at_once = len(indices)
-    if not _is_of_mxnet(original.lr_scheduler):
-        at_once = max(int(min(original.aggregate_num, at_once)), 1)
-    starts = range(0, len(indices), at_once)
-    return [lr for i in starts for lr in original._get_lrs(list(indices[i : i + at_once]))]
+def _calls_of(weights: Sequence[NDArray], at_once: float) -> List[int]:
+    """How many parameters MXNet's updater hands over in one call, from call to call."""
+    if at_once == numpy.inf:
+        # MXNet 2 takes all together then, whatever their types are.
+        return [len(weights)]
+    found: List[int] = []
+    for _, run in groupby(weight.dtype for weight in weights):
+        length = sum(1 for _ in run)
+        size = max(int(min(at_once, length)), 1)
+        found += [size] * (length // size)
+        if length % size:
+            found.append(length % size)
+    return found
 
 
 def _is_of_mxnet(scheduler: Any) -> bool:
@@ -238,6 +257,7 @@ class StandIn:
         self._known: Dict[int, Dict[Index, _Known]] = {}
         self._default_path = getattr(type(original)(), "use_fused_step", None)
         self._is_operator = self._twin.arithmetic.by_operator
+        self._by_call = self._twin.built_in in _BY_CALL
 
     def is_slower(self, weights: Any) -> bool:
         """Return whether MXNet itself takes less time to update these weights, or this one."""
@@ -254,8 +274,11 @@ class StandIn:
         weights: Sequence[NDArray],
         grads: Sequence[NDArray],
         states: Sequence[State],
+        at_once: float = numpy.inf,
     ) -> Tuple[List[int], Dict[str, int]]:
         """Update what can be with the same bits.
+
+        `at_once` is how many parameters MXNet would update in one call.
 
         Returns
         -------
@@ -265,6 +288,8 @@ class StandIn:
         reason = self._follow(original) or _order_matters(original, indices)
         if reason:
             return list(range(len(indices))), {reason: len(indices)}
+        in_calls = self._by_call or not _is_of_mxnet(original.lr_scheduler)
+        self._twin.calls = _calls_of(weights, at_once) if in_calls else [len(indices)]
         exceptions = self._exceptions()
         repeated = getattr(weights, "step_before", None)
         if repeated is not None and repeated.is_of(self._twin, grads, states, exceptions):
@@ -294,8 +319,8 @@ class StandIn:
             else:
                 given.append((index, weight, grad, known.ours))
                 kinds.add(known.kind)
-        if left and original.lr_scheduler is not None:
-            # Who is counted first decides which rate a scheduler gives.
+        if left and (self._by_call or original.lr_scheduler is not None):
+            # Who is counted first decides which rate a scheduler gives, or which momentum.
             return list(range(len(indices))), {next(iter(reasons)): len(indices)}
         if given:
             columns: Sequence[Any] = tuple(zip(*given))
@@ -352,6 +377,8 @@ class StandIn:
             ours["clip_weights"] = None
         if "_has_state" in ours:
             ours["_has_state"] = ours["momentum"] != 0
+        if "_by_lists" in ours:
+            ours["_by_lists"] = original.aggregate_num > 1
         return ""
 
     def _exceptions(self) -> Dict[str, str]:

@@ -214,6 +214,12 @@ class CountingOptimizer(StepOptimizer):
         lrs += self._get_lrs(same_rate)
         return lrs, self._get_wds(indices)
 
+    def _take_counted(self, source: Any, indices: Sequence[Index], is_first: bool) -> None:
+        """Take over what an optimizer has found in a call that it has counted.
+
+        That is this one, or the built-in that it follows. `is_first` says that a step begins.
+        """
+
     def _count_step(self, indices: Sequence[Index]) -> CountedStep:
         """Count one more update of each parameter, in groups where they can be formed."""
         if self._forms_groups():

@@ -188,20 +188,30 @@ class LARS(MomentumOptimizer):
         super().set_wd_mult(args_wd_mult)
 
     def _count_update(self, indices: Sequence[Index]) -> Tuple[List[float], List[float]]:
-        names = (self.idx2name.get(index, str(index)) for index in indices)
-        # MXNet's operators take the norm of gradients with the sign of `rescale_grad`.
-        sign = -1.0 if self.numerics == BUILTIN and self.rescale_grad < 0 else 1.0
-        adapts = [0.0 if name.endswith(_WITHOUT_RATIO) else sign for name in names]
         lrs: List[float] = []
         wds: List[float] = []
-        momenta: List[float] = []
-        for call in self._calls(indices):
+        for number, call in enumerate(self._calls(indices)):
             of_call = super()._count_update(call)
             lrs += of_call[0]
             wds += of_call[1]
-            momenta += [self._corrected_momentum()] * len(call)
-        self._adapts, self._momenta = adapts, momenta
+            self.last_lr = self._rate if self.cur_lr is None else self.cur_lr
+            self.cur_lr = self._rate
+            self._take_counted(self, call, is_first=number == 0)
         return lrs, wds
+
+    def _take_counted(self, source: Any, indices: Sequence[Index], is_first: bool) -> None:
+        if is_first:
+            self._adapts, self._momenta = [], []
+        # MXNet's operators take the norm of gradients with the sign of `rescale_grad`.
+        sign = -1.0 if self.numerics == BUILTIN and self.rescale_grad < 0 else 1.0
+        names = (source.idx2name.get(index, str(index)) for index in indices)
+        self._adapts += [0.0 if name.endswith(_WITHOUT_RATIO) else sign for name in names]
+        momentum = self.momentum
+        if self.momentum_correction:
+            self.last_lr, self.cur_lr = source.last_lr, source.cur_lr
+            if self.last_lr != 0:
+                momentum *= self.cur_lr / self.last_lr  # type: ignore[operator]
+        self._momenta += [momentum] * len(indices)
 
     def _forms_groups(self) -> bool:
         # What is adapted depends on names.
@@ -219,15 +229,6 @@ class LARS(MomentumOptimizer):
             # After the first call nothing changes.
             return [part for part in (indices[:size], indices[size:]) if part]
         return [indices[k : k + size] for k in range(0, len(indices), size)]
-
-    def _corrected_momentum(self) -> float:
-        """The momentum of a call, which has been counted."""
-        rate = self._rate
-        self.last_lr = rate if self.cur_lr is None else self.cur_lr
-        self.cur_lr = rate
-        if not self.momentum_correction or self.last_lr == 0:
-            return self.momentum
-        return self.momentum * (self.cur_lr / self.last_lr)
 
     def _asked_rate(self) -> float:
         self._rate = super()._asked_rate()

@@ -47,9 +47,9 @@ def counts(name: str) -> tuple[int, int]:
     return found["native"], sum(found.values()) - found["native"]
 
 
-def start(dtype: str) -> list[np.ndarray]:
+def start(dtype: str, shapes=SHAPES) -> list[np.ndarray]:
     rng = np.random.RandomState(1)
-    return [np.asarray(rng.standard_normal(shape), dtype) for shape in SHAPES]
+    return [np.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
 
 
 def attributes(optimizer: Optimizer) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def attributes(optimizer: Optimizer) -> dict[str, Any]:
 
 def compare(make, dtype="float32", steps=8, change=None, shapes=SHAPES):
     """Train with a built-in, plain and accelerated; the results are equal after every step."""
-    weights = [w for w, shape in zip(start(dtype), SHAPES) if shape in shapes]
+    weights = start(dtype, shapes)
     runs = [Run(make(), weights) for _ in range(2)]
     for step, grads in enumerate(gradients([w.shape for w in weights], dtype, steps)):
         if change is not None:
@@ -115,9 +115,9 @@ def test_the_same_bits_as_plainly(member, dtype):
 
 
 def test_most_of_the_registry_is_accelerated():
-    """LARS counts how often it is called; these have states of other kinds."""
+    """One draws random numbers, one keeps gradients, one has a state for each row."""
     left = {c.__name__.lower() for c in CLASSES if twin_of(c) is None}
-    assert left <= {"lars", "lbsgd", "sgld", "groupadagrad", "test"}
+    assert left <= {"lbsgd", "sgld", "groupadagrad", "test"}
 
 
 without_masters = pytest.mark.filterwarnings("ignore:Accumulating with float16")
@@ -351,6 +351,99 @@ def test_a_parameter_twice_in_a_call(name):
         arrays = (*weights, *leaves(states))
         found.append([*(a.asnumpy().tobytes() for a in arrays), optimizer.num_update])
     assert found[0] == found[1]
+
+
+LARS_SHAPES = [shape for shape in SHAPES if shape and 0 not in shape] + [(9,), (1003,), (2, 2)]
+"""MXNet's operators that find norms take no others."""
+
+
+def make_lars(at_once=None, **options):
+    options = {"learning_rate": 0.1, "momentum": 0.9, "wd": 0.01, **options}
+    if at_once is not None and not IS_MXNET_1:
+        options["aggregate_num"] = at_once
+    optimizer = mx.optimizer.create("lars", **options)
+    if at_once is not None:
+        optimizer.aggregate_num = at_once
+    return optimizer
+
+
+@pytest.mark.parametrize("at_once", [None, 1, 3, 4, 50])
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_lars_by_calls(at_once, scheduled):
+    """MXNet 1 corrects the momentum in the first call of a step; MXNet 2 takes other norms."""
+
+    def make():
+        factor = mx.lr_scheduler.FactorScheduler(2, 0.5)
+        return make_lars(at_once, lr_scheduler=factor if scheduled else None)
+
+    def change(optimizer, step):
+        if not scheduled:
+            optimizer.lr = 0.1 / (1 + step // 2)
+
+    compare(make, change=change, shapes=LARS_SHAPES)
+    assert counts("lars") == (8 * len(LARS_SHAPES), 0)
+
+
+@without_masters
+@pytest.mark.parametrize("at_once", [4, 12])
+@pytest.mark.parametrize("multi_precision", [False, True])
+def test_lars_with_parameters_of_several_types(multi_precision, at_once):
+    """The types in turn: MXNet 1 calls LARS for those of one type together."""
+    rng = np.random.RandomState(0)
+    kinds = ["float32", "float32", "float64", "float16", "float32"] * 3
+    if not (IS_MXNET_1 or multi_precision):
+        kinds = [kind for kind in kinds if kind != "float16"]
+    weights = [rng.standard_normal(9).astype(kind) for kind in kinds]
+    scheduler = mx.lr_scheduler.FactorScheduler(2, 0.5)
+
+    def make():
+        own = copy.deepcopy(scheduler)
+        return make_lars(at_once, lr_scheduler=own, multi_precision=multi_precision)
+
+    runs = [Run(make(), weights) for _ in range(2)]
+    for step in range(5):
+        grads = [rng.standard_normal(9).astype(kind) for kind in kinds]
+        runs[0].step(grads)
+        with mxadamax.accelerated():
+            runs[1].step(grads)
+        assert_same_run(*runs, where=f"step {step + 1}")
+        assert attributes(runs[0].optimizer) == attributes(runs[1].optimizer)
+    # 16-bit weights without masters are MXNet's work, and with them all of the step.
+    native = 0 if IS_MXNET_1 and not multi_precision else 5 * len(kinds)
+    assert counts("lars") == (native, 5 * len(kinds) - native)
+
+
+def test_lars_with_a_row_sparse_gradient():
+    """It changes how MXNet updates what comes in one call with it."""
+    rng = np.random.RandomState(0)
+    weights = [rng.standard_normal((20, 3)).astype("float32") for _ in range(9)]
+    runs = [Run(make_lars(4), weights) for _ in range(2)]
+    for _ in range(4):
+        grads = [rng.standard_normal((20, 3)) for _ in range(9)]
+        for run, on in zip(runs, (False, True)):
+            mxadamax.accelerate() if on else mxadamax.decelerate()
+            arrays = [nd(grad.astype("float32")) for grad in grads]
+            arrays[2] = arrays[2].tostype("row_sparse")
+            run.updater(list(range(9)), arrays, list(run.weights))
+        assert_same_run(*runs)
+    assert counts("lars") == (0, 36)
+
+
+def test_lars_called_directly():
+    """All parameters of a list are one call."""
+    found = []
+    for on in (False, True):
+        mxadamax.accelerate() if on else mxadamax.decelerate()
+        optimizer = make_lars(4, param_idx2name={1: "x_bias", 2: "x_gamma"})
+        weights = [nd(w) for w in start("float32", LARS_SHAPES)]
+        states = [optimizer.create_state(k, w) for k, w in enumerate(weights)]
+        for step in range(4):
+            optimizer.lr = 0.1 / (1 + step)
+            grads = [w * 0.3 + 0.1 for w in weights]
+            optimizer.update(list(range(len(weights))), weights, grads, states)
+        found.append([a.asnumpy().tobytes() for a in (*weights, *states)])
+    assert found[0] == found[1]
+    assert counts("lars") == (4 * len(LARS_SHAPES), 0)
 
 
 @pytest.mark.parametrize("bound", [0.3, 0.0, -1.0, None])
