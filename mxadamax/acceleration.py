@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 
 from mxnet.optimizer import Optimizer, Updater
 
-from ._mxnet.compatibility import WHOLE_MODEL
+from ._mxnet.compatibility import IS_MXNET_1, WHOLE_MODEL
 from .acceleration_check import Check
 from .stand_in import StandIn, twin_of
 
@@ -46,7 +46,7 @@ class AccelerationReport(Dict[str, Dict[str, int]]):
 NATIVE = "native"
 """The entry of an optimizer in the report that is no reason."""
 
-SMALL = "a few small parameters in one call, for which MXNet's operator takes less time"
+SMALL = "a small parameter alone in a call, for which MXNet's operator takes less time"
 
 
 class _OfThread(threading.local):
@@ -374,8 +374,15 @@ def _accelerate_trainers() -> None:
 
 def _update_calls(stand_in: StandIn, updater: Any, calls: Sequence[Sequence[Any]]) -> None:
     """Do what an updater does with the parameters of these calls, which have states."""
-    if len(calls) == 1 and not stand_in.is_slower(calls[0][1]):
-        _update_at_once(_call_of_mxnet, updater, stand_in, calls[0])
+    if len(calls) == 1:
+        if not _is_left_to_mxnet(stand_in, calls[0][1]):
+            _update_at_once(_call_of_mxnet, updater, stand_in, calls[0])
+            return
+        # One parameter, as MXNet's updater hands it over.
+        in_lists = updater.aggregate_updates or not IS_MXNET_1
+        given = [list(x) if in_lists else x[0] for x in calls[0]]
+        with _by_mxnet():
+            updater.optimizer.update_multi_precision(*given)
         return
     indices, weights, grads, _ = ([x for part in column for x in part] for column in zip(*calls))
     updater(indices, grads, weights)

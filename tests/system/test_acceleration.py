@@ -24,7 +24,7 @@ from mxadamax.optimizers.arithmetic import built_in_class
 from mxadamax.stand_in import StandIn, twin_of
 
 SHAPES = [(3, 4), (17,), (), (0,), (1000,), (5,), (6,), (7,), (2, 0), (1,)]
-"""As many as a native step is worth it for."""
+"""Of every kind."""
 
 OPTIONS = {"wd": 0.01, "clip_gradient": 0.5, "rescale_grad": 1 / 3}
 BUILT_INS = [member for member in FAMILY if built_in_class(member.built_in) is not None]
@@ -521,11 +521,15 @@ def test_an_attribute_that_is_removed():
     assert errors[0] == errors[1]
 
 
-def test_few_small_parameters_are_left_to_an_operator():
+def test_a_small_parameter_alone_is_left_to_an_operator():
+    compare(lambda: mx.optimizer.Adam(), steps=2, shapes=[(17,)])
+    assert counts("adam") == (0, 2)
     compare(lambda: mx.optimizer.Adam(), steps=2, shapes=[(3, 4), (17,)])
-    assert counts("adam") == (0, 4)
-    compare(lambda: mx.optimizer.Adamax(), steps=2, shapes=[(3, 4), (17,)])
-    assert counts("adamax") == (4, 0)
+    assert counts("adam") == (4, 2)
+    compare(lambda: mx.optimizer.Adam(), steps=2, shapes=[(100_000,)])
+    assert counts("adam") == (6, 2)
+    compare(lambda: mx.optimizer.Adamax(), steps=2, shapes=[(17,)])
+    assert counts("adamax") == (2, 0)
 
 
 class Counted(mx.optimizer.Adam):

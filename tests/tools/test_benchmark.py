@@ -17,9 +17,10 @@ import mxnet as mx
 import numpy as np
 import pytest
 from common import network_shapes, run_python
+from rich.console import Console
 
 import mxadamax
-from mxadamax import _native
+from mxadamax import _native, acceleration
 from mxadamax.__main__ import main
 from mxadamax._mxnet.compatibility import gluon_arrays
 from mxadamax.commands.bench import cases, measuring
@@ -218,6 +219,37 @@ def test_bad_arguments(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["bench", *arguments])
     assert arguments[0] in capsys.readouterr().err
+
+
+def test_a_built_in_and_itself_accelerated(monkeypatch):
+    """One of the two is native in every timed call, the other in none, and all ends plainly."""
+    monkeypatch.setattr(measuring, "BUILDS", 2)
+    monkeypatch.setattr(acceleration, "_report", mxadamax.acceleration.AccelerationReport())
+    case = cases.accelerated_case([(3,)] * 9, cases.FAMILY["adam"], rounds=1)
+    native = []
+
+    def call_of(contender, name):
+        def call():
+            before = mxadamax.acceleration_report().get("adam", {"native": 0})["native"]
+            contender.call()
+            after = mxadamax.acceleration_report().get("adam", {"native": 0})["native"]
+            native.append((name, after - before))
+
+        return contender._replace(call=call)
+
+    builders = [
+        lambda build=build: {name: call_of(c, name) for name, c in build().items()}
+        for build in case.builders
+    ]
+    small = case._replace(builders=builders)
+    monkeypatch.setitem(cases.CASES, "accelerated-adam-8x64", small)
+    samples = measuring.run_cases(["accelerated-adam-8x64"], 4, Console(quiet=True))
+    assert {name: len(times) for name, times in samples["accelerated-adam-8x64"].items()} == {
+        "adam": 4,
+        "adam, accelerated": 4,
+    }
+    assert set(native) == {("adam", 0), ("adam, accelerated", 9)}
+    assert not acceleration._replaced
 
 
 def test_cases_by_the_beginning_of_their_names():

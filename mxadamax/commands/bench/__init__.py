@@ -32,6 +32,9 @@ of this package and built-in, call gluon.utils.clip_global_norm before the step.
 The trainer-... cases have mxadamax.Trainer beside Gluon's.
 
 The sizes-... cases are single arrays of a thousand to 25 million numbers.
+
+The accelerated-... cases compare built-ins with themselves under mxadamax.accelerate(), from one
+number to 100 million and from one parameter to 20,000: no "MXNet / ours" should be below 1.
 """
 
 from __future__ import annotations

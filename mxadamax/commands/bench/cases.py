@@ -16,6 +16,7 @@ from mxnet.gluon import nn
 
 from ..._mxnet.compatibility import WHOLE_MODEL, StepOptimizer, gluon_arrays
 from ..._mxnet.engine import native
+from ...acceleration import accelerate, decelerate
 from ...optimizers.arithmetic import built_in_class
 from ...optimizers.info import OPTIMIZERS, OptimizerInfo
 from ...optimizers.state_layout import arrays_of
@@ -318,6 +319,31 @@ def family_case(shapes: Sequence[Shape], info: OptimizerInfo, rounds: int, **mor
     return Case(builders, rounds, lambda: elements_of(shapes), info.name, theirs, "torch")
 
 
+def accelerated_case(shapes: Sequence[Shape], info: OptimizerInfo, rounds: int) -> Case:
+    """Return a case that compares a built-in of MXNet's with itself under `accelerate`."""
+    theirs = info.timed_beside
+    ours = f"{theirs}, accelerated"
+
+    def contender(switch: Callable[[], None]) -> Contender:
+        made, _ = trainer_update(shapes, theirs, **info.options)
+
+        def prepare() -> None:
+            switch()
+            # Which forgets all that steps have in common.
+            for _ in range(2):
+                made.prepare()
+                made.call()
+            made.prepare()
+
+        return Contender(made.call, prepare)
+
+    builders: list[Builder] = [
+        lambda: {theirs: contender(decelerate)},
+        lambda: {ours: contender(accelerate)},
+    ]
+    return Case(builders, rounds, lambda: elements_of(shapes), ours, theirs)
+
+
 def sparse_update(optimizer: str, lazy: bool, rows: int | None, steps: int) -> Contender:
     """Build updater steps on a table of a million rows of 64; dense if `rows` is None."""
     shape = (1_000_000, 64)
@@ -482,6 +508,17 @@ def training_case(
 SIZES = [k * 10**n for n in (3, 4, 5, 6) for k in (1, 3)] + [10**7, 25 * 10**6]
 """Sizes of single arrays: from within any cache to beyond all."""
 
+ACCELERATED = {name: FAMILY[name] for name in ("sgd", "sgd-momentum", "adam")}
+ACCELERATED["adamax"] = ADAMAX
+"""Three that are single operators of MXNet's, and so the hardest to be faster than; one of many."""
+
+ACCELERATED_SHAPES: dict[str, tuple[list[Shape], int]] = {
+    **{f"1x{size}": ([(size,)], 30) for size in (1, 10**3, 10**5, 10**6)},
+    **{f"1x{size}": ([(size,)], 5) for size in (10**7, 10**8)},
+    **{f"{count}x64": ([(64,)] * count, 30) for count in (8, 100, 1000)},
+    "20000x64": ([(64,)] * 20_000, 5),
+}
+
 CASES: dict[str, Case] = {
     "resnet50": update_case(resnet50_shapes(), rounds=30),
     "single-25m": update_case([(25_000_000,)], rounds=30),
@@ -504,6 +541,11 @@ CASES: dict[str, Case] = {
         for name, info in FAMILY.items()
     },
     **{f"sizes-{size}": update_case([(size,)], rounds=30) for size in SIZES},
+    **{
+        f"accelerated-{name}-{sizes}": accelerated_case(shapes, info, rounds)
+        for name, info in ACCELERATED.items()
+        for sizes, (shapes, rounds) in ACCELERATED_SHAPES.items()
+    },
 }
 
 

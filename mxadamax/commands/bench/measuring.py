@@ -13,6 +13,7 @@ import mxnet as mx
 from rich.console import Console
 from rich.progress import Progress
 
+from ...acceleration import decelerate
 from .cases import CASES, Builder, Case, Contender
 
 Samples = Dict[str, List[float]]
@@ -128,4 +129,5 @@ def run_cases(names: Sequence[str], repeat: int | None, console: Console) -> dic
                 progress.refresh()
 
             samples[name] = measure(CASES[name], rounds, advance)
+            decelerate()
     return samples
