@@ -206,11 +206,11 @@ class LARS(MomentumOptimizer):
         sign = -1.0 if self.numerics == BUILTIN and self.rescale_grad < 0 else 1.0
         names = (source.idx2name.get(index, str(index)) for index in indices)
         self._adapts += [0.0 if name.endswith(_WITHOUT_RATIO) else sign for name in names]
+        # MXNet 2 has none.
+        self.last_lr, self.cur_lr = (getattr(source, name, None) for name in ("last_lr", "cur_lr"))
         momentum = self.momentum
-        if self.momentum_correction:
-            self.last_lr, self.cur_lr = source.last_lr, source.cur_lr
-            if self.last_lr != 0:
-                momentum *= self.cur_lr / self.last_lr  # type: ignore[operator]
+        if self.momentum_correction and self.last_lr != 0:
+            momentum *= self.cur_lr / self.last_lr  # type: ignore[operator]
         self._momenta += [momentum] * len(indices)
 
     def _forms_groups(self) -> bool:

@@ -369,12 +369,16 @@ def make_lars(at_once=None, **options):
 
 @pytest.mark.parametrize("at_once", [None, 1, 3, 4, 50])
 @pytest.mark.parametrize("scheduled", [False, True])
-def test_lars_by_calls(at_once, scheduled):
+@pytest.mark.parametrize("corrected", [True, False])
+def test_lars_by_calls(at_once, scheduled, corrected):
     """MXNet 1 corrects the momentum in the first call of a step; MXNet 2 takes other norms."""
+    options = {} if corrected else {"momentum_correction": False}
+    if options and not IS_MXNET_1:
+        pytest.skip("corrects no momentum")
 
     def make():
         factor = mx.lr_scheduler.FactorScheduler(2, 0.5)
-        return make_lars(at_once, lr_scheduler=factor if scheduled else None)
+        return make_lars(at_once, lr_scheduler=factor if scheduled else None, **options)
 
     def change(optimizer, step):
         if not scheduled:
