@@ -93,9 +93,7 @@ def from_built_in(
         # Some are arrays: MXNet 2's AdamW turns rescale_grad into one.
         setattr(target, attribute, value)
     move_counts(target.__dict__, target._all_index_update_counts)
-    if "_by_lists" in vars(target):
-        # MXNet 2's LARS takes norms in another way if it is called with several parameters.
-        target.__dict__["_by_lists"] = source.aggregate_num > 1
+    target._take_aggregation(source)
     # For the conversion back.
     target._built_in_calls = {k: vars(source)[k] for k in _CALLS if k in vars(source)}
     found = {

@@ -44,9 +44,11 @@ _WITHOUT_RATE = ("adadelta",) if IS_MXNET_1 else ()
 """The built-ins that have no learning rate, and never ask a scheduler."""
 
 _BY_CALL = ("lars",)
-"""The built-ins for which it matters which parameters they are called with together: MXNet 1's LARS
-corrects its momentum from call to call, and a row_sparse array changes how all of a call are
-updated. They update all of a step, or nothing."""
+"""The built-ins for which it matters which parameters they are called with together: a row_sparse
+array changes how all of a call are updated. A stand-in updates all of a step, or nothing."""
+
+_COUNTS_CALLS = _BY_CALL if IS_MXNET_1 else ()
+"""Those of them that correct their momentum from call to call."""
 
 _APART = frozenset(
     (
@@ -258,6 +260,7 @@ class StandIn:
         self._default_path = getattr(type(original)(), "use_fused_step", None)
         self._is_operator = self._twin.arithmetic.by_operator
         self._by_call = self._twin.built_in in _BY_CALL
+        self._counts_calls = self._twin.built_in in _COUNTS_CALLS
         self._asked_of = 0
         self._is_small = False
 
@@ -297,7 +300,7 @@ class StandIn:
         reason = self._follow(original) or _order_matters(original, indices)
         if reason:
             return list(range(len(indices))), {reason: len(indices)}
-        in_calls = self._by_call or not _is_of_mxnet(original.lr_scheduler)
+        in_calls = self._counts_calls or not _is_of_mxnet(original.lr_scheduler)
         self._twin.calls = _calls_of(weights, at_once) if in_calls else [len(indices)]
         exceptions = self._exceptions()
         repeated = getattr(weights, "step_before", None)
@@ -386,8 +389,7 @@ class StandIn:
             ours["clip_weights"] = None
         if "_has_state" in ours:
             ours["_has_state"] = ours["momentum"] != 0
-        if "_by_lists" in ours:
-            ours["_by_lists"] = original.aggregate_num > 1
+        self._twin._take_aggregation(original)
         return ""
 
     def _exceptions(self) -> Dict[str, str]:

@@ -220,6 +220,9 @@ class CountingOptimizer(StepOptimizer):
         That is this one, or the built-in that it follows. `is_first` says that a step begins.
         """
 
+    def _take_aggregation(self, built_in: Any) -> None:
+        """Take over what depends on how many parameters a built-in is called with at once."""
+
     def _count_step(self, indices: Sequence[Index]) -> CountedStep:
         """Count one more update of each parameter, in groups where they can be formed."""
         if self._forms_groups():

@@ -213,6 +213,10 @@ class LARS(MomentumOptimizer):
             momentum *= self.cur_lr / self.last_lr  # type: ignore[operator]
         self._momenta += [momentum] * len(indices)
 
+    def _take_aggregation(self, built_in: Any) -> None:
+        # MXNet 2's LARS takes norms in another way if it is called with several parameters.
+        self._by_lists = built_in.aggregate_num > 1
+
     def _forms_groups(self) -> bool:
         # What is adapted depends on names.
         return False

@@ -60,6 +60,14 @@ def attributes(optimizer: Optimizer) -> dict[str, Any]:
     return {name: x for name, x in found.items() if not isinstance(x, dict) or leaves(x) == [x]}
 
 
+def step_both(runs, grads, where=""):
+    """Do a step plainly and one accelerated, with equal results."""
+    runs[0].step(grads)
+    with mxadamax.accelerated():
+        runs[1].step(grads)
+    assert_same_run(*runs, where=where)
+
+
 def compare(make, dtype="float32", steps=8, change=None, shapes=SHAPES):
     """Train with a built-in, plain and accelerated; the results are equal after every step."""
     weights = start(dtype, shapes)
@@ -68,10 +76,7 @@ def compare(make, dtype="float32", steps=8, change=None, shapes=SHAPES):
         if change is not None:
             for run in runs:
                 change(run.optimizer, step)
-        runs[0].step(grads)
-        with mxadamax.accelerated():
-            runs[1].step(grads)
-        assert_same_run(*runs, where=f"step {step + 1}")
+        step_both(runs, grads, where=f"step {step + 1}")
         assert runs[0].optimizer._index_update_count == runs[1].optimizer._index_update_count
         assert attributes(runs[0].optimizer) == attributes(runs[1].optimizer)
     return runs
@@ -147,10 +152,7 @@ def test_parameters_of_several_kinds_in_one_step(name, scheduled):
     runs = [Run(make(), weights) for _ in range(2)]
     for _ in range(4):
         grads = [rng.standard_normal(9).astype(kind) for kind in kinds]
-        runs[0].step(grads)
-        with mxadamax.accelerated():
-            runs[1].step(grads)
-        assert_same_run(*runs)
+        step_both(runs, grads)
     native, left = counts(name)
     # With a scheduler the order of counting could show.
     assert (native > 0) == (not scheduled)
@@ -407,10 +409,7 @@ def test_lars_with_parameters_of_several_types(multi_precision, at_once):
     runs = [Run(make(), weights) for _ in range(2)]
     for step in range(5):
         grads = [rng.standard_normal(9).astype(kind) for kind in kinds]
-        runs[0].step(grads)
-        with mxadamax.accelerated():
-            runs[1].step(grads)
-        assert_same_run(*runs, where=f"step {step + 1}")
+        step_both(runs, grads, where=f"step {step + 1}")
         assert attributes(runs[0].optimizer) == attributes(runs[1].optimizer)
     # 16-bit weights without masters are MXNet's work, and with them all of the step.
     native = 0 if IS_MXNET_1 and not multi_precision else 5 * len(kinds)
