@@ -153,6 +153,7 @@ def long(session: nox.Session, mxnet: str) -> None:
 
 
 PROGRAMS = {
+    "autogluon_tabular": ["autogluon.tabular==0.3.1"],
     "gluonts_forecasts": ["gluonts==0.14.4"],
     "gluoncv_images": ["gluoncv==0.10.5.post0"],
     "gluonnlp_language_model": ["cython", "gluonnlp==0.10.0"],

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import mxnet as mx
 import pytest
 from common import NUMPY_BOOL, PACKAGE
 
@@ -89,6 +91,42 @@ print(sys.modules["__main__"].__dict__ is globals(), __spec__, os.environ["OMP_N
         "mxadamax: adam: the first 2 updates gave MXNet's bits\\n"
         "mxadamax: adam: 60 updates native\\n"
     ).replace("\\n", "\n")
+
+
+@pytest.mark.skipif(mx.__version__ >= "2", reason="these libraries run on MXNet 1")
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [
+        ("autogluon_tabular", "autogluon.tabular"),
+        ("gluoncv_images", "gluoncv"),
+        ("gluonnlp_language_model", "gluonnlp"),
+        ("gluonts_forecasts", "gluonts"),
+    ],
+)
+def test_programs_of_others(name: str, library: str) -> None:
+    """Where their library is installed; nox makes an environment for each."""
+    try:
+        importlib.metadata.distribution(library)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"needs {library}: nox -s \"programs(program='{name}')\"")
+    tests = Path(__file__).parents[1]
+    # Without tests/support/hidden, which hides libraries that these need.
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(tests.parent / "scripts" / "compare_programs.py"),
+            str(tests / "programs" / f"{name}.py"),
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the same bits" in done.stdout
+    assert " by MXNet: " not in done.stdout, done.stdout
 
 
 def test_mxnet_is_not_imported_before_the_program_does(tmp_path):
