@@ -192,9 +192,9 @@ def power_float32(base: float, exponent: float) -> float:
     """A power in single precision, of the C library that MXNet takes it from."""
 
 class BandwidthBaseline:
-    """What the memory allows: reads and writes the NDArrays of an update, computes next to nothing.
+    """What the memory allows: reads and writes the NDArrays of an update.
 
-    Spoils them.
+    It computes next to nothing but the divisions and roots that it is asked for. Spoils the arrays.
     """
 
     def __init__(
@@ -203,6 +203,7 @@ class BandwidthBaseline:
         written: Sequence[Sequence[NDArray]],
         copies: Sequence[NDArray],
         threads: int,
+        passes: Sequence[tuple[int, int, int, int, int, bool]],
     ) -> None:
         """Take gradients, for each the weight and the states, and with 16 bits copies of weights.
 

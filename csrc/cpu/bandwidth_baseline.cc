@@ -2,13 +2,17 @@
 #include "cpu/bandwidth_baseline.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace mxadamax {
 namespace {
 
+// Elements that are divided at a time: they stay in the nearest cache.
+constexpr std::int64_t block = 256;
+
 // Everything that runs in a loop is inlined into a function of one instruction set.
-template <int states, class Gradient>
-[[gnu::always_inline]] inline void loop(float* const* written, const Gradient* g, Gradient* copy,
+template <int states, class Gradient, class Copy>
+[[gnu::always_inline]] inline void loop(float* const* written, const Gradient* g, Copy* copy,
                                         std::int64_t count) {
   float* const w = written[0];
   float* s[states + 1];
@@ -29,49 +33,124 @@ template <int states, class Gradient>
       x += s[k][i];
     }
     w[i] = x;
-    if (copy != nullptr) copy[i] = static_cast<Gradient>(x);
+    if (copy != nullptr) copy[i] = static_cast<Copy>(x);
+  }
+}
+
+// Divides, and takes roots; results converge, to 0.618 and 1.618.
+template <class T>
+[[gnu::always_inline]] inline void divide(float* numbers, std::int64_t count, int divisions,
+                                          int roots) {
+  for (int k = 0; k < divisions; ++k) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      numbers[i] = static_cast<float>(1 / (1 + static_cast<T>(std::fabs(numbers[i]))));
+    }
+  }
+  for (int k = 0; k < roots; ++k) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      numbers[i] = static_cast<float>(std::sqrt(1 + static_cast<T>(std::fabs(numbers[i]))));
+    }
+  }
+}
+
+template <class Number>
+[[gnu::always_inline]] inline void add_squares(float* sums, const Number* numbers,
+                                               std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float x = numbers[i];
+    sums[i] += x * x;
+  }
+}
+
+// Has a result computed that nobody uses.
+[[gnu::always_inline]] inline void keep(const float* numbers) {
+  asm volatile("" : : "r"(numbers) : "memory");
+}
+
+// Adds squares one after another, those of all arrays side by side.
+template <int states, class Gradient>
+[[gnu::always_inline]] inline void add_in_order(float* const* written, const Gradient* grad,
+                                                int reads, std::int64_t count) {
+  float sums[states + 2] = {};
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float g = grad[i];
+    sums[0] += g * g;
+    for (int k = 0; k <= states && k + 1 < reads; ++k) sums[k + 1] += written[k][i] * written[k][i];
+  }
+  keep(sums);
+}
+
+template <int states, class Gradient>
+[[gnu::always_inline]] inline void pass_over(const BaselineTensor& tensor, const BaselinePass& pass,
+                                             std::int64_t first, std::int64_t count) {
+  const Gradient* const grad = static_cast<const Gradient*>(tensor.grad) + first;
+  Gradient* const copy =
+      tensor.copy == nullptr ? nullptr : static_cast<Gradient*>(tensor.copy) + first;
+  float* written[states + 1];
+  for (int k = 0; k <= states; ++k) written[k] = tensor.written[k] + first;
+  const bool divides = pass.divisions + pass.roots + pass.double_divisions + pass.double_roots > 0;
+  if (pass.reads == 0 && !divides) return loop<states>(written, grad, copy, count);
+  if (pass.in_order) return add_in_order<states>(written, grad, pass.reads, count);
+
+  for (std::int64_t begin = 0, length; begin < count; begin += length) {
+    length = std::min(block, count - begin);
+    alignas(64) float numbers[block] = {};
+    if (pass.reads == 0) {
+      for (std::int64_t i = 0; i < length; ++i) numbers[i] = grad[begin + i];
+    } else {
+      add_squares(numbers, grad + begin, length);
+      for (int k = 0; k < pass.reads - 1; ++k) add_squares(numbers, written[k] + begin, length);
+    }
+    divide<float>(numbers, length, pass.divisions, pass.roots);
+    divide<double>(numbers, length, pass.double_divisions, pass.double_roots);
+    if (pass.reads == 0) {
+      float* parts[states + 1];
+      for (int k = 0; k <= states; ++k) parts[k] = written[k] + begin;
+      loop<states>(parts, numbers, copy == nullptr ? nullptr : copy + begin, length);
+    } else {
+      keep(numbers);
+    }
   }
 }
 
 template <int states>
-[[gnu::always_inline]] inline void part_of(const BaselineTensor& tensor, std::int64_t first,
-                                           std::int64_t count) {
-  float* written[states + 1];
-  for (int k = 0; k <= states; ++k) written[k] = tensor.written[k] + first;
+[[gnu::always_inline]] inline void pass_over(const BaselineTensor& tensor, const BaselinePass& pass,
+                                             std::int64_t first, std::int64_t count) {
   if (tensor.copy == nullptr) {
-    float* const none = nullptr;
-    loop<states>(written, static_cast<const float*>(tensor.grad) + first, none, count);
+    pass_over<states, float>(tensor, pass, first, count);
   } else {
-    loop<states>(written, static_cast<const std::uint16_t*>(tensor.grad) + first,
-                 static_cast<std::uint16_t*>(tensor.copy) + first, count);
+    pass_over<states, std::uint16_t>(tensor, pass, first, count);
   }
 }
 
-[[gnu::always_inline]] inline void part_of(const BaselineTensor& tensor, int states,
-                                           std::int64_t first, std::int64_t count) {
+[[gnu::always_inline]] inline void pass_over(const BaselineTensor& tensor, int states,
+                                             const BaselinePass& pass, std::int64_t first,
+                                             std::int64_t count) {
   static_assert(max_states == 4, "a case for each number of states");
   switch (states) {
     case 0:
-      return part_of<0>(tensor, first, count);
+      return pass_over<0>(tensor, pass, first, count);
     case 1:
-      return part_of<1>(tensor, first, count);
+      return pass_over<1>(tensor, pass, first, count);
     case 2:
-      return part_of<2>(tensor, first, count);
+      return pass_over<2>(tensor, pass, first, count);
     case 3:
-      return part_of<3>(tensor, first, count);
+      return pass_over<3>(tensor, pass, first, count);
     default:
-      return part_of<4>(tensor, first, count);
+      return pass_over<4>(tensor, pass, first, count);
   }
 }
 
-void baseline(const BaselineTensor& tensor, int states, std::int64_t first, std::int64_t count) {
-  part_of(tensor, states, first, count);
+void baseline(const BaselineTensor& tensor, int states, const BaselinePass& pass,
+              std::int64_t first, std::int64_t count) {
+  pass_over(tensor, states, pass, first, count);
 }
 
 #if defined(MXADAMAX_X86_64)
-[[gnu::target("avx2")]] void avx2(const BaselineTensor& tensor, int states, std::int64_t first,
+[[gnu::target("avx2")]] void avx2(const BaselineTensor& tensor, int states,
+                                  const BaselinePass& pass, std::int64_t first,
                                   std::int64_t count) {
-  part_of(tensor, states, first, count);
+  pass_over(tensor, states, pass, first, count);
 }
 #endif
 
@@ -86,7 +165,8 @@ decltype(&baseline) compiled_for(const std::string& instruction_set) {
 
 }  // namespace
 
-void bandwidth_baseline(const std::vector<BaselineTensor>& tensors, int states, int threads,
+void bandwidth_baseline(const std::vector<BaselineTensor>& tensors, int states,
+                        const std::vector<BaselinePass>& passes, int threads,
                         const std::string& instruction_set) {
   const auto run = compiled_for(instruction_set);
   std::int64_t total = 0;
@@ -99,7 +179,9 @@ void bandwidth_baseline(const std::vector<BaselineTensor>& tensors, int states, 
     for (const BaselineTensor& tensor : tensors) {
       const std::int64_t first = std::max(begin - start, std::int64_t{0});
       const std::int64_t last = std::min(end - start, tensor.size);
-      if (first < last) run(tensor, states, first, last - first);
+      for (const BaselinePass& pass : passes) {
+        if (first < last) run(tensor, states, pass, first, last - first);
+      }
       start += tensor.size;
       if (start >= end) break;
     }

@@ -3,6 +3,8 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -23,7 +25,8 @@ class ArraysToMove {
  public:
   ArraysToMove(const std::vector<py::object>& grads,
                const std::vector<std::vector<py::object>>& written,
-               const std::vector<py::object>& copies, int threads)
+               const std::vector<py::object>& copies, int threads,
+               const std::vector<std::array<int, 6>>& passes)
       : held_(py::make_tuple(grads, written, copies)), threads_(threads) {
     if (threads < 1) throw std::invalid_argument("threads must be at least 1");
     if (grads.empty() || written.size() != grads.size() ||
@@ -46,11 +49,19 @@ class ArraysToMove {
       if (!copies.empty()) tensor.copy = data_of(copies[i], i, "copy", tensor.size, 2);
       tensors_.push_back(tensor);
     }
+    for (const auto& [reads, divisions, roots, double_divisions, double_roots, in_order] : passes) {
+      if (std::min({reads, divisions, roots, double_divisions, double_roots}) < 0 ||
+          reads > states_ + 2) {
+        throw std::invalid_argument(
+            "passes must be counts, and read at most the gradient, the weight and the states");
+      }
+      passes_.push_back({reads, divisions, roots, double_divisions, double_roots, in_order != 0});
+    }
   }
 
   void move() const {
     const py::gil_scoped_release release;
-    bandwidth_baseline(tensors_, states_, threads_, cpu::chosen_instruction_set().name);
+    bandwidth_baseline(tensors_, states_, passes_, threads_, cpu::chosen_instruction_set().name);
   }
 
  private:
@@ -74,6 +85,7 @@ class ArraysToMove {
   int threads_;
   int states_ = 0;
   std::vector<BaselineTensor> tensors_;
+  std::vector<BaselinePass> passes_;
 };
 
 }  // namespace
@@ -81,12 +93,16 @@ class ArraysToMove {
 void add_bandwidth_baseline(py::module_& m) {
   py::class_<ArraysToMove>(m, "BandwidthBaseline",
                            "What the memory allows: reads and writes the NDArrays of an update and "
-                           "computes next to nothing. Spoils them.")
+                           "computes next to nothing but what is asked for. Spoils them.")
       .def(py::init<const std::vector<py::object>&, const std::vector<std::vector<py::object>>&,
-                    const std::vector<py::object>&, int>(),
+                    const std::vector<py::object>&, int, const std::vector<std::array<int, 6>>&>(),
            py::arg("grads"), py::arg("written"), py::arg("copies"), py::arg("threads"),
+           py::arg("passes"),
            "Take gradients, for each the weight and the states, and with 16-bit gradients a 16-bit "
-           "copy of each weight. All must have been computed.")
+           "copy of each weight. All must have been computed. Of each pass: how many arrays it "
+           "reads, in this order, or 0 if it updates; then divisions and roots for each element, "
+           "those in double precision, and whether "
+           "squares are added in order.")
       .def("__call__", &ArraysToMove::move, "Move them once, in this thread's time.");
 }
 

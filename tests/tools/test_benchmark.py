@@ -23,7 +23,7 @@ import mxadamax
 from mxadamax import _native, acceleration
 from mxadamax.__main__ import main
 from mxadamax._mxnet.compatibility import gluon_arrays
-from mxadamax.commands.bench import cases, measuring
+from mxadamax.commands.bench import cases, measuring, reporting
 
 TRAINERS = {"adamax_ext", "adamax", "adam", "no_op"}
 
@@ -77,7 +77,7 @@ def test_bandwidth_baseline_of_16_bits():
     grads = [gluon_arrays.zeros(size, dtype="float16") for size in (100, 7)]
     written = [[gluon_arrays.full(grad.size, 8.0) for _ in range(3)] for grad in grads]
     copies = [gluon_arrays.ones(grad.size, dtype="float16") for grad in grads]
-    cases.baseline_of(grads, written, copies)()
+    cases.baseline_of(grads, written, copies).call()
     for (weight, *states), copy in zip(written, copies):
         assert (weight.asnumpy() == 12).all()
         assert all((state.asnumpy() == 4).all() for state in states)
@@ -88,7 +88,8 @@ def test_bandwidth_baseline_of_16_bits():
 def test_half_precision_and_sparse(monkeypatch):
     half = cases.family_case([(50,)], cases.ADAMAX, 1, multi_precision=True)
     samples = measuring.measure(half, 1, lambda: None)
-    assert set(samples) == {"adamax_ext", "adamax", "bandwidth_baseline", "no_op"}
+    ours = {"adamax_ext", "adamax_ext, mxadamax.Trainer"}
+    assert set(samples) == {*ours, "adamax", "bandwidth_baseline", "no_op"}
     for optimizer, lazy in (("adam_ext", True), ("adam_ext", False), ("adam", True)):
         cases.sparse_update(optimizer, lazy, 10, steps=2).call()
 
@@ -128,7 +129,7 @@ def test_dense_gradients_for_an_embedding(monkeypatch):
     assert steps == ["default"] * 4
 
 
-@pytest.mark.parametrize("name", ["amsgrad", "sgd", "rmsprop-centered", "adabelief"])
+@pytest.mark.parametrize("name", ["amsgrad", "sgd", "rmsprop-centered", "adabelief", "lamb"])
 def test_family(name):
     """With small arrays: it is the contenders that count."""
     info = cases.FAMILY[name]
@@ -138,7 +139,10 @@ def test_family(name):
     case = cases.family_case([(3, 4), (5,)], info, rounds=1)
     samples = measuring.measure(case, 1, lambda: None)
     of_torch = {"torch"} if cases.torch and info.torch else set()
-    assert set(samples) == {info.name, "bandwidth_baseline", "no_op"} | theirs | of_torch
+    arithmetic = {"arithmetic_baseline"} if name in cases.ARITHMETIC else set()
+    ours = {info.name, f"{info.name}, mxadamax.Trainer"}
+    baselines = {"bandwidth_baseline", "no_op"} | arithmetic
+    assert set(samples) == ours | baselines | theirs | of_torch
     assert f"family-{name}" in cases.CASES
 
 
@@ -189,11 +193,75 @@ def test_bandwidth_baseline_touches_all_elements_once(monkeypatch, states):
         sizes = (1001, 1, 3, 64)
         grads = [gluon_arrays.full(size, 2.0) for size in sizes]
         written = [[gluon_arrays.full(size, 8.0) for _ in range(1 + states)] for size in sizes]
-        cases.baseline_of(grads, written)()
+        cases.baseline_of(grads, written).call()
         for grad, (weight, *rest) in zip(grads, written):
             assert (grad.asnumpy() == 2).all()
             assert (weight.asnumpy() == 6 + 8 * states).all()
             assert all((state.asnumpy() == 8).all() for state in rest)
+
+
+def computed(grad: float, work: cases.Pass) -> float:
+    """What a pass makes of the gradient before it updates, in single precision."""
+    x = np.float32(grad)
+    for t, divisions, roots in (
+        (np.float32, work.divisions, work.roots),
+        (np.float64, work.double_divisions, work.double_roots),
+    ):
+        for _ in range(divisions):
+            x = np.float32(1 / (1 + t(abs(x))))
+        for _ in range(roots):
+            x = np.float32(np.sqrt(1 + t(abs(x))))
+    return x
+
+
+@pytest.mark.parametrize("work", [cases.Pass(0, 2, 1), cases.Pass(0, 0, 1, 2, 3)])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_divisions_of_a_baseline(work, dtype):
+    """All elements are divided, also what is left of a block, and updated once."""
+    grads = [gluon_arrays.full(size, 3.0, dtype=dtype) for size in (700, 3)]
+    if dtype == "float16":
+        # As an integer, which the baseline takes 16 bits for.
+        grads = [grad * 0 for grad in grads]
+    written = [[gluon_arrays.full(grad.size, 8.0) for _ in range(2)] for grad in grads]
+    copies = [gluon_arrays.ones(grad.size, dtype=dtype) for grad in grads]
+    cases.baseline_of(grads, written, copies if dtype == "float16" else [], [work]).call()
+    x = computed(0.0 if dtype == "float16" else 3.0, work)
+    state = np.float32(4 + x * x)
+    for weight, its_state in written:
+        np.testing.assert_allclose(its_state.asnumpy(), state, rtol=1e-6)
+        np.testing.assert_allclose(weight.asnumpy(), 4 + x + state, rtol=1e-6)
+    if dtype == "float16":
+        for copy in copies:
+            assert (copy.asnumpy().view("uint16") == int(4 + x + state)).all()
+
+
+def test_passes_of_a_baseline(monkeypatch):
+    """Those that read change nothing; each that updates does."""
+    for threads in (1, 3):
+        monkeypatch.setattr(cases, "omp_threads", lambda n=threads: n)
+        grads = [gluon_arrays.full(size, 2.0) for size in (1001, 3)]
+        written = [[gluon_arrays.full(grad.size, 8.0) for _ in range(2)] for grad in grads]
+        reading = [cases.Pass(1), cases.Pass(3, 1, 1), cases.Pass(2, in_order=True)]
+        cases.baseline_of(grads, written, passes=reading).call()
+        assert all((array.asnumpy() == 8).all() for arrays in written for array in arrays)
+        cases.baseline_of(grads, written, passes=[*reading, cases.Pass(), cases.Pass()]).call()
+        for grad, (weight, state) in zip(grads, written):
+            assert (grad.asnumpy() == 2).all()
+            assert (state.asnumpy() == 8).all()
+            assert (weight.asnumpy() == 0.5 * (4 + 2 + 8) + 2 + 8).all()
+
+
+def test_the_slower_baseline_is_the_limit():
+    times = {"adamax_ext": 6.0, "bandwidth_baseline": 1.0, "no_op": 1.0}
+    assert reporting.limit_of(times) == "bandwidth_baseline"
+    assert reporting.limit_of({**times, "arithmetic_baseline": 2.0}) == "arithmetic_baseline"
+    assert reporting.limit_of({**times, "arithmetic_baseline": 0.5}) == "bandwidth_baseline"
+
+
+def test_arithmetic_is_of_optimizers_in_the_benchmark():
+    assert set(cases.ARITHMETIC) <= set(cases.FAMILY)
+    for passes in cases.ARITHMETIC.values():
+        assert [work.reads == 0 for work in passes] == [False] * (len(passes) - 1) + [True]
 
 
 def test_threads_start_over(monkeypatch):
@@ -290,9 +358,15 @@ def arrays(*sizes, dtype="float32"):
 )
 def test_bandwidth_baseline_refuses(grads, written, copies, message):
     with pytest.raises((ValueError, AttributeError), match=message):
-        cases.native().BandwidthBaseline(grads, written, copies, 1)
+        cases.native().BandwidthBaseline(grads, written, copies, 1, [cases.Pass()])
     with pytest.raises(ValueError, match="threads must be at least 1"):
-        cases.native().BandwidthBaseline(arrays(3), [arrays(3)], [], 0)
+        cases.native().BandwidthBaseline(arrays(3), [arrays(3)], [], 0, [cases.Pass()])
+
+
+@pytest.mark.parametrize("wrong", [{"reads": 3}, {"divisions": -1}, {"double_roots": -1}])
+def test_bandwidth_baseline_refuses_passes(wrong):
+    with pytest.raises(ValueError, match="passes must be counts, and read at most"):
+        cases.native().BandwidthBaseline(arrays(3), [arrays(3)], [], 1, [cases.Pass(**wrong)])
 
 
 BASELINE = """
@@ -302,7 +376,7 @@ from mxadamax._mxnet.engine import native
 grads = [mx.nd.ones(100), mx.nd.ones(7)]
 written = [[mx.nd.full(grad.shape, 8), mx.nd.full(grad.shape, 8)] for grad in grads]
 mx.nd.waitall()
-native().BandwidthBaseline(grads, written, [], 1)()
+native().BandwidthBaseline(grads, written, [], 1, [(0, 0, 0, 0, 0, False)])()
 print(sorted({float(x) for arrays in written for array in arrays for x in array.asnumpy()}))
 """
 
@@ -314,7 +388,9 @@ def test_bandwidth_baseline_of_the_plainest_instruction_set():
 
 def test_bandwidth_baseline_holds_its_arrays():
     """What Python lets go of is not freed under the baseline."""
-    baseline = _native.BandwidthBaseline(arrays(100_000), [arrays(100_000, 100_000)], [], 2)
+    baseline = _native.BandwidthBaseline(
+        arrays(100_000), [arrays(100_000, 100_000)], [], 2, [cases.Pass()]
+    )
     mx.nd.waitall()
     others = arrays(*[100_000] * 4)
     baseline()

@@ -15,12 +15,16 @@ no_op
 bandwidth_baseline
     A compiled loop that makes the reads and writes of adamax_ext, in one call and on the same
     arrays, and computes almost nothing: the limit that memory sets.
+arithmetic_baseline
+    The same loop with as many divisions and square roots for each element as the optimizer has, and
+    with the passes that find its norms, for those optimizers that memory alone does not limit.
 torch adamax, torch adam
     PyTorch's AdaMax (foreach) and Adam (fused), if PyTorch is installed.
 
 The family-... cases time the other optimizers in the same way, each against a bandwidth baseline
-with as many arrays as it reads and writes. AMSGrad, which MXNet does not have, is timed beside
-``adam``. PyTorch's are the fused ones if it has them, else the foreach ones.
+with as many arrays as it reads and writes, and with Gluon's Trainer as well as this package's.
+AMSGrad, which MXNet does not have, is timed beside ``adam``. PyTorch's are the fused ones if it has
+them, else the foreach ones.
 
 half-25m has float16 weights and gradients, with float32 master weights. In embedding-1000-rows, a
 row-sparse gradient holds 1000 rows of a million; an untimed step comes before each timed one, so

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
-from ..._mxnet.compatibility import WHOLE_MODEL, StepOptimizer, gluon_arrays
+from ..._mxnet.compatibility import IS_MXNET_1, WHOLE_MODEL, StepOptimizer, gluon_arrays
 from ..._mxnet.engine import native
 from ...acceleration import accelerate, decelerate
 from ...optimizers.arithmetic import built_in_class
@@ -197,24 +197,69 @@ def trainer_update(
     return Contender(call, prepare), trainer
 
 
+class Pass(NamedTuple):
+    """What a pass over all arrays does with each element.
+
+    Parameters
+    ----------
+    reads : int
+        How many arrays it reads, of gradient, weight and states in this order; 0 in the pass that
+        updates.
+    divisions, roots : int
+        How many it computes, in single precision.
+    double_divisions, double_roots : int
+        How many in double precision.
+    in_order : bool
+        Whether squares of what it reads are added one after another, in the place of all this.
+    """
+
+    reads: int = 0
+    divisions: int = 0
+    roots: int = 0
+    double_divisions: int = 0
+    double_roots: int = 0
+    in_order: bool = False
+
+
+LAMB = Pass(divisions=2, roots=0, double_divisions=1, double_roots=1)
+if not IS_MXNET_1:
+    LAMB = Pass(divisions=3, roots=1)
+LANS = Pass(divisions=5, roots=1)
+
+ARITHMETIC: dict[str, list[Pass]] = {
+    "nadam": [Pass(divisions=4, roots=1)],
+    "adadelta": [Pass(divisions=1, roots=2)],
+    "ftml": [Pass(divisions=2, roots=1)],
+    "ftrl": [Pass(divisions=3, roots=2)],
+    "lars": [Pass(reads=2, in_order=True), Pass()],
+    "lars-momentum": [Pass(reads=2, in_order=True), Pass()],
+    "lamb": [LAMB._replace(reads=4), LAMB],
+    "lans": [Pass(reads=2), LANS._replace(reads=4), LANS],
+}
+"""The passes of optimizers that memory alone does not limit, by their names in the benchmark."""
+
+
 def baseline_of(
     grads: Sequence[mx.nd.NDArray],
     written: Sequence[Sequence[mx.nd.NDArray]],
     copies: Sequence[mx.nd.NDArray] = (),
-) -> Callable[[], None]:
+    passes: Sequence[Pass] = (Pass(),),
+) -> Contender:
     """Return a loop that reads all gradients, and reads and writes all weights and states, once.
 
-    With 16-bit gradients, it also writes a 16-bit copy of each weight.
+    With 16-bit gradients, it also writes a 16-bit copy of each weight. It makes as many passes, and
+    computes as many divisions and roots, as it is asked for.
     """
     mx.nd.waitall()
-    baseline: Callable[[], None] = native().BandwidthBaseline(grads, written, copies, omp_threads())
-    return baseline
+    return Contender(native().BandwidthBaseline(grads, written, copies, omp_threads(), passes))
 
 
-def update_and_baseline(shapes: Sequence[Shape], name: str, **options: Any) -> dict[str, Contender]:
-    """Build an optimizer of this package, and the bandwidth baseline on the same arrays.
+def update_and_baseline(
+    shapes: Sequence[Shape], name: str, passes: Sequence[Pass] = (), **options: Any
+) -> dict[str, Contender]:
+    """Build an optimizer of this package, and the baselines on the same arrays.
 
-    On other arrays, the baseline could be a third higher or lower, depending on their placement in
+    On other arrays, a baseline could be a third higher or lower, depending on their placement in
     memory.
     """
     contender, trainer = trainer_update(shapes, name, **options)
@@ -224,12 +269,12 @@ def update_and_baseline(shapes: Sequence[Shape], name: str, **options: Any) -> d
     grads, weights = ([getattr(p, which)() for p in params] for which in ("grad", "data"))
     if options.get("multi_precision"):
         masters = [list(arrays_of(states[k])) for k in range(len(params))]
-        return {
-            name: contender,
-            "bandwidth_baseline": Contender(baseline_of(grads, masters, weights)),
-        }
+        return {name: contender, "bandwidth_baseline": baseline_of(grads, masters, weights)}
     written = [[weight, *arrays_of(states[k])] for k, weight in enumerate(weights)]
-    return {name: contender, "bandwidth_baseline": Contender(baseline_of(grads, written))}
+    found = {name: contender, "bandwidth_baseline": baseline_of(grads, written)}
+    if passes:
+        found["arithmetic_baseline"] = baseline_of(grads, written, passes=passes)
+    return found
 
 
 def torch_params(shapes: Sequence[Shape]) -> list[Any]:
@@ -308,8 +353,14 @@ def family_case(shapes: Sequence[Shape], info: OptimizerInfo, rounds: int, **mor
         optimizer = getattr(torch.optim, name)(torch_params(shapes), lr=1e-3, **options)
         return {"torch": Contender(optimizer.step)}
 
+    def of_our_trainer() -> dict[str, Contender]:
+        made, _ = trainer_update(shapes, info.name, trainer=Trainer, **given)
+        return {f"{info.name}, mxadamax.Trainer": made}
+
+    passes = ARITHMETIC.get(info.bench, ())
     builders: list[Builder] = [
-        lambda: update_and_baseline(shapes, info.name, **given),
+        lambda: update_and_baseline(shapes, info.name, passes, **given),
+        of_our_trainer,
         # MXNet 1 has not all of them.
         *([built_in] if built_in_class(theirs) is not None else []),
         lambda: {"no_op": trainer_update([(1,)] * len(shapes), NoOp)[0]},
