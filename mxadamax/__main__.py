@@ -6,6 +6,8 @@ import importlib
 import sys
 from typing import Optional, Sequence
 
+import mxadamax_hook
+
 from . import __version__
 from ._mxnet.importing import MISSING
 
@@ -18,7 +20,7 @@ COMMANDS = {
     "install-hook": "let a variable of the environment accelerate programs",
     "remove-hook": "undo install-hook",
 }
-"""The modules of `mxadamax.commands`, with a summary of each."""
+"""The modules of `mxadamax.commands`, and what the hook runs itself, with a summary of each."""
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -37,6 +39,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     # The hook of `import_diagnostics` is for failures before this.
     sys.excepthook = sys.__excepthook__
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    if argv[:1] == ["run"]:
+        # Its options end where the program's begin, which is for the hook to say.
+        mxadamax_hook.run(argv[1:])
     parser = argparse.ArgumentParser(prog="mxadamax", description="Tools for the optimizers.")
     parser.add_argument("--version", action="version", version=f"mxadamax {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -320,6 +320,15 @@ def test_bad_arguments(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_the_module_of_the_command_line(tmp_path):
+    """`python -m mxadamax run` has the options of `mxadamax run`."""
+    path = program(tmp_path, 'print(train(), sys.argv, "mxadamax" in sys.modules)')
+    found = run("-m", "mxadamax", "run", "--report", "--verify", "2", path, "-x", plainly=True)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == run(path, "-x", options=("--report",)).stdout
+    assert "updates native" in found.stderr
+
+
 def test_help(capsys):
     with pytest.raises(SystemExit) as info:
         mxadamax_hook.run(["--help"])
