@@ -6,7 +6,6 @@ Where there is no MXNet, only tests that need none are collected: those of the k
 
 import faulthandler
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -18,10 +17,12 @@ import mxadamax  # noqa: F401
 LONGEST = 300
 """Seconds. MXNet's engine waits without end for what it holds itself."""
 
+STDERR = pytest.StashKey[int]()
+
 
 def pytest_configure(config):
-    """Let what hangs end the process, and say where; before output is captured."""
-    faulthandler.register(signal.SIGALRM, file=os.dup(2), chain=True)
+    """Keep a copy of stderr for what hangs, before output is captured."""
+    config.stash[STDERR] = os.dup(2)
     # MXNet imports scikit-learn and SciPy where they are installed, which makes half of its import,
     # for what nobody here uses; and tests start some hundreds of processes.
     hidden = str(Path(__file__).parent / "support" / "hidden")
@@ -40,10 +41,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def ends_where_it_hangs(request):
+    """End the process where it hangs, also inside C, and say where."""
     longest = 12 * LONGEST if request.node.get_closest_marker("long") else LONGEST
-    signal.setitimer(signal.ITIMER_REAL, longest)
+    faulthandler.dump_traceback_later(longest, exit=True, file=request.config.stash[STDERR])
     yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    faulthandler.cancel_dump_traceback_later()
 
 
 mx = sys.modules.get("mxnet")

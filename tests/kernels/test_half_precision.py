@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """16-bit weights: conversion of every number, and updates with and without master weights."""
 
-import signal
-
 import mxnet as mx
 import numpy as np
 import pytest
@@ -255,8 +253,6 @@ def test_trainer():
 @pytest.mark.parametrize("dtype", ["float32", BFLOAT16], ids=["float32", "bfloat16"])
 def test_evaluation_between_the_steps(dtype):
     """A convolution leaves its weight in a layout of oneDNN's, whenever the engine gets to it."""
-    # An update that brings it back itself waits for itself.
-    signal.setitimer(signal.ITIMER_REAL, 60)
     rng = np.random.RandomState(0)
     start, *grads = (
         mx.nd.array(rng.standard_normal((32, 16, 3, 3))).astype(dtype) for _ in range(41)
