@@ -68,12 +68,9 @@ class FusedUpdate {
   // the engine would wait for itself.
   void complete();
 
-  // Hands the update to the engine and returns at once. Each table of scalars has a row for each
-  // parameter, as wide as the rule has scalars; there is more than one where it is not known yet
-  // how many earlier steps are left out. What the engine cannot do surfaces as MXNetError at the
-  // next wait, with no array written.
-  void push(std::vector<std::vector<double>> tables, const StepOptions& options,
-            StepHistory history);
+  // Hands the update to the engine and returns at once. What the engine cannot do surfaces as
+  // MXNetError at the next wait, with no array written.
+  void push(StepScalars scalars, const StepOptions& options, StepHistory history);
 
   // Whether the engine has it. False after a push that has thrown.
   bool pushed() const { return pushed_; }

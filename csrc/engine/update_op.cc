@@ -107,11 +107,11 @@ void rethrow_with_context(const char* rule, Body&& body) {
 
 class UpdateOp final : public EngineOp {
  public:
-  UpdateOp(std::shared_ptr<const UpdateArguments> arrays, std::vector<std::vector<double>> tables,
+  UpdateOp(std::shared_ptr<const UpdateArguments> arrays, StepScalars scalars,
            const StepOptions& options, StepHistory history)
       : held_(std::move(arrays)),
         arrays_(*held_),
-        tables_(std::move(tables)),
+        scalars_(std::move(scalars)),
         options_(options),
         history_(std::move(history)),
         finish_{history_.report} {}
@@ -138,23 +138,30 @@ class UpdateOp final : public EngineOp {
   };
 
   void update_on_host() const {
+    if (arrays_.all_stay_in_place && !options_.any()) {
+      for (std::size_t i = 0; i < arrays_.tensors.size(); ++i) {
+        arrays_.tensors[i].scalars = row_of(i);
+      }
+      cpu::update(arrays_.rule, arrays_.tensors);
+      return;
+    }
     std::vector<double> clipped;
-    const double* row = table().data();
     std::vector<cpu::Tensor> tensors;
     tensors.reserve(arrays_.parameters.size());
     // Each in one piece: their norm depends neither on which rows they hold nor on what is done to
     // the others.
     std::vector<cpu::Tensor> gradients;
+    bool all_stay_in_place = true;
     for (std::size_t i = 0; i < arrays_.parameters.size(); ++i) {
       const Parameter& parameter = arrays_.parameters[i];
-      std::optional<cpu::Tensor>& known = arrays_.tensors[i];
-      if (known) {
-        tensors.push_back(*known);
-        tensors.back().scalars = row;
+      cpu::Tensor& known = arrays_.tensors[i];
+      if (known.weight != nullptr) {
+        tensors.push_back(known);
+        tensors.back().scalars = row_of(i);
         if (options_.any()) gradients.push_back(tensors.back());
       } else if (parameter.size > 0) {
         cpu::Tensor tensor = tensor_of(parameter);
-        tensor.scalars = row;
+        tensor.scalars = row_of(i);
         const Gradient gradient = gradient_of(parameter);
         split_rows(tensor, gradient, tensors);
         if (options_.any()) {
@@ -164,8 +171,9 @@ class UpdateOp final : public EngineOp {
         }
         if (stays_in_place(parameter)) known = tensors.back();
       }
-      row += arrays_.rule.scalars;
+      all_stay_in_place = all_stay_in_place && known.weight != nullptr;
     }
+    arrays_.all_stay_in_place = all_stay_in_place;
     if (options_.any()) {
       const double norm =
           std::abs(table()[rescale_grad_scalar]) * cpu::gradient_norm(arrays_.rule, gradients);
@@ -189,9 +197,10 @@ class UpdateOp final : public EngineOp {
     for (const Parameter& parameter : arrays_.parameters) {
       tensors.push_back(device_tensor(parameter));
     }
+    const std::vector<double> rows = row_of_each();
     DeviceStep step{};
-    step.scalars = table().data();
-    step.scalar_count = static_cast<std::int64_t>(table().size());
+    step.scalars = rows.data();
+    step.scalar_count = static_cast<std::int64_t>(rows.size());
     step.options = options_;
     if (is_gpu(arrays_.context) && context.stream != nullptr) {
       step.stream = *static_cast<void* const*>(context.stream);
@@ -205,14 +214,30 @@ class UpdateOp final : public EngineOp {
   }
 
   const std::vector<double>& table() const {
-    if (!options_.skip_nonfinite) return tables_[0];
+    const std::vector<std::vector<double>>& tables = scalars_.tables;
+    if (!options_.skip_nonfinite) return tables[0];
     const std::int64_t more = history_.report->skipped - history_.skipped_before;
-    if (static_cast<std::size_t>(more) >= tables_.size()) {
-      throw std::runtime_error("got " + std::to_string(tables_.size()) +
-                               " tables of scalars, but " + std::to_string(more) +
+    if (static_cast<std::size_t>(more) >= tables.size()) {
+      throw std::runtime_error("got " + std::to_string(tables.size()) + " tables of scalars, but " +
+                               std::to_string(more) +
                                " more steps were skipped than the first one is for");
     }
-    return tables_[static_cast<std::size_t>(more)];
+    return tables[static_cast<std::size_t>(more)];
+  }
+
+  // The scalars of a parameter.
+  const double* row_of(std::size_t parameter) const {
+    const std::size_t row = scalars_.row_of.empty() ? parameter : scalars_.row_of[parameter];
+    return table().data() + row * static_cast<std::size_t>(arrays_.rule.scalars);
+  }
+
+  std::vector<double> row_of_each() const {
+    std::vector<double> rows;
+    rows.reserve(arrays_.parameters.size() * static_cast<std::size_t>(arrays_.rule.scalars));
+    for (std::size_t i = 0; i < arrays_.parameters.size(); ++i) {
+      rows.insert(rows.end(), row_of(i), row_of(i) + arrays_.rule.scalars);
+    }
+    return rows;
   }
 
   // Where the gradients, of this norm after rescaling, have a larger one than is allowed: scalars
@@ -309,7 +334,7 @@ class UpdateOp final : public EngineOp {
 
   std::shared_ptr<const UpdateArguments> held_;
   const UpdateArguments& arrays_;
-  std::vector<std::vector<double>> tables_;
+  StepScalars scalars_;
   StepOptions options_;
   StepHistory history_;
   mutable Finish finish_;
@@ -318,9 +343,9 @@ class UpdateOp final : public EngineOp {
 }  // namespace
 
 std::unique_ptr<const EngineOp> update_of(std::shared_ptr<const UpdateArguments> arrays,
-                                          std::vector<std::vector<double>> tables,
-                                          const StepOptions& options, StepHistory history) {
-  return std::make_unique<const UpdateOp>(std::move(arrays), std::move(tables), options,
+                                          StepScalars scalars, const StepOptions& options,
+                                          StepHistory history) {
+  return std::make_unique<const UpdateOp>(std::move(arrays), std::move(scalars), options,
                                           std::move(history));
 }
 

@@ -78,9 +78,11 @@ struct UpdateArguments {
   const DeviceBackend* device_backend = nullptr;
   std::shared_ptr<DeviceBatchCache> device_batch_cache = nullptr;
   std::vector<FirstRow> first_rows = {};
-  // Where the kernels find a parameter whose memory stays in place: nothing before its first step.
-  // Steps write the same arrays, so they run one after another.
-  mutable std::vector<std::optional<cpu::Tensor>> tensors = {};
+  // Where the kernels find a parameter whose memory stays in place; without a weight before its
+  // first step. Steps write the same arrays, so they run one after another.
+  mutable std::vector<cpu::Tensor> tensors = {};
+  // Whether that is all parameters.
+  mutable bool all_stay_in_place = false;
   // What the engine orders the operation by.
   std::vector<Handle> read = {};
   std::vector<Handle> written = {};
@@ -104,11 +106,18 @@ struct StepHistory {
   std::int64_t skipped_before = 0;
 };
 
-// What updates these arrays. Each table of scalars has a row for each parameter, as wide as the
-// rule has scalars; there is more than one where it is not known yet how many earlier steps are
-// left out.
+// The scalars of a step.
+struct StepScalars {
+  // Each has rows as wide as the rule has scalars. There is more than one where it is not known yet
+  // how many earlier steps are left out.
+  std::vector<std::vector<double>> tables;
+  // The row of each parameter; empty where each has its own, in their order.
+  std::vector<std::uint8_t> row_of = {};
+};
+
+// What updates these arrays.
 std::unique_ptr<const EngineOp> update_of(std::shared_ptr<const UpdateArguments> arrays,
-                                          std::vector<std::vector<double>> tables,
-                                          const StepOptions& options, StepHistory history);
+                                          StepScalars scalars, const StepOptions& options,
+                                          StepHistory history);
 
 }  // namespace mxadamax::engine

@@ -296,21 +296,18 @@ void push(engine::FusedUpdate& batch, const std::vector<py::dict>& tables,
     constexpr float largest = std::numeric_limits<float>::max();
     return std::clamp(read, -largest, largest);
   };
-  std::vector<std::vector<double>> rows;
-  rows.reserve(tables.size());
+  engine::StepScalars step;
+  step.tables.reserve(tables.size());
+  const std::size_t count = groups == nullptr ? batch.size() : groups->size();
   for (const py::dict& scalars : tables) {
-    const std::size_t count = groups == nullptr ? batch.size() : groups->size();
-    rows.push_back(table_of(batch.rule(), count, scalars, convert));
-    if (groups != nullptr) {
-      rows.back() = groups->row_of_each(rows.back(), static_cast<std::size_t>(batch.rule().scalars),
-                                        batch.size());
-    }
+    step.tables.push_back(table_of(batch.rule(), count, scalars, convert));
   }
+  if (groups != nullptr) step.row_of = groups->group_of_each(batch.size());
   StepOptions options;
   if (!clip_global_norm.is_none()) options.clip_global_norm = clip_global_norm.cast<double>();
   options.skip_nonfinite = skip_nonfinite;
   const py::gil_scoped_release release;
-  batch.push(std::move(rows), options, {report, skipped_before});
+  batch.push(std::move(step), options, {report, skipped_before});
 }
 
 }  // namespace

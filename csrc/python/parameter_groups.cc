@@ -40,20 +40,12 @@ bool ParameterGroups::add(double lr_mult, double wd_mult) {
   return true;
 }
 
-std::vector<double> ParameterGroups::row_of_each(const std::vector<double>& rows,
-                                                 std::size_t columns,
-                                                 std::size_t parameters) const {
+const std::vector<std::uint8_t>& ParameterGroups::group_of_each(std::size_t parameters) const {
   if (parameters != group_of_.size()) {
     throw std::invalid_argument("got groups of " + std::to_string(group_of_.size()) +
                                 " parameters for " + std::to_string(parameters));
   }
-  std::vector<double> found;
-  found.reserve(parameters * columns);
-  for (const std::size_t group : group_of_) {
-    const double* const row = rows.data() + group * columns;
-    found.insert(found.end(), row, row + columns);
-  }
-  return found;
+  return group_of_;
 }
 
 namespace {

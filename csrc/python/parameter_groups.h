@@ -21,9 +21,8 @@ class ParameterGroups {
   // Puts the next parameter into a group; false if there would be too many of them.
   bool add(double lr_mult, double wd_mult);
 
-  // A table with a row for each parameter, from one with a row for each group.
-  std::vector<double> row_of_each(const std::vector<double>& rows, std::size_t columns,
-                                  std::size_t parameters) const;
+  // The group of each parameter, of which there are so many.
+  const std::vector<std::uint8_t>& group_of_each(std::size_t parameters) const;
 
  private:
   struct Group {
