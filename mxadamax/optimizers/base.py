@@ -488,6 +488,10 @@ class FusedOptimizer(CountingOptimizer):
             factors = [float(single(1) - single(lr) * single(wd)) for lr, wd in zip(lrs, wds)]
             return {"wd": 0.0, "decay_factor": factors, "weight_decay": 0.0}
         if not self.decoupled_wd:
+            for wd in wds:
+                if wd < 0:
+                    # To kernels that means none.
+                    NOT_NEGATIVE.check(self.registered_name, "wd times wd_mult", wd)
             return {"wd": list(wds), "decay_factor": 1.0, "weight_decay": 0.0}
         rates = self._decay_rates(lrs, updates)
         factors = [1.0 - rate * wd for rate, wd in zip(rates, wds)]
