@@ -44,6 +44,7 @@ from .reference_step import reference_update
 from .scalars import NO_L2, Scalars
 from .state_layout import State, StateLayout, behind_master, check_state_dtype
 from .step_tracker import Index
+from .traits import TraitsBySeries
 
 __all__ = ["FusedOptimizer", "Scalars", "State", "register"]
 
@@ -183,6 +184,8 @@ class FusedOptimizer(CountingOptimizer):
     ranges: ClassVar[Mapping[str, Range]] = {}
     # The name of the built-in that it stands for.
     built_in: ClassVar[Optional[str]] = None
+    # What that does besides its formula, which `accelerate` must know.
+    traits: ClassVar[TraitsBySeries] = {}
     # What it computes with numerics="portable".
     portable: ClassVar[Arithmetic]
     # What the built-in computes by default, by MXNet's series, where that is something else.
