@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 
 from mxnet.optimizer import Optimizer, Updater
 
-from ._mxnet.compatibility import IS_MXNET_1, WHOLE_MODEL
+from ._mxnet.compatibility import IS_MXNET_1, WHOLE_MODEL, hands_over_by_type
 from .acceleration_check import Check
 from .stand_in import StandIn, twin_of
 
@@ -46,8 +46,6 @@ class AccelerationReport(Dict[str, Dict[str, int]]):
 NATIVE = "native"
 """The entry of an optimizer in the report that is no reason."""
 
-SMALL = "a small parameter alone in a call, for which MXNet's operator takes less time"
-
 
 class _OfThread(threading.local):
     """What a thread does.
@@ -70,6 +68,8 @@ _replaced: List[Tuple[Any, str, Any]] = []
 """The class, the name and what was there, for each method that was replaced."""
 _ABSENT = object()
 _call_of_mxnet = Updater.__call__
+_MANY = 2**31 - 1
+"""More parameters than there are, by which an updater does not take them together in any order."""
 _METHODS = ("update", "update_multi_precision", "step", "fused_step")
 """The methods by which an optimizer of MXNet's updates."""
 _expected: Dict[Any, Dict[str, Any]] = {}
@@ -188,10 +188,11 @@ def _stand_in(optimizer: Optimizer) -> Optional[StandIn]:
 
 
 def _is_left_to_mxnet(stand_in: StandIn, weights: Any) -> bool:
-    """Return whether MXNet updates these weights, or this one, in less time; counts them then."""
-    if not stand_in.is_slower(weights):
+    """Return whether MXNet updates these weights, or this one, as fast; counts them then."""
+    reason = stand_in.left_to_mxnet(weights)
+    if not reason:
         return False
-    _count(stand_in, {SMALL: len(weights) if isinstance(weights, (list, tuple)) else 1})
+    _count(stand_in, {reason: len(weights) if isinstance(weights, (list, tuple)) else 1})
     return True
 
 
@@ -208,7 +209,8 @@ def _update(
     """
     check = None
     if _to_check:
-        check = Check.of_next_step(optimizer, stand_in.built_in, _to_check)
+        draws = stand_in.traits.draws
+        check = Check.of_next_step(optimizer, stand_in.built_in, _to_check, draws)
     if check is not None:
         with _by_mxnet():
             check.compute(given, by_mxnet)
@@ -227,13 +229,19 @@ def _count(stand_in: StandIn, more: Mapping[str, int]) -> None:
         counts[reason] = counts.get(reason, 0) + count
 
 
-@contextmanager
-def _by_mxnet() -> Iterator[None]:
-    before, _thread.by_mxnet = _thread.by_mxnet, True
-    try:
-        yield
-    finally:
-        _thread.by_mxnet = before
+class _by_mxnet:  # noqa: N801  # Called like a function.
+    """Let MXNet's own methods run.
+
+    A generator would take twice the time, which shows where MXNet's step is a single operator.
+    """
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before, _thread.by_mxnet = _thread.by_mxnet, True
+
+    def __exit__(self, *error: Any) -> None:
+        _thread.by_mxnet = self._before
 
 
 def _method(cls: Any, original: Callable[..., None], name: str) -> Callable[..., None]:
@@ -284,20 +292,32 @@ def _call_with_states(
 
 
 class _Collector:
-    """Stands for an optimizer in MXNet's updater, and keeps what that would update."""
+    """Stands for an optimizer in MXNet's updater, and keeps the calls by which that would update.
 
-    def __init__(self, optimizer: Optimizer):
+    Parameters
+    ----------
+    optimizer : mxnet.optimizer.Optimizer
+        The optimizer.
+    by_type : bool
+        Whether the updater hands over the parameters of one dtype after those of another.
+    """
+
+    def __init__(self, optimizer: Optimizer, by_type: bool):
         self._optimizer = optimizer
-        self.aggregate_num = WHOLE_MODEL
-        self.collected: List[List[Any]] = [[], [], [], []]
+        self.aggregate_num = _MANY if by_type else WHOLE_MODEL
+        self.calls: List[Sequence[Any]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._optimizer, name)
 
-    def update_multi_precision(self, *columns: Any) -> None:
+    def update_multi_precision(self, *call: Any) -> None:
         """Keep the arguments of an update."""
-        for column, more in zip(self.collected, columns):
-            column += more
+        self.calls.append(call)
+
+
+def _joined(calls: Sequence[Sequence[Any]]) -> List[List[Any]]:
+    """Return indices, weights, gradients and states of all calls."""
+    return [[x for part in column for x in part] for column in zip(*calls)]
 
 
 def _call(original: Callable[..., None]) -> Callable[..., None]:
@@ -314,18 +334,21 @@ def _call(original: Callable[..., None]) -> Callable[..., None]:
             with _by_mxnet():
                 original(self, index, grad, weight)
             return
-        collector = _Collector(optimizer)
+        # The order of MXNet's updates stays.
+        collector = _Collector(optimizer, by_type=hands_over_by_type(self))
+        one_by_one = IS_MXNET_1 and not self.aggregate_updates
         # MXNet's own call makes states and whatever else it makes, and updates nothing.
         in_place = SimpleNamespace(
             optimizer=collector,
             states=self.states,
             states_synced=self.states_synced,
-            aggregate_updates=True,
+            aggregate_updates=not one_by_one,
             sync_state_context=self.sync_state_context,
         )
         original(in_place, index, grad, weight)
-        if collector.collected[0]:
-            _update_at_once(original, self, stand_in, collector.collected)
+        given = list(zip(*collector.calls)) if one_by_one else _joined(collector.calls)
+        if given and given[0]:
+            _update_at_once(original, self, stand_in, given)
 
     return call
 
@@ -336,7 +359,8 @@ def _update_at_once(
     """Update all parameters of an updater, which have states; by its own call what must be."""
     by_mxnet = functools.partial(_call_with_states, call)
     optimizer = updater.optimizer
-    left = _update(optimizer, stand_in, given, by_mxnet, optimizer.aggregate_num)
+    at_once = optimizer.aggregate_num if updater.aggregate_updates else 1
+    left = _update(optimizer, stand_in, given, by_mxnet, at_once)
     if left:
         indices, weights, grads, _ = given
         columns = (indices, grads, weights)
@@ -363,7 +387,7 @@ def _accelerate_trainers() -> None:
 
     def update_of(updater: Any) -> Any:
         stand_in = None if _thread.by_mxnet else _stand_in(updater.optimizer)
-        if stand_in is None:
+        if stand_in is None or stand_in.traits.left_to_mxnet:
             return repeated.update_of_ours(updater)
         return functools.partial(_update_calls, stand_in)
 
@@ -384,5 +408,5 @@ def _update_calls(stand_in: StandIn, updater: Any, calls: Sequence[Sequence[Any]
         with _by_mxnet():
             updater.optimizer.update_multi_precision(*given)
         return
-    indices, weights, grads, _ = ([x for part in column for x in part] for column in zip(*calls))
+    indices, weights, grads, _ = _joined(calls)
     updater(indices, grads, weights)

@@ -39,12 +39,25 @@ class Check:
         self._expected: List[List[NDArray]] = []
 
     @classmethod
-    def of_next_step(cls, optimizer: Optimizer, name: str, of: int) -> Optional["Check"]:
-        """Return the check of the next update of an optimizer; None after the last one."""
+    def of_next_step(
+        cls, optimizer: Optimizer, name: str, of: int, draws: bool = False
+    ) -> Optional["Check"]:
+        """Return the check of the next update of an optimizer; None after the last one.
+
+        None too for an optimizer that draws random numbers, which says so once.
+        """
         step = _steps.get(optimizer, 0) + 1
         if step > of:
             return None
         _steps[optimizer] = step
+        if draws:
+            if step == 1:
+                print(
+                    f"mxadamax: {name}: not checked, since it draws random numbers: to draw them "
+                    "twice would give the program others",
+                    file=sys.stderr,
+                )
+            return None
         return cls(optimizer, name, step, of)
 
     def compute(self, given: Sequence[Sequence[Any]], by_mxnet: Callable[..., None]) -> None:

@@ -25,30 +25,15 @@ from mxnet.ndarray import NDArray
 from mxnet.ndarray.sparse import RowSparseNDArray
 from mxnet.optimizer import Optimizer
 
-from ._mxnet.compatibility import IS_MXNET_1
 from .conversion import built_in_name, master_first, takes_zero_for_none
 from .optimizers.arguments import KnownArrays
 from .optimizers.arithmetic import BUILTIN, NAMES, SERIES
 from .optimizers.base import FusedOptimizer
 from .optimizers.counting import CountedStep, count_groups
 from .optimizers.info import OPTIMIZERS, OptimizerInfo
-from .optimizers.native_step import native_update
 from .optimizers.state_layout import State, arrays_of
 from .optimizers.step_tracker import Index
-
-_WRITES_GRADIENTS = () if IS_MXNET_1 else ("adadelta", "adamax", "dcasgd", "nadam", "sgld")
-"""The built-ins that rescale gradients in place. Only where gradients are added up does that show
-in a training."""
-
-_WITHOUT_RATE = ("adadelta",) if IS_MXNET_1 else ()
-"""The built-ins that have no learning rate, and never ask a scheduler."""
-
-_BY_CALL = ("lars",)
-"""The built-ins for which it matters which parameters they are called with together: a row_sparse
-array changes how all of a call are updated. A stand-in updates all of a step, or nothing."""
-
-_COUNTS_CALLS = _BY_CALL if IS_MXNET_1 else ()
-"""Those of them that correct their momentum from call to call."""
+from .optimizers.traits import Traits
 
 _APART = frozenset(
     (
@@ -66,6 +51,8 @@ _COUNTING = ("_update_count", "_get_lrs", "_get_wds", "learning_rate")
 _SMALL = 100_000
 """Below so many elements, an operator of MXNet's updates one parameter in less time than a native
 step."""
+
+SMALL = "a small parameter alone in a call, for which MXNet's operator takes less time"
 
 
 class _Known(NamedTuple):
@@ -125,18 +112,18 @@ class _Repeated(NamedTuple):
 def twin_of(built_in: Type[Optimizer]) -> Optional[Type[FusedOptimizer]]:
     """Return our optimizer that computes what a class of MXNet's does; None if there is none."""
     twin: Any = Optimizer.opt_registry.get(f"{built_in.__name__.lower()}_ext")
-    if twin is None or not _records_of(twin):
-        return None
-    found: Type[FusedOptimizer] = twin
+    found: Optional[Type[FusedOptimizer]] = twin
     return found
 
 
-def _records_of(twin: Type[FusedOptimizer]) -> List[OptimizerInfo]:
-    return [record for record in OPTIMIZERS if record.built_in == twin.built_in]
+def _traits_of(twin: Type[FusedOptimizer]) -> Traits:
+    return twin.traits.get(SERIES, Traits())
 
 
 def _made_to_follow(twin: Type[FusedOptimizer]) -> Any:
     """Return a subclass that counts updates, and finds rates, by the built-in that it follows."""
+
+    has_rate = _traits_of(twin).has_rate
 
     class Follower(twin):  # type: ignore[valid-type, misc]  # A class that is chosen here.
         original: Any = None
@@ -157,19 +144,19 @@ def _made_to_follow(twin: Type[FusedOptimizer]) -> Any:
 
         def _count_update(self, indices: Sequence[Index]) -> Tuple[List[float], List[float]]:
             original = self.original
-            asks = self.built_in not in _WITHOUT_RATE
             lrs: List[float] = []
             wds: List[float] = []
             first = 0
             for length in self.calls:
                 call = list(indices[first : first + length])
                 original._update_count(call)
-                rates = original._get_lrs(call) if asks else [1.0] * len(call)
+                rates = original._get_lrs(call) if has_rate else [1.0] * len(call)
                 lrs += map(_number, rates)
                 wds += map(_number, original._get_wds(call))
                 self._take_counted(original, call, is_first=first == 0)
                 first += length
             self.num_update = original.num_update
+            self._prepare(indices, lrs, wds)
             return lrs, wds
 
         def _forms_groups(self) -> bool:
@@ -185,8 +172,7 @@ def _made_to_follow(twin: Type[FusedOptimizer]) -> Any:
             original = self.original
 
             def rate_of_step() -> float:
-                without = self.built_in in _WITHOUT_RATE
-                return 1.0 if without else _number(original.learning_rate)
+                return _number(original.learning_rate) if has_rate else 1.0
 
             found = count_groups(original, indices, rate_of_step, _number(original.wd))
             self.num_update = original.num_update
@@ -237,13 +223,23 @@ class StandIn:
     ----------
     original : mxnet.optimizer.Optimizer
         The built-in. It is not kept.
+
+    Attributes
+    ----------
+    built_in : str
+        The name of the built-in.
+    traits : Traits
+        What that does besides its formula.
     """
 
     def __init__(self, original: Optimizer):
         self.built_in = built_in_name(original) or ""
         twin = twin_of(type(original))
         assert twin is not None
-        self._records = _records_of(twin)
+        self.traits = _traits_of(twin)
+        self._records: List[OptimizerInfo] = [
+            record for record in OPTIMIZERS if record.built_in == twin.built_in
+        ]
         self._twin = _made_to_follow(twin)(numerics=BUILTIN)
         ours = vars(self._twin)
         self._names = [
@@ -259,25 +255,23 @@ class StandIn:
         self._known: Dict[int, Dict[Index, _Known]] = {}
         self._default_path = getattr(type(original)(), "use_fused_step", None)
         self._is_operator = self._twin.arithmetic.by_operator
-        self._by_call = self._twin.built_in in _BY_CALL
-        self._counts_calls = self._twin.built_in in _COUNTS_CALLS
         self._asked_of = 0
         self._is_small = False
 
-    def is_slower(self, weights: Any) -> bool:
-        """Return whether MXNet itself takes less time to update these weights, or this one."""
-        if not self._is_operator:
-            return False
+    def left_to_mxnet(self, weights: Any) -> str:
+        """Why MXNet itself updates these weights, or this one, as fast; empty if it does not."""
+        if self.traits.left_to_mxnet or not self._is_operator:
+            return self.traits.left_to_mxnet
         if isinstance(weights, (list, tuple)):
             if len(weights) != 1:
-                return False
+                return ""
             weights = weights[0]
         # To ask an array for its size takes longer than all else here. What is remembered of
         # another at the same address could only choose the slower way.
         if id(weights) != self._asked_of:
             self._asked_of = id(weights)
             self._is_small = weights.size < _SMALL
-        return self._is_small
+        return SMALL if self._is_small else ""
 
     def update(
         self,
@@ -300,7 +294,7 @@ class StandIn:
         reason = self._follow(original) or _order_matters(original, indices)
         if reason:
             return list(range(len(indices))), {reason: len(indices)}
-        in_calls = self._counts_calls or not _is_of_mxnet(original.lr_scheduler)
+        in_calls = self.traits.counts_calls or not _is_of_mxnet(original.lr_scheduler)
         self._twin.calls = _calls_of(weights, at_once) if in_calls else [len(indices)]
         exceptions = self._exceptions()
         repeated = getattr(weights, "step_before", None)
@@ -321,7 +315,7 @@ class StandIn:
             reason = known.reason or exceptions.get(known.kind, "")
             if not reason and not all_dense:
                 reason = self._storage(weight, grad, exceptions)
-            if not reason and self.built_in in _WRITES_GRADIENTS:
+            if not reason and self.traits.writes_gradients:
                 parameter = original.param_dict.get(index)
                 if parameter is not None and parameter.grad_req == "add":
                     reason = "gradients are added up, and the built-in changes them"
@@ -331,8 +325,8 @@ class StandIn:
             else:
                 given.append((index, weight, grad, known.ours))
                 kinds.add(known.kind)
-        if left and (self._by_call or original.lr_scheduler is not None):
-            # Who is counted first decides which rate a scheduler gives, or which momentum.
+        if left and (self.traits.all_or_none or original.lr_scheduler is not None):
+            # Who is counted first decides which rate a scheduler gives.
             return list(range(len(indices))), {next(iter(reasons)): len(indices)}
         if given:
             columns: Sequence[Any] = tuple(zip(*given))
@@ -354,8 +348,7 @@ class StandIn:
         first, counts = given[0][0], original._index_update_count
         before = counts.get(first)
         try:
-            twin.check_hyperparameters()
-            native_update(twin, *given)
+            twin.fused_step(*given)
         except (TypeError, ValueError) as error:
             if counts.get(first) != before:
                 # The engine has part of it already: MXNet must not update all once more.

@@ -10,7 +10,7 @@ from mxnet.optimizer import Optimizer, Updater
 from mxnet.util import is_np_array
 
 from . import _native
-from ._mxnet.compatibility import IS_MXNET_1, WHOLE_MODEL
+from ._mxnet.compatibility import IS_MXNET_1, WHOLE_MODEL, hands_over_by_type
 from ._mxnet.engine import native
 from ._mxnet.trainer import classic
 from .optimizers.arguments import KnownArrays
@@ -231,8 +231,9 @@ def _step_of(trainer: GluonTrainer) -> Optional[_Step]:
         weights = [classic(params[i]._data[k]) for i in trained]
         grads = [classic(params[i]._grad[k]) for i in trained]
         of_call: Dict[Any, List[Tuple[Any, ...]]] = {}
+        by_type = hands_over_by_type(updater)
         for i, weight, grad in zip(trained, weights, grads):
-            dtype = weight.dtype if IS_MXNET_1 else None
+            dtype = weight.dtype if by_type else None
             of_call.setdefault(dtype, []).append((i, weight, grad, updater.states[i]))
         calls: List[Call] = []
         for rows in of_call.values():

@@ -28,6 +28,13 @@ C_FUNCTIONS = {"MXNDArrayGetShape64": "MXNDArrayGetShapeEx64"} if IS_MXNET_1 els
 """Functions of MXNet's C API with another name here, by their names in MXNet 2."""
 
 
+def hands_over_by_type(updater: Updater) -> bool:
+    """Return whether an updater hands over the parameters of one dtype after those of another."""
+    # MXNet 2 recognizes infinity by identity.
+    at_once = updater.optimizer.aggregate_num
+    return bool(updater.aggregate_updates and at_once is not numpy.inf)
+
+
 def aggregate_num_here(aggregate_num: Any) -> Any:
     """Convert `aggregate_num` to this MXNet's value, also from a file of the other MXNet.
 

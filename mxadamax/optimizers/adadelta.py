@@ -9,6 +9,7 @@ from mxnet.ndarray import NDArray, sqrt, square
 from .arithmetic import Arithmetic, BySeries
 from .base import FusedOptimizer, Scalars, register
 from .options import DECAY_RATE, NOT_NEGATIVE, Range
+from .traits import Traits, TraitsBySeries
 
 
 @register("adadelta_ext", "adadelta")
@@ -64,6 +65,10 @@ class AdaDelta(FusedOptimizer):
 
     portable = Arithmetic("adadelta")
     builtin: ClassVar[BySeries] = {1: Arithmetic("adadelta_mxnet1", decay_in_rule="coupled")}
+    traits: ClassVar[TraitsBySeries] = {
+        1: Traits(has_rate=False),
+        2: Traits(writes_gradients=True),
+    }
     ranges: ClassVar[Mapping[str, Range]] = {"rho": DECAY_RATE, "epsilon": NOT_NEGATIVE}
 
     def __init__(

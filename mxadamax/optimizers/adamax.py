@@ -10,6 +10,7 @@ from mxnet.ndarray import abs as absolute
 from .arithmetic import Arithmetic, BySeries
 from .base import FusedOptimizer, Scalars, register
 from .options import DECAY_RATE, NOT_NEGATIVE, Range
+from .traits import Traits, TraitsBySeries
 
 
 @register("adamax_ext", "adamax", {"epsilon": 0.0})
@@ -70,6 +71,7 @@ class Adamax(FusedOptimizer):
 
     portable = Arithmetic("adamax")
     builtin: ClassVar[BySeries] = {1: Arithmetic("adamax_mxnet1", clip_after_wd=True)}
+    traits: ClassVar[TraitsBySeries] = {2: Traits(writes_gradients=True)}
     ranges: ClassVar[Mapping[str, Range]] = {
         "beta1": DECAY_RATE,
         "beta2": DECAY_RATE,

@@ -44,6 +44,7 @@ from .reference_step import reference_update
 from .scalars import NO_L2, Scalars
 from .state_layout import State, StateLayout, behind_master, check_state_dtype
 from .step_tracker import Index
+from .traits import TraitsBySeries
 
 __all__ = ["FusedOptimizer", "Scalars", "State", "register"]
 
@@ -183,6 +184,8 @@ class FusedOptimizer(CountingOptimizer):
     ranges: ClassVar[Mapping[str, Range]] = {}
     # The name of the built-in that it stands for.
     built_in: ClassVar[Optional[str]] = None
+    # What that does besides its formula, which `accelerate` must know.
+    traits: ClassVar[TraitsBySeries] = {}
     # What it computes with numerics="portable".
     portable: ClassVar[Arithmetic]
     # What the built-in computes by default, by MXNet's series, where that is something else.
@@ -488,6 +491,10 @@ class FusedOptimizer(CountingOptimizer):
             factors = [float(single(1) - single(lr) * single(wd)) for lr, wd in zip(lrs, wds)]
             return {"wd": 0.0, "decay_factor": factors, "weight_decay": 0.0}
         if not self.decoupled_wd:
+            for wd in wds:
+                if wd < 0:
+                    # To kernels that means none.
+                    NOT_NEGATIVE.check(self.registered_name, "wd times wd_mult", wd)
             return {"wd": list(wds), "decay_factor": 1.0, "weight_decay": 0.0}
         rates = self._decay_rates(lrs, updates)
         factors = [1.0 - rate * wd for rate, wd in zip(rates, wds)]

@@ -212,7 +212,14 @@ class CountingOptimizer(StepOptimizer):
                 same_rate.append(index)
         counts.update(zip(indices, updates))
         lrs += self._get_lrs(same_rate)
-        return lrs, self._get_wds(indices)
+        wds = self._get_wds(indices)
+        self._prepare(indices, lrs, wds)
+        return lrs, wds
+
+    def _prepare(
+        self, indices: Sequence[Index], lrs: Sequence[float], wds: Sequence[float]
+    ) -> None:
+        """Do what only learning rates and weight decay allow, once parameters are counted."""
 
     def _take_counted(self, source: Any, indices: Sequence[Index], is_first: bool) -> None:
         """Take over what an optimizer has found in a call that it has counted.

@@ -10,6 +10,7 @@ from .arithmetic import Arithmetic, BySeries
 from .base import Scalars, State, register
 from .options import DECAY_RATE, NOT_NEGATIVE, Range
 from .sgd import MomentumOptimizer
+from .traits import Traits, TraitsBySeries
 
 
 @register("dcasgd_ext", "dcasgd")
@@ -81,6 +82,7 @@ class DCASGD(MomentumOptimizer):
         1: Arithmetic("dcasgd_mxnet1", decay_in_rule="coupled"),
         2: portable_without,
     }
+    traits: ClassVar[TraitsBySeries] = {2: Traits(writes_gradients=True)}
     ranges: ClassVar[Mapping[str, Range]] = {"momentum": DECAY_RATE, "lamda": NOT_NEGATIVE}
 
     def __init__(

@@ -16,6 +16,7 @@ from .reference_step import reference_update
 from .scalars import NO_L2
 from .state_layout import ParameterState, StateLayout, computed_copy
 from .step_tracker import Index
+from .traits import Traits, TraitsBySeries
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,9 @@ class GroupAdaGrad(FusedOptimizer):
 
     # No kernel runs; this names what the step needs, and that there is one array of state.
     portable = Arithmetic("adagrad")
+    traits: ClassVar[TraitsBySeries] = dict.fromkeys(
+        (1, 2), Traits(left_to_mxnet="there is no native kernel for one number of state per row")
+    )
     ranges: ClassVar[Mapping[str, Range]] = {"epsilon": NOT_NEGATIVE}
 
     def __init__(

@@ -16,6 +16,7 @@ from .norms import sum_of_squares
 from .options import NOT_NEGATIVE, Range, check_flag
 from .sgd import MomentumOptimizer
 from .step_tracker import Index
+from .traits import Traits, TraitsBySeries
 
 _WITHOUT_RATIO = ("gamma", "beta", "bias")
 """How the names of parameters end whose learning rate is not adapted."""
@@ -125,6 +126,11 @@ class LARS(MomentumOptimizer):
         series: _without_momentum(found) for series, found in builtin.items()
     }
     builtin_by_lists = replace(_by_lists(2), zero_is_a_bound=True)
+    # A row_sparse array changes how MXNet updates all of a call.
+    traits: ClassVar[TraitsBySeries] = {
+        1: Traits(all_or_none=True, counts_calls=True),
+        2: Traits(all_or_none=True),
+    }
     ranges: ClassVar[Mapping[str, Range]] = {
         **MomentumOptimizer.ranges,
         "eta": NOT_NEGATIVE,

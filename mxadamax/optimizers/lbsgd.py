@@ -14,6 +14,7 @@ from .options import NOT_NEGATIVE, Range
 from .sgd import SGD, MomentumOptimizer
 from .state_layout import State, is_half
 from .step_tracker import Index
+from .traits import Traits, TraitsBySeries
 
 
 @register("lbsgd_ext", "lbsgd")
@@ -107,6 +108,9 @@ class LBSGD(SGD):
     builtin_without: ClassVar[BySeries] = {1: MomentumOptimizer.builtin_of_one_array}
     portable = builtin[1]
     portable_without = builtin_without[1]
+    traits: ClassVar[TraitsBySeries] = {
+        1: Traits(left_to_mxnet="gradients are added up by operators, which take most of the time")
+    }
     ranges: ClassVar[Mapping[str, Range]] = {
         **SGD.ranges,
         "warmup_epochs": NOT_NEGATIVE,

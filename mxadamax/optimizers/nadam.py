@@ -11,6 +11,7 @@ from .adam import MomentOptimizer
 from .arithmetic import BUILTIN, Arithmetic, BySeries
 from .base import Scalars, register
 from .options import NOT_NEGATIVE, Range, check_flag
+from .traits import Traits, TraitsBySeries
 
 
 @register("nadam_ext", "nadam")
@@ -77,6 +78,7 @@ class Nadam(MomentOptimizer):
 
     portable = Arithmetic("nadam")
     builtin: ClassVar[BySeries] = {1: Arithmetic("nadam_mxnet1", clip_after_wd=True)}
+    traits: ClassVar[TraitsBySeries] = {2: Traits(writes_gradients=True)}
     _counted = (*MomentOptimizer._counted, "m_schedule")
     ranges: ClassVar[Mapping[str, Range]] = {
         **MomentOptimizer.ranges,

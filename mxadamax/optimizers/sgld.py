@@ -5,7 +5,7 @@ import math
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, Iterator, List, Sequence, Tuple
+from typing import Any, ClassVar, Iterator, List, Sequence, Tuple
 
 from mxnet.ndarray import NDArray, cast, empty
 from mxnet.random import normal
@@ -14,8 +14,10 @@ from ..dtypes import BFLOAT16
 from .arguments import as_lists
 from .arithmetic import Arithmetic
 from .base import FusedOptimizer, Scalars, State, register
+from .options import NOT_NEGATIVE
 from .state_layout import StateLayout, describe
 from .step_tracker import Index
+from .traits import Traits, TraitsBySeries
 
 
 @register("sgld_ext", "sgld")
@@ -68,6 +70,11 @@ class SGLD(FusedOptimizer):
     """
 
     portable = Arithmetic("sgld")
+    # Who gets which noise depends on the order.
+    traits: ClassVar[TraitsBySeries] = {
+        1: Traits(all_or_none=True, draws=True),
+        2: Traits(all_or_none=True, draws=True, writes_gradients=True),
+    }
 
     def __init__(self, learning_rate: Any = 0.1, use_fused_step: bool = True, **kwargs: Any):
         super().__init__(learning_rate=learning_rate, use_fused_step=use_fused_step, **kwargs)
@@ -115,21 +122,23 @@ class SGLD(FusedOptimizer):
         finally:
             del self._noise
 
-    def _count_update(self, indices: Sequence[Index]) -> Tuple[List[float], List[float]]:
-        """Count the update, and draw the noise, whose deviation the learning rates are."""
-        lrs, wds = super()._count_update(indices)
-        for index, lr, noise in zip(indices, lrs, vars(self).get("_noise", ())):
-            if lr < 0:
-                raise ValueError(
-                    f"{self.registered_name}: parameter {self._name(index)}: lr is {lr!r}, "
-                    "expected 0 or more"
-                )
+    def _prepare(
+        self, indices: Sequence[Index], lrs: Sequence[float], wds: Sequence[float]
+    ) -> None:
+        """Draw the noise, whose deviation the learning rates are."""
+        # All is checked before: what has been drawn is gone, and a step that is refused must leave
+        # the generator as it was.
+        for index, lr, wd in zip(indices, lrs, wds):
+            if not (0 < lr < math.inf and 0 <= wd < math.inf):
+                owner = f"{self.registered_name}: parameter {self._name(index)}"
+                NOT_NEGATIVE._replace(includes_low=False).check(owner, "lr", lr)
+                NOT_NEGATIVE.check(owner, "wd", wd)
+        for lr, noise in zip(lrs, vars(self).get("_noise", ())):
             if noise.dtype == BFLOAT16:
                 drawn = normal(0, math.sqrt(lr), shape=noise.shape, ctx=noise.context)
                 cast(drawn, dtype=BFLOAT16, out=noise)
             elif noise.size:
                 normal(0, math.sqrt(lr), dtype=noise.dtype, ctx=noise.context, out=noise)
-        return lrs, wds
 
     def _forms_groups(self) -> bool:
         # Each parameter's noise is drawn while it is counted.

@@ -944,3 +944,17 @@ class ignored_in_c:  # noqa: N801
 
     def __exit__(self, *exception):
         sys.unraisablehook = self.hook
+
+
+@pytest.mark.parametrize("use_fused_step", [True, False])
+@pytest.mark.parametrize("name", ["adam_ext", "adamax_ext", "sgld_ext"])
+def test_a_weight_decay_that_a_multiplier_makes_negative(name, use_fused_step):
+    """To kernels, a negative one means none."""
+    optimizer = mx.optimizer.create(
+        name, wd=0.01, use_fused_step=use_fused_step, numerics="portable"
+    )
+    updater, weight = mx.optimizer.get_updater(optimizer), mx.nd.ones((3,))
+    optimizer.set_wd_mult({0: -1.0})
+    with pytest.raises(ValueError, match=rf"{name}: .*wd.* must be in \[0, inf\), got -0.01"):
+        updater(0, mx.nd.ones((3,)), weight)
+    assert optimizer.num_update == 0 and weight.asnumpy().tolist() == [1.0, 1.0, 1.0]

@@ -177,7 +177,9 @@ def test_sgld_refuses_what_is_no_state_of_its_own():
     with pytest.raises(ValueError, match="sgld_ext: parameter 0: state is float32"):
         optimizer.update_multi_precision(0, weight, weight.copy(), weight.copy())
     optimizer.set_lr_mult({0: -1.0})
-    with pytest.raises(ValueError, match="sgld_ext: parameter 0: lr is -0.1"):
+    with pytest.raises(
+        ValueError, match=r"sgld_ext: parameter 0: lr must be in \(0, inf\), got -0.1"
+    ):
         optimizer.update_multi_precision(0, weight, weight.copy(), None)
     assert optimizer.num_update == 0
 

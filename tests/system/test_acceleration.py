@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 import pickle
 import threading
 from typing import Any
@@ -12,7 +14,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 from common import Run, assert_same_run, gradients, leaves, nd, network_shapes, run_python
-from family import FAMILY
+from family import FAMILY, Member
 from mxnet import gluon
 from mxnet.optimizer import Optimizer, Updater
 from small_training import Training, mlp
@@ -27,11 +29,24 @@ SHAPES = [(3, 4), (17,), (), (0,), (1000,), (5,), (6,), (7,), (2, 0), (1,)]
 """Of every kind."""
 
 OPTIONS = {"wd": 0.01, "clip_gradient": 0.5, "rescale_grad": 1 / 3}
-BUILT_INS = [member for member in FAMILY if built_in_class(member.built_in) is not None]
+LEFT = {
+    "groupadagrad": "there is no native kernel for one number of state per row",
+    "lbsgd": "gradients are added up by operators, which take most of the time",
+}
+"""What MXNet updates always, and why."""
+
+APART = [
+    Member("sgld_ext", "sgld"),
+    Member("lbsgd_ext", "lbsgd", {"momentum": 0.9, "batch_scale": 3, "updates_per_epoch": 2}),
+    Member("lbsgd_ext", "lbsgd", {"warmup_strategy": "sqrt"}),
+]
+BUILT_INS = [m for m in (*FAMILY, *APART) if built_in_class(m.built_in) is not None]
 CLASSES = sorted(
     {c for c in Optimizer.opt_registry.values() if c.__module__.startswith("mxnet.")},
     key=lambda c: c.__name__,
 )
+
+without_masters = pytest.mark.filterwarnings("ignore:Accumulating with float16")
 
 
 @pytest.fixture(autouse=True)
@@ -57,14 +72,34 @@ def attributes(optimizer: Optimizer) -> dict[str, Any]:
     found = dict(optimizer.__getstate__())
     scheduler = found.pop("lr_scheduler")
     found["scheduler"] = None if scheduler is None else vars(scheduler)
-    return {name: x for name, x in found.items() if not isinstance(x, dict) or leaves(x) == [x]}
+    # MXNet 2's AdamW makes an array of `rescale_grad`, which compares as the number.
+    return {name: comparable(x) if isinstance(x, dict) else x for name, x in found.items()}
+
+
+def comparable(found: Any) -> Any:
+    if isinstance(found, dict):
+        return {name: comparable(x) for name, x in found.items()}
+    return found.asnumpy().tobytes() if isinstance(found, mx.nd.NDArray) else found
+
+
+SEEDS = itertools.count()
+
+
+def do_both(plainly, accelerated):
+    """Do one thing plainly and one accelerated; MXNet's random numbers are as many, and the same."""
+    seed, following = next(SEEDS), []
+    for on, do in ((False, plainly), (True, accelerated)):
+        mxadamax.accelerate() if on else mxadamax.decelerate()
+        mx.random.seed(seed)
+        do()
+        following.append(mx.nd.random.uniform(shape=(3,)).asnumpy().tobytes())
+    mxadamax.decelerate()
+    assert following[0] == following[1]
 
 
 def step_both(runs, grads, where=""):
     """Do a step plainly and one accelerated, with equal results."""
-    runs[0].step(grads)
-    with mxadamax.accelerated():
-        runs[1].step(grads)
+    do_both(*(functools.partial(run.step, grads) for run in runs))
     assert_same_run(*runs, where=where)
 
 
@@ -111,21 +146,256 @@ def test_the_same_bits_as_plainly(member, dtype):
     native, left = counts(member.built_in)
     kind = "masters" if dtype == "float16" else dtype
     excepted = (kind, 1 if IS_MXNET_1 else 2) in member.exceptions
-    if twin_of(type(make())) is None:
-        assert (native, left) == (0, 0)
-    elif excepted:
+    if excepted or member.built_in in LEFT:
         assert native == 0
     else:
         assert left == 0
+    assert native + left == 8 * len(SHAPES)
 
 
-def test_most_of_the_registry_is_accelerated():
-    """One draws random numbers, one keeps gradients, one has a state for each row."""
-    left = {c.__name__.lower() for c in CLASSES if twin_of(c) is None}
-    assert left <= {"lbsgd", "sgld", "groupadagrad", "test"}
+def test_the_whole_registry_is_accelerated_or_has_a_reason():
+    twins = {c.__name__.lower(): twin_of(c) for c in CLASSES}
+    series = 1 if IS_MXNET_1 else 2
+    assert {name for name, twin in twins.items() if twin is None} <= {"test"}
+    left = {
+        name: twin.traits[series].left_to_mxnet
+        for name, twin in twins.items()
+        if twin is not None and series in twin.traits and twin.traits[series].left_to_mxnet
+    }
+    assert left == {name: why for name, why in LEFT.items() if name in twins}
 
 
-without_masters = pytest.mark.filterwarnings("ignore:Accumulating with float16")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("member", BUILT_INS, ids=str)
+def test_acceleration_that_comes_and_goes(member, dtype):
+    """What one way leaves behind, the other goes on with."""
+
+    def make():
+        scheduler = mx.lr_scheduler.FactorScheduler(step=4, factor=0.7)
+        more = {"lr_scheduler": scheduler, "multi_precision": dtype == "float16"}
+        return member.create_built_in(**OPTIONS, **more)
+
+    if plain_fails(make, dtype):
+        pytest.skip("MXNet's fails")
+    runs = [Run(make(), start(dtype)) for _ in range(2)]
+    for step, grads in enumerate(gradients(SHAPES, dtype, 9)):
+        if step % 3 == 1:
+            step_both(runs, grads, where=f"step {step + 1}")
+        else:
+            for run in runs:
+                mx.random.seed(step)
+                run.step(grads)
+        assert_same_run(*runs, where=f"step {step + 1}")
+        assert attributes(runs[0].optimizer) == attributes(runs[1].optimizer)
+    native, left = counts(member.built_in)
+    assert native + left == 3 * len(SHAPES)
+
+
+def make_sgld(**options):
+    return mx.optimizer.create("sgld", **{"learning_rate": 0.01, **OPTIONS, **options})
+
+
+class Counting(mx.lr_scheduler.LRScheduler):
+    """A scheduler that gives another rate each time that it is asked."""
+
+    calls = 0
+
+    def __call__(self, num_update):
+        self.calls += 1
+        return 0.1 / self.calls
+
+
+SGLD_CASES = {
+    "no decay": {"wd": 0.0, "clip_gradient": None},
+    "multipliers": {},
+    "many at once": {"aggregate_num": 3},
+    "all at once": {"aggregate_num": np.inf},
+    "scheduled": {"lr_scheduler": mx.lr_scheduler.CosineScheduler(20, 0.1)},
+    "somebody's scheduler": {"lr_scheduler": Counting()},
+    "bound of zero": {"clip_gradient": 0.0},
+}
+
+
+@without_masters
+@pytest.mark.parametrize("kinds", ["float32", "float64", "masters", "masters between", "float16"])
+@pytest.mark.parametrize("case", SGLD_CASES)
+def test_the_noise_of_sgld(case, kinds):
+    """Each parameter gets the random numbers that it gets plainly, whatever its type."""
+    options = {"multi_precision": kinds.startswith("masters"), **SGLD_CASES[case]}
+    if IS_MXNET_1 and "aggregate_num" in options:
+        pytest.skip("takes one parameter a call")
+    types = {
+        "masters": ["float16"],
+        "masters between": ["float32", "float16", "float64"],
+        "float16": ["float32", "float64", "float16"],
+    }.get(kinds, [kinds])
+    types = list(itertools.islice(itertools.cycle(types), len(SHAPES)))
+    weights = [w.astype(dtype) for w, dtype in zip(start("float64"), types)]
+    runs = [Run(make_sgld(**copy.deepcopy(options)), weights) for _ in range(2)]
+    if "aggregate_num" in options:
+        # Which copies of infinity are not, to MXNet.
+        for run in runs:
+            run.optimizer.aggregate_num = options["aggregate_num"]
+    for step, grads in enumerate(gradients(SHAPES, "float64", 8)):
+        for run in runs:
+            if case == "multipliers":
+                run.optimizer.set_lr_mult({0: 0.5, 4: 2.0})
+                run.optimizer.set_wd_mult({1: 0.0, 5: 3.0})
+        given = [grad.astype(dtype) for grad, dtype in zip(grads, types)]
+        step_both(runs, given, where=f"step {step + 1}")
+        assert attributes(runs[0].optimizer) == attributes(runs[1].optimizer)
+        assert runs[0].optimizer._index_update_count == runs[1].optimizer._index_update_count
+    # One parameter that MXNet must update leaves it all others: the noise comes in turn.
+    found = 0, 8 * len(SHAPES)
+    assert counts("sgld") == (found if kinds == "float16" else found[::-1])
+
+
+@pytest.mark.parametrize("name", ["lr_mult", "wd_mult"])
+@pytest.mark.parametrize("multiplier", [0.0, -1.0, np.nan, np.inf, -np.inf])
+def test_sgld_draws_nothing_in_a_step_that_it_refuses(name, multiplier):
+    """MXNet, which does the step then, draws it."""
+    runs = [Run(make_sgld(), start("float32")) for _ in range(2)]
+    outcomes = []
+
+    def step(run, grads):
+        with np.errstate(all="ignore"):
+            try:
+                run.step(grads)
+                mx.nd.waitall()
+                outcomes.append("")
+            except Exception as error:
+                outcomes.append(f"{type(error).__name__}: {error}")
+
+    for number, grads in enumerate(gradients(SHAPES, "float32", 4)):
+        for run in runs:
+            vars(run.optimizer)[name] = {2: multiplier} if number == 2 else {}
+        do_both(*(functools.partial(step, run, grads) for run in runs))
+        assert outcomes[0] == outcomes[1]
+        outcomes.clear()
+        assert_same_run(*runs, where=f"step {number + 1}")
+        assert runs[0].optimizer._index_update_count == runs[1].optimizer._index_update_count
+    assert counts("sgld")[0] >= 2 * len(SHAPES)
+
+
+def test_sgld_with_a_state_that_mxnet_does_not_look_at():
+    runs = [Run(make_sgld(), start("float32")) for _ in range(2)]
+    for step, grads in enumerate(gradients(SHAPES, "float32", 3)):
+        if step == 1:
+            for run in runs:
+                run.updater.states[3] = mx.nd.ones((2,))
+        step_both(runs, grads)
+    assert counts("sgld") == (len(SHAPES), 2 * len(SHAPES))
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+@pytest.mark.parametrize("member", BUILT_INS, ids=str)
+def test_a_negative_weight_decay(member, is_shared):
+    """Which MXNet adds like any other, in some of the parameters or in all."""
+
+    def make():
+        return member.create_built_in(**OPTIONS)
+
+    def change(optimizer, step):
+        optimizer.set_wd_mult(dict.fromkeys(range(len(SHAPES)) if is_shared else (1, 4), -100.0))
+
+    if plain_fails(make, "float32"):
+        pytest.skip("MXNet's fails")
+    compare(make, steps=3, change=change)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamax", "sgld"])
+@pytest.mark.parametrize("at_once", [None, 2, 50])
+@without_masters
+def test_parameters_of_several_types_stay_in_their_order(name, at_once):
+    """It decides which rate a scheduler gives, where counts differ, and which noise is whose."""
+    if at_once is not None and (IS_MXNET_1 or name == "sgld"):
+        pytest.skip("takes one parameter a call")
+    rng = np.random.RandomState(0)
+    kinds = ["float32", "float64", "float32", "float16"] * 3
+    weights = [rng.standard_normal(9).astype(kind) for kind in kinds]
+    options = {} if at_once is None else {"aggregate_num": at_once}
+
+    def make():
+        scheduler = mx.lr_scheduler.FactorScheduler(1, 0.5)
+        more = {"multi_precision": True, "lr_scheduler": scheduler}
+        return mx.optimizer.create(name, **options, **more)
+
+    runs = [Run(make(), weights) for _ in range(2)]
+    for step in range(6):
+        grads = [rng.standard_normal(9).astype(kind) for kind in kinds]
+        # The last ones are updated more often.
+        chosen = list(range(12 if step % 2 else 5, 12)) if step % 3 else list(range(12))
+        chosen = chosen or [11, 3, 2]
+        every = [run.weights for run in runs]
+        for run in runs:
+            run.indices, run.weights = chosen, [run.weights[k] for k in chosen]
+        step_both(runs, [grads[k] for k in chosen], where=f"step {step + 1}")
+        for run, whole in zip(runs, every):
+            run.indices, run.weights = list(range(12)), whole
+        assert_same_run(*runs, where=f"step {step + 1}")
+        assert attributes(runs[0].optimizer) == attributes(runs[1].optimizer)
+
+
+def matrices() -> list[np.ndarray]:
+    return start("float32", [(3, 4), (1, 1), (5, 2), (20, 3), (7, 1)])
+
+
+LEFT_CASES = {
+    "groupadagrad": {"learning_rate": 0.1},
+    "groupadagrad clipped": {"clip_gradient": 0.5, "rescale_grad": 0.3},
+    "lbsgd": {"momentum": 0.9, "wd": 0.01},
+    "lbsgd lars": {"warmup_strategy": "lars", "wd": 0.01, "batch_scale": 2},
+}
+
+
+@pytest.mark.parametrize("by", ["updater", "updater, one by one", "update", "trainer"])
+@pytest.mark.parametrize("case", LEFT_CASES)
+def test_what_is_left_to_mxnet_as_a_whole(case, by):
+    """All of it is counted, once, and the sums of gradients are where MXNet looks for them."""
+    name = case.split()[0]
+    if built_in_class(name) is None:
+        pytest.skip("MXNet has no such optimizer")
+    runs = [Run(mx.optimizer.create(name, **LEFT_CASES[case]), matrices()) for _ in range(2)]
+    shapes = [w.shape for w in matrices()]
+
+    def step(run, grads):
+        arrays = [nd(grad) for grad in grads]
+        if by == "updater":
+            run.updater(list(run.indices), arrays, list(run.weights))
+        elif by == "updater, one by one":
+            for one in zip(run.indices, arrays, run.weights):
+                run.updater(*one)
+        else:
+            update = getattr(run.optimizer, by)
+            for index, weight, grad in zip(run.indices, run.weights, arrays):
+                states = run.updater.states
+                states.setdefault(index, run.optimizer.create_state(index, weight))
+                given = index, weight, grad, states[index]
+                update(*(given if IS_MXNET_1 else ([x] for x in given)))
+
+    if by == "trainer":
+        found = []
+        for on in (False, True):
+            mxadamax.accelerate() if on else mxadamax.decelerate()
+            parameters = [
+                gluon.Parameter(f"w{k}", shape=shape, init="ones") for k, shape in enumerate(shapes)
+            ]
+            for parameter in parameters:
+                parameter.initialize()
+            trainer = gluon.Trainer(parameters, name, LEFT_CASES[case])
+            for _ in range(5):
+                with mx.autograd.record():
+                    losses = [(p.data() ** 2).sum() for p in parameters]
+                mx.autograd.backward(losses)
+                trainer.step(7)
+            found.append([p.data().asnumpy().tobytes() for p in parameters])
+        assert found[0] == found[1]
+    else:
+        for number, grads in enumerate(gradients(shapes, "float32", 5)):
+            do_both(*(functools.partial(step, run, grads) for run in runs))
+            assert_same_run(*runs, where=f"step {number + 1}")
+            assert attributes(runs[0].optimizer) == attributes(runs[1].optimizer)
+    assert mxadamax.acceleration_report() == {name: {"native": 0, LEFT[name]: 5 * len(shapes)}}
 
 
 @without_masters
@@ -240,14 +510,7 @@ def test_parameters_that_are_not_updated_each_step():
 def test_a_scheduler_of_somebody_is_asked_as_often():
     """One that changes with every call."""
 
-    class Counting(mx.lr_scheduler.LRScheduler):
-        calls = 0
-
-        def __call__(self, num_update):
-            self.calls += 1
-            return 0.1 / self.calls
-
-    for name in ("sgd", "adam", "adamax"):
+    for name in ("sgd", "adam", "adamax", "sgld"):
         compare(lambda: mx.optimizer.create(name, lr_scheduler=Counting()))  # noqa: B023
 
 
@@ -264,7 +527,7 @@ def test_multipliers():
     assert counts("adam")[1] == 0
 
 
-@pytest.mark.parametrize("name", ["adam", "sgd", "adamax"])
+@pytest.mark.parametrize("name", ["adam", "sgd", "adamax", "sgld"])
 def test_row_sparse_gradients(name):
     rng = np.random.RandomState(0)
     weights = [rng.standard_normal((20, 3)).astype("float32") for _ in range(9)]
@@ -273,6 +536,7 @@ def test_row_sparse_gradients(name):
         grads = [rng.standard_normal((20, 3)) * (rng.rand(20, 1) < 0.3) for _ in range(9)]
         for run, on in zip(runs, (False, True)):
             mxadamax.accelerate() if on else mxadamax.decelerate()
+            mx.random.seed(5)
             arrays = [nd(grad.astype("float32")).tostype("row_sparse") for grad in grads]
             run.updater(list(range(9)), arrays, list(run.weights))
         assert_same_run(*runs)
@@ -298,10 +562,11 @@ def test_row_sparse_states():
 
 
 @pytest.mark.parametrize("method", ["update", "update_multi_precision"])
-@pytest.mark.parametrize("name", ["adamax", "adam"])
+@pytest.mark.parametrize("name", ["adamax", "adam", "sgld"])
 def test_methods_that_are_called_directly(name, method):
     found = []
     for on in (False, True):
+        mx.random.seed(5)
         mxadamax.accelerate() if on else mxadamax.decelerate()
         optimizer = mx.optimizer.create(name, wd=0.01)
         weight = mx.nd.ones((200_000,))
@@ -704,14 +969,16 @@ def test_a_trainer(name):
 
 
 @pytest.mark.skipif(IS_MXNET_1, reason="MXNet 1's leave gradients alone")
-def test_gradients_that_are_added_up():
-    """MXNet 2's AdaMax rescales them in place, which shows in the next sum."""
+@pytest.mark.parametrize("name", ["adadelta", "adamax", "dcasgd", "nadam", "sgld"])
+def test_gradients_that_are_added_up(name):
+    """MXNet 2's rescale them in place, which shows in the next sum."""
     found = []
     for on in (False, True):
+        mx.random.seed(5)
         mxadamax.accelerate() if on else mxadamax.decelerate()
         parameter = gluon.Parameter("w", shape=(3,), init="ones", grad_req="add")
         parameter.initialize()
-        trainer = gluon.Trainer([parameter], "adamax", {"learning_rate": 0.1})
+        trainer = gluon.Trainer([parameter], name, {"learning_rate": 0.1})
         for _ in range(4):
             with mx.autograd.record():
                 loss = (parameter.data() ** 2).sum()
@@ -719,7 +986,7 @@ def test_gradients_that_are_added_up():
             trainer.step(7)
         found.append(parameter.data().asnumpy().tobytes())
     assert found[0] == found[1]
-    assert counts("adamax") == (0, 4)
+    assert counts(name) == (0, 4)
 
 
 def test_trainings_in_threads():
@@ -770,19 +1037,28 @@ def test_the_check_passes_and_can_fail(monkeypatch, capsys):
             run.step(grads)
         assert f"mxadamax: {name}: the first 2 updates gave MXNet's bits" in capsys.readouterr().err
 
-    native_update = mxadamax.stand_in.native_update
+    native_update = mxadamax.optimizers.base.native_update
 
     def wrong(twin, indices, weights, grads, states):
         native_update(twin, indices, weights, grads, states)
         weights[4][7] += 1e-3
 
-    monkeypatch.setattr("mxadamax.stand_in.native_update", wrong)
+    monkeypatch.setattr("mxadamax.optimizers.base.native_update", wrong)
     run = Run(mx.optimizer.create("adam", param_idx2name={4: "fifth"}), start("float32"))
     with pytest.raises(
         SystemExit, match=r"adam, step 1: parameter 'fifth': weight is not MXNet's: "
     ):
         run.step(start("float32"))
     assert acceleration_check._steps[run.optimizer] == 1
+
+
+def test_what_draws_random_numbers_is_not_checked(monkeypatch, capsys):
+    """It would draw others than without the check."""
+    monkeypatch.setattr(acceleration, "_to_check", 2)
+    compare(make_sgld, steps=3)
+    assert counts("sgld") == (3 * len(SHAPES), 0)
+    message = "mxadamax: sgld: not checked, since it draws random numbers"
+    assert capsys.readouterr().err.count(message) == 1
 
 
 def test_the_report():

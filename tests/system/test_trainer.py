@@ -15,22 +15,21 @@ import mxnet as mx
 import numpy as np
 import pytest
 from common import assert_same_bits, leaves, network_shapes, run_python
-from family import FAMILY
+from family import FAMILY, Member
 from mxnet import autograd, gluon
 from mxnet.optimizer import Optimizer, Updater
 
 import mxadamax
-from mxadamax import acceleration
+from mxadamax import acceleration, stand_in
 from mxadamax import trainer as fast
 from mxadamax._mxnet.compatibility import IS_MXNET_1, gluon_arrays
 from mxadamax.optimizers.arithmetic import built_in_class
-from mxadamax.stand_in import twin_of
 
 SHAPES = [(3, 4), (17,), (2, 3, 2), (1000,), (5,), (6,), (7,), (1,), (8, 2), (9,)]
 """As many as a native step is worth it for."""
 
 OPTIONS = {"wd": 0.01, "clip_gradient": 0.5}
-BUILT_INS = [member for member in FAMILY if built_in_class(member.built_in) is not None]
+BUILT_INS = [m for m in FAMILY if built_in_class(m.built_in)] + [Member("sgld_ext", "sgld")]
 amp: Any = importlib.import_module("mxnet.contrib.amp" if IS_MXNET_1 else "mxnet.amp")
 
 
@@ -247,10 +246,19 @@ def test_every_optimizer_of_mxnet(member, native_steps):
     if IS_MXNET_1 and member.built_in == "dcasgd" and member.options:
         pytest.skip("MXNet's fails")
     accelerated_compare(make)
-    if twin_of(type(make())) is not None:
-        assert native_steps == [False] + 7 * [True]
-        counts = mxadamax.acceleration_report()[member.built_in]
-        assert sum(counts.values()) == 8 * len(SHAPES)
+    assert native_steps == [False] + 7 * [True]
+    counts = mxadamax.acceleration_report()[member.built_in]
+    assert sum(counts.values()) == 8 * len(SHAPES)
+
+
+@pytest.mark.parametrize("name", ["groupadagrad", "lbsgd"])
+def test_what_is_left_to_mxnet_is_gluons_own_step(name, native_steps):
+    if built_in_class(name) is None:
+        pytest.skip("not with this MXNet")
+    accelerated_compare(name, shapes=[(3, 4), (5, 2), (7, 1)])
+    assert native_steps == 8 * [False]
+    counts = mxadamax.acceleration_report()[name]
+    assert counts["native"] == 0 and sum(counts.values()) == 8 * 3
 
 
 @pytest.mark.parametrize("name", ["adam", "adamax"])
@@ -509,9 +517,14 @@ def test_dtypes_in_one_step(native_steps):
     assert native_steps == [False] + 7 * [True]
 
 
-@pytest.mark.parametrize("name", ["adam", "sgd"])
-def test_dtypes_of_an_optimizer_of_mxnet(name, native_steps):
-    accelerated_compare(name, dtypes=("float32", "float64"))
+@pytest.mark.parametrize("at_once", [None, 3])
+@pytest.mark.parametrize("name", ["adam", "sgd", "sgld"])
+def test_dtypes_of_an_optimizer_of_mxnet(name, at_once, native_steps):
+    """The parameters stay in MXNet's order: by dtype, where it updates several at once."""
+    if at_once is not None and IS_MXNET_1:
+        pytest.skip("takes one parameter a call")
+    options = {} if at_once is None else {"aggregate_num": at_once}
+    accelerated_compare((name, options), dtypes=("float32", "float64"))
     assert native_steps == [False] + 7 * [True]
     assert sum(mxadamax.acceleration_report()[name].values()) == 8 * len(SHAPES)
 
@@ -520,7 +533,7 @@ def test_dtypes_of_an_optimizer_of_mxnet(name, native_steps):
 def test_a_small_parameter_alone(name, native_steps):
     """An operator of MXNet's takes less time for it."""
     accelerated_compare(name, shapes=SHAPES[:1])
-    assert mxadamax.acceleration_report()[name] == {"native": 0, acceleration.SMALL: 8}
+    assert mxadamax.acceleration_report()[name] == {"native": 0, stand_in.SMALL: 8}
     assert native_steps == [False] + 7 * [True]
 
 

@@ -247,12 +247,12 @@ def test_processes_that_the_program_starts(how, plain_digest, tmp_path):
 
 def test_a_bit_that_differs_ends_the_program(tmp_path):
     code = """
-import mxadamax.stand_in
-right = mxadamax.stand_in.native_update
+import mxadamax.optimizers.base
+right = mxadamax.optimizers.base.native_update
 def wrong(twin, indices, weights, *others):
     right(twin, indices, weights, *others)
     weights[3][:] = weights[3] * 1.0001
-mxadamax.stand_in.native_update = wrong
+mxadamax.optimizers.base.native_update = wrong
 train()
 print("not reached")
 """
