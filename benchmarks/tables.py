@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mxadamax.commands.bench.cases import FAMILY
+from mxadamax.commands.bench.reporting import limit_of, medians_of, ratio
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -24,6 +25,12 @@ class Measured:
     def has(self, case: str) -> bool:
         """Whether a case was measured."""
         return case in self.cases
+
+    def ratio(self, case: str, contender: str, *others: str) -> str:
+        """How many times as long one takes as others together, with "limit" for the baseline."""
+        samples = {name: found["samples_ms"] for name, found in self.cases[case].items()}
+        limit = limit_of(medians_of(samples))
+        return ratio(samples, contender, *(limit if name == "limit" else name for name in others))
 
     def ms(self, case: str, contender: str) -> str:
         """A median in milliseconds; nothing where it was not measured."""
@@ -90,7 +97,12 @@ def trainings(run: Measured) -> str:
     )
 
 
-LABELS = {"rmsprop-centered": "`rmsprop_ext`, centered", "sgd-momentum": "`sgd_ext`, momentum"}
+LABELS = {
+    "rmsprop-centered": "`rmsprop_ext`, centered",
+    "sgd-momentum": "`sgd_ext`, momentum",
+    "signsgd": "`signum_ext`, no momentum",
+    "lars-momentum": "`lars_ext`, momentum",
+}
 """Of those that are an optimizer with an option."""
 
 
@@ -107,6 +119,21 @@ def family(run: Measured) -> str:
         rows.append([label, run.ms(case, ours), run.peer(case, theirs, ours, note), *others])
     header = ["ResNet-50's shapes, ms", "ours", "MXNet's", "`Trainer` alone", "bandwidth baseline"]
     return table([*header, "torch's"], rows)
+
+
+def limits(*runs: Measured) -> str:
+    """All optimizers, in units of what memory or arithmetic and `Trainer` take, of each run."""
+    rows = []
+    for name, info in FAMILY.items():
+        case, ours = f"family-{name}", info.name
+        row = [LABELS.get(name, f"`{ours}`")]
+        for run in runs:
+            for contender in (ours, f"{ours}, mxadamax.Trainer"):
+                row.append(run.ratio(case, contender, "limit", "no_op"))
+            row.append(run.ratio(case, info.timed_beside, ours))
+        rows.append(row)
+    columns = ["`gluon.Trainer`", "`mxadamax.Trainer`", "MXNet's / ours"]
+    return table(["ResNet-50's shapes", *len(runs) * columns], rows)
 
 
 OPTIONS = {
@@ -155,9 +182,10 @@ def gpu(name: str) -> str:
 def tables() -> dict[str, list[str]]:
     """All of them, by the file that has them."""
     run, whole = Measured("cpu-2-cores"), Measured("cpu-2-cores-family")
+    of_avx512 = [Measured(f"cpu-2-cores-avx512-family{mxnet}") for mxnet in ("", "-mxnet-1.9.1")]
     return {
         "README.md": [updates(run), trainings(run)],
-        "docs/performance.md": [family(whole), options(run)],
+        "docs/performance.md": [family(whole), limits(*of_avx512), options(run)],
         "docs/cuda.md": [gpu("gpu-h100")],
     }
 

@@ -106,6 +106,7 @@ HELP = f"""{USAGE}
 
 Run a program with MXNet's optimizers accelerated: the same numbers in less time.
 
+  -h, --help  print this
   --report    at the end, print how many updates were native, and why others were not
   --verify N  compute the first N steps of each optimizer both ways, and end at a bit that differs
   SCRIPT      the program, with its arguments

@@ -258,6 +258,14 @@ def test_the_slower_baseline_is_the_limit():
     assert reporting.limit_of({**times, "arithmetic_baseline": 0.5}) == "bandwidth_baseline"
 
 
+def test_ratios_are_of_rounds():
+    """What slows one round down changes no ratio of it."""
+    times = {"a": [2.0, 20.0, 8.0], "b": [1.0, 10.0, 1.0], "c": [1.0, 10.0, 3.0]}
+    assert reporting.ratio(times, "a", "b") == "2.00"
+    assert reporting.ratio(times, "a", "b", "c") == "1.00"
+    assert reporting.ratio(times, "a", "none") == ""
+
+
 def test_arithmetic_is_of_optimizers_in_the_benchmark():
     assert set(cases.ARITHMETIC) <= set(cases.FAMILY)
     for passes in cases.ARITHMETIC.values():

@@ -38,11 +38,16 @@ def medians_of(samples: Samples) -> dict[str, float]:
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
-def ratio(medians: dict[str, float], numerator: str, *denominators: str) -> str:
-    """Format the ratio of one contender's time to the sum of others'."""
-    if not {numerator, *denominators} <= medians.keys():
+def ratio(samples: Samples, numerator: str, *denominators: str) -> str:
+    """Format the ratio of one contender's time to the sum of others'.
+
+    It is the median of the rounds' ratios: what slows the machine down for a while slows all
+    contenders of a round.
+    """
+    if not {numerator, *denominators} <= samples.keys():
         return ""
-    return f"{medians[numerator] / sum(medians[name] for name in denominators):.2f}"
+    rounds = zip(samples[numerator], *(samples[name] for name in denominators))
+    return f"{statistics.median(ours / sum(others) for ours, *others in rounds):.2f}"
 
 
 def limit_of(medians: dict[str, float]) -> str:
@@ -66,8 +71,8 @@ def case_table(name: str, samples: Samples) -> Table:
             contender,
             f"{medians[contender]:.3f}",
             f"{min(samples[contender]):.3f}",
-            ratio(medians, contender, ours),
-            ratio(medians, contender, "bandwidth_baseline"),
+            ratio(samples, contender, ours),
+            ratio(samples, contender, "bandwidth_baseline"),
             style="bold" if contender == ours else None,
         )
     return table
@@ -75,7 +80,7 @@ def case_table(name: str, samples: Samples) -> Table:
 
 def summary_table(samples: dict[str, Samples]) -> Table:
     """Format the main ratios of all cases."""
-    table = Table(title="Ratios of medians", title_justify="left")
+    table = Table(title="Medians of ratios", title_justify="left")
     table.add_column("case", no_wrap=True)
     for header in (
         "MXNet / ours",
@@ -86,14 +91,14 @@ def summary_table(samples: dict[str, Samples]) -> Table:
     ):
         table.add_column(header, justify="right")
     for name, times in samples.items():
-        medians, case = medians_of(times), CASES[name]
+        case, limit = CASES[name], limit_of(medians_of(times))
         table.add_row(
             name,
-            ratio(medians, case.built_in, case.ours),
-            ratio(medians, case.torch, case.ours),
-            ratio(medians, case.ours, "bandwidth_baseline"),
-            ratio(medians, case.ours, limit_of(medians), "no_op"),
-            ratio(medians, case.ours, "no_op"),
+            ratio(times, case.built_in, case.ours),
+            ratio(times, case.torch, case.ours),
+            ratio(times, case.ours, "bandwidth_baseline"),
+            ratio(times, case.ours, limit, "no_op"),
+            ratio(times, case.ours, "no_op"),
         )
     return table
 
