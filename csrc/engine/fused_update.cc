@@ -339,12 +339,11 @@ void FusedUpdate::restore_layouts() const {
   for (const FirstRow& row : arrays_->first_rows) restore_layout(row.array.get(), row.dtype);
 }
 
-void FusedUpdate::push(StepScalars scalars, const StepOptions& options,
-                       StepHistory history) {
+void FusedUpdate::push(StepScalars scalars, const StepOptions& options, StepHistory history) {
   if (arrays_->parameters.empty()) return;
   restore_layouts();
-  engine::push(update_of(arrays_, std::move(scalars), options, std::move(history)), arrays_->context,
-               arrays_->read, arrays_->written, arrays_->rule.rule);
+  engine::push(update_of(arrays_, std::move(scalars), options, std::move(history)),
+               arrays_->context, arrays_->read, arrays_->written, arrays_->rule.rule);
   pushed_ = true;
 }
 
