@@ -60,6 +60,29 @@ def test_like_gradients_scaled_before(member, dtype):
     assert max(factors) == 1
 
 
+def test_vectors_alone():
+    """Whose places in memory are remembered after their first step: later ones are clipped too."""
+    shapes = [(7,), (300,)]
+    matrix = np.zeros((2, 2), "float32")
+    runs = []
+    for more in ([], [matrix]):
+        updater = mx.optimizer.get_updater(mxadamax.Adam(clip_global_norm=1.0))
+        weights = [nd(np.ones(shape, "float32")) for shape in shapes] + [nd(m) for m in more]
+        # The same arrays in each step, as a Trainer has them.
+        grads = [nd(np.zeros(shape, "float32")) for shape in shapes] + [nd(m) for m in more]
+        runs.append((updater, weights, grads))
+    for found in gradients(shapes, "float32", 5):
+        for updater, weights, grads in runs:
+            for grad, values in zip(grads, found):
+                grad[:] = values
+            updater(list(range(len(weights))), grads, weights)
+            norm = updater.optimizer.gradient_norm
+            assert norm == pytest.approx(norm_of(found, 1), rel=1e-14)
+            assert norm > 1
+        for mine, other in zip(runs[0][1], runs[1][1]):
+            assert_same_bits(mine.asnumpy(), other.asnumpy())
+
+
 @members
 def test_the_norm_is_of_rescaled_gradients_where_nothing_is_clipped(member):
     run = Run(
