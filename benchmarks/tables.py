@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mxadamax.commands.bench.cases import FAMILY
-from mxadamax.commands.bench.reporting import limit_of, medians_of, ratio
+from mxadamax.commands.bench.reporting import limit_of, ratio
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -29,7 +29,7 @@ class Measured:
     def ratio(self, case: str, contender: str, *others: str) -> str:
         """How many times as long one takes as others together, with "limit" for the baseline."""
         samples = {name: found["samples_ms"] for name, found in self.cases[case].items()}
-        limit = limit_of(medians_of(samples))
+        limit = limit_of(samples)
         return ratio(samples, contender, *(limit if name == "limit" else name for name in others))
 
     def ms(self, case: str, contender: str) -> str:

@@ -39,13 +39,20 @@ def symbols(listing: str) -> List[Tuple[str, str]]:
     return [(symbol, hidden or version) for hidden, version, symbol in needed]
 
 
+def known(version: str) -> Tuple[str, Version]:
+    """Split a version of a kind in `NEWEST`; one of another kind, or without a number, has none."""
+    kind, _, number = version.partition("_")
+    is_known = kind in NEWEST and re.fullmatch(r"[\d.]+", number)
+    return kind, tuple(map(int, number.split("."))) if is_known else ()
+
+
 def highest(listing: str) -> Dict[str, Version]:
     """Find the highest version that a module needs of each kind in `NEWEST`."""
     found: Dict[str, Version] = {}
     for _, version in symbols(listing):
-        kind, _, number = version.partition("_")
-        if kind in NEWEST and re.fullmatch(r"[\d.]+", number):
-            found[kind] = max(found.get(kind, ()), tuple(map(int, number.split("."))))
+        kind, number = known(version)
+        if number:
+            found[kind] = max(found.get(kind, ()), number)
     return found
 
 
@@ -59,9 +66,8 @@ def too_new(listing: str) -> List[str]:
     """
     found = []
     for symbol, version in symbols(listing):
-        kind, _, number = version.partition("_")
-        known = kind in NEWEST and re.fullmatch(r"[\d.]+", number)
-        if not known or tuple(map(int, number.split("."))) > NEWEST[kind]:
+        kind, number = known(version)
+        if not number or number > NEWEST[kind]:
             found.append(f"{symbol} needs {version}")
     return found
 

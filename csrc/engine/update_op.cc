@@ -138,9 +138,10 @@ class UpdateOp final : public EngineOp {
   };
 
   void update_on_host() const {
+    const std::vector<double>& rows = table();
     if (arrays_.all_stay_in_place && !options_.any()) {
       for (std::size_t i = 0; i < arrays_.tensors.size(); ++i) {
-        arrays_.tensors[i].scalars = row_of(i);
+        arrays_.tensors[i].scalars = row_of(i, rows);
       }
       cpu::update(arrays_.rule, arrays_.tensors);
       return;
@@ -157,11 +158,11 @@ class UpdateOp final : public EngineOp {
       cpu::Tensor& known = arrays_.tensors[i];
       if (known.weight != nullptr) {
         tensors.push_back(known);
-        tensors.back().scalars = row_of(i);
+        tensors.back().scalars = row_of(i, rows);
         if (options_.any()) gradients.push_back(tensors.back());
       } else if (parameter.size > 0) {
         cpu::Tensor tensor = tensor_of(parameter);
-        tensor.scalars = row_of(i);
+        tensor.scalars = row_of(i, rows);
         const Gradient gradient = gradient_of(parameter);
         split_rows(tensor, gradient, tensors);
         if (options_.any()) {
@@ -176,7 +177,7 @@ class UpdateOp final : public EngineOp {
     arrays_.all_stay_in_place = all_stay_in_place;
     if (options_.any()) {
       const double norm =
-          std::abs(table()[rescale_grad_scalar]) * cpu::gradient_norm(arrays_.rule, gradients);
+          std::abs(rows[rescale_grad_scalar]) * cpu::gradient_norm(arrays_.rule, gradients);
       history_.report->gradient_norm = norm;
       // A sum of squares of float64 numbers may overflow.
       if (options_.skip_nonfinite && !std::isfinite(norm) &&
@@ -225,17 +226,19 @@ class UpdateOp final : public EngineOp {
     return tables[static_cast<std::size_t>(more)];
   }
 
-  // The scalars of a parameter.
-  const double* row_of(std::size_t parameter) const {
+  // The scalars of a parameter in a table.
+  const double* row_of(std::size_t parameter, const std::vector<double>& rows) const {
     const std::size_t row = scalars_.row_of.empty() ? parameter : scalars_.row_of[parameter];
-    return table().data() + row * static_cast<std::size_t>(arrays_.rule.scalars);
+    return rows.data() + row * static_cast<std::size_t>(arrays_.rule.scalars);
   }
 
   std::vector<double> row_of_each() const {
+    const std::vector<double>& found = table();
     std::vector<double> rows;
     rows.reserve(arrays_.parameters.size() * static_cast<std::size_t>(arrays_.rule.scalars));
     for (std::size_t i = 0; i < arrays_.parameters.size(); ++i) {
-      rows.insert(rows.end(), row_of(i), row_of(i) + arrays_.rule.scalars);
+      const double* const row = row_of(i, found);
+      rows.insert(rows.end(), row, row + arrays_.rule.scalars);
     }
     return rows;
   }

@@ -117,6 +117,13 @@ def compare(make, dtype="float32", steps=8, change=None, shapes=SHAPES):
     return runs
 
 
+def scheduled(member, dtype, every):
+    """A built-in whose rate a scheduler lowers after so many updates; float16 with masters."""
+    scheduler = mx.lr_scheduler.FactorScheduler(step=every, factor=0.7)
+    more = {"lr_scheduler": scheduler, "multi_precision": dtype == "float16"}
+    return member.create_built_in(**OPTIONS, **more)
+
+
 def plain_fails(make, dtype):
     try:
         Run(make(), start(dtype)).step(start(dtype))
@@ -130,9 +137,7 @@ def plain_fails(make, dtype):
 @pytest.mark.parametrize("member", BUILT_INS, ids=str)
 def test_the_same_bits_as_plainly(member, dtype):
     def make():
-        scheduler = mx.lr_scheduler.FactorScheduler(step=3, factor=0.7)
-        more = {"lr_scheduler": scheduler, "multi_precision": dtype == "float16"}
-        return member.create_built_in(**OPTIONS, **more)
+        return scheduled(member, dtype, every=3)
 
     if plain_fails(make, dtype):
         pytest.skip("MXNet's fails")
@@ -171,9 +176,7 @@ def test_acceleration_that_comes_and_goes(member, dtype):
     """What one way leaves behind, the other goes on with."""
 
     def make():
-        scheduler = mx.lr_scheduler.FactorScheduler(step=4, factor=0.7)
-        more = {"lr_scheduler": scheduler, "multi_precision": dtype == "float16"}
-        return member.create_built_in(**OPTIONS, **more)
+        return scheduled(member, dtype, every=4)
 
     if plain_fails(make, dtype):
         pytest.skip("MXNet's fails")

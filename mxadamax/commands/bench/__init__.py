@@ -17,7 +17,7 @@ bandwidth_baseline
     arrays, and computes almost nothing: the limit that memory sets.
 arithmetic_baseline
     The same loop with as many divisions and square roots for each element as the optimizer has, and
-    with the passes that find its norms, for those optimizers that memory alone does not limit.
+    with the passes that find its norms, for those optimizers that memory bandwidth does not limit.
 torch adamax, torch adam
     PyTorch's AdaMax (foreach) and Adam (fused), if PyTorch is installed.
 

@@ -221,9 +221,11 @@ class Pass(NamedTuple):
     in_order: bool = False
 
 
-LAMB = Pass(divisions=2, roots=0, double_divisions=1, double_roots=1)
-if not IS_MXNET_1:
-    LAMB = Pass(divisions=3, roots=1)
+LAMB = (
+    Pass(divisions=2, double_divisions=1, double_roots=1)
+    if IS_MXNET_1
+    else Pass(divisions=3, roots=1)
+)
 LANS = Pass(divisions=5, roots=1)
 
 ARITHMETIC: dict[str, list[Pass]] = {
@@ -236,7 +238,7 @@ ARITHMETIC: dict[str, list[Pass]] = {
     "lamb": [LAMB._replace(reads=4), LAMB],
     "lans": [Pass(reads=2), LANS._replace(reads=4), LANS],
 }
-"""The passes of optimizers that memory alone does not limit, by their names in the benchmark."""
+"""The passes of optimizers that memory bandwidth does not limit, by name in the benchmark."""
 
 
 def baseline_of(

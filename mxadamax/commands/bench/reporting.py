@@ -50,8 +50,9 @@ def ratio(samples: Samples, numerator: str, *denominators: str) -> str:
     return f"{statistics.median(ours / sum(others) for ours, *others in rounds):.2f}"
 
 
-def limit_of(medians: dict[str, float]) -> str:
+def limit_of(samples: Samples) -> str:
     """Return the slower of the baselines: what an update cannot take less than."""
+    medians = medians_of(samples)
     baselines = ("bandwidth_baseline", "arithmetic_baseline")
     return max(baselines, key=lambda name: medians.get(name, 0))
 
@@ -91,7 +92,7 @@ def summary_table(samples: dict[str, Samples]) -> Table:
     ):
         table.add_column(header, justify="right")
     for name, times in samples.items():
-        case, limit = CASES[name], limit_of(medians_of(times))
+        case, limit = CASES[name], limit_of(times)
         table.add_row(
             name,
             ratio(times, case.built_in, case.ours),
