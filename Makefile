@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 SESSION ?= quick
-# The same definitions for CMake, and one more.
+# The same definitions for CMake where pip calls it, and one more.
 DEFINE = SKBUILD_CMAKE_DEFINE="$(1)$${SKBUILD_CMAKE_DEFINE:+;$$SKBUILD_CMAKE_DEFINE}"
 # What CMake has to know to build a module, where it is not pip that calls it.
 FOR_PYTHON = -DPython_EXECUTABLE=$(abspath $(VENV)/bin/python) \
@@ -18,15 +18,15 @@ train: $(VENV)/installed
 # One process more than there are processors: some tests wait for processes of their own.
 PYTEST = $(VENV)/bin/pytest --numprocesses "$$(($$(nproc) + 1))" --dist worksteal
 
-test: $(VENV)/installed
+test: $(VENV)/developed
 	$(PYTEST)
 
 # Every layer and every optimizer once: before each commit.
-check: $(VENV)/installed
+check: $(VENV)/developed
 	$(PYTEST) -m quick
 
 # With every Python and every MXNet, as noxfile.py says.
-matrix: $(VENV)/installed
+matrix: $(VENV)/developed
 	$(VENV)/bin/pip install --quiet build nox
 	$(VENV)/bin/nox --session "$(SESSION)"
 
@@ -34,23 +34,23 @@ benchmark: $(VENV)/installed
 	$(VENV)/bin/mxadamax bench
 
 # Needs Python 3.11 or later; nothing is fetched.
-docs: $(VENV)/installed
+docs: $(VENV)/developed
 	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs
 
 lint: style types tidy
 
-style: $(VENV)/installed
+style: $(VENV)/developed
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/clang-format --dry-run --Werror \
 	  $(wildcard csrc/*.cc csrc/*.h csrc/*/*.cc csrc/*/*.cu csrc/*/*.h)
 
-types: $(VENV)/installed
+types: $(VENV)/developed
 	$(VENV)/bin/mypy
 
 # clang-tidy brings no omp.h along: the compiler's is found, after all of clang's own headers. In that an
 # attribute has arguments, which clang does not know. The kernels for GPUs are read as the host compiles them.
-tidy: $(VENV)/installed
+tidy: $(VENV)/developed
 	rm -rf build/tidy/on_host
 	$(VENV)/bin/cmake -S . -B build/tidy -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DMXADAMAX_CUDA=OFF \
 	  -DMXADAMAX_CUDA_ON_HOST=ON -DMXADAMAX_TESTING=ON $(FOR_PYTHON) > /dev/null
@@ -59,11 +59,11 @@ tidy: $(VENV)/installed
 	  --extra-arg=-idirafter"$$($(CXX) -print-file-name=include)" '--extra-arg=-D__malloc__(...)='
 
 # The C++ driver, with every instruction set; docs/testing.md says what it tests.
-driver: $(VENV)/installed
+driver: $(VENV)/developed
 	$(call RUN_DRIVER,build/driver,)
 
 # The same, watched by sanitizers.
-sanitize: $(VENV)/installed
+sanitize: $(VENV)/developed
 	for sanitizers in address,undefined thread; do \
 	  $(call RUN_DRIVER,build/sanitize-$$sanitizers,-DMXADAMAX_SANITIZE=$$sanitizers) || exit 1; \
 	done
@@ -77,7 +77,7 @@ RUN_DRIVER = $(VENV)/bin/cmake -B $(1) -DMXADAMAX_DRIVER=ON $(FOR_PYTHON) $(2) &
 # MXNet. MXNet and Python leak on purpose.
 SANITIZED := $(foreach name,bad_input half_precision sparse skip_nonfinite global_norm kernels low_precision,\
   $(wildcard tests/*/test_$(name).py))
-sanitize-python: $(VENV)/installed
+sanitize-python: $(VENV)/developed
 	rm -rf build/sanitized
 	$(VENV)/bin/cmake -B build/sanitize-module -DMXADAMAX_SANITIZE=address,undefined -DMXADAMAX_CUDA=OFF \
 	  -DMXADAMAX_TESTING=ON $(FOR_PYTHON)
@@ -94,7 +94,7 @@ sanitize-python: $(VENV)/installed
 # written down what they ran. From a folder where Python finds no other mxadamax.
 MXNET1 := build/mxnet1
 TEST_FOLDERS := $(sort $(dir $(wildcard tests/*/test_*.py)))
-coverage: $(VENV)/installed $(MXNET1)/installed
+coverage: $(VENV)/developed $(MXNET1)/installed
 	rm -rf build/coverage
 	$(VENV)/bin/cmake -B build/coverage-module -DMXADAMAX_CUDA=OFF -DMXADAMAX_TESTING=ON -DCMAKE_BUILD_TYPE=Debug \
 	  -DCMAKE_CXX_FLAGS='--coverage -fprofile-update=atomic -Dalways_inline=noinline' \
@@ -113,10 +113,19 @@ coverage: $(VENV)/installed $(MXNET1)/installed
 	$(VENV)/bin/gcovr --cobertura-add-tracefile build/coverage/python.xml --filter mxadamax/; python=$$?; \
 	  $(VENV)/bin/gcovr build/coverage-module && exit $$python
 
+# What training needs, so that it starts soon.
 $(VENV)/installed: $(SOURCES)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(call DEFINE,MXADAMAX_CUDA_ON_HOST=ON) \
-	  $(VENV)/bin/pip install --quiet --editable '.[mxnet,examples,test,plot,docs,lint,coverage,mutation]'
+	$(call DEFINE,MXADAMAX_TESTING=OFF) $(VENV)/bin/pip install --quiet --editable '.[mxnet,examples]'
+	touch $@
+
+# And what its developers need.
+$(VENV)/developed: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet 'mxadamax[mxnet,examples,test,plot,docs,lint,coverage,mutation]'
+	$(VENV)/bin/cmake -B build/testing -DMXADAMAX_TESTING=ONLY -DMXADAMAX_CUDA_ON_HOST=ON $(FOR_PYTHON) \
+	  $$(printf '%s' "$$SKBUILD_CMAKE_DEFINE" | sed 's/[^;][^;]*/-D&/g; s/;/ /g')
+	$(VENV)/bin/cmake --build build/testing --parallel
+	$(VENV)/bin/cmake --install build/testing --prefix .
 	touch $@
 
 $(MXNET1)/installed: $(SOURCES)

@@ -2,8 +2,8 @@
 # Build the CUDA kernels: _cuda, a separate module that the rest does not need; and _cuda_on_host, the
 # same kernels compiled for the host, for tests on machines without a GPU.
 
-# Combinations of dtypes; the kernels are compiled once for each.
-set(CUDA_VARIANTS float32 float64 float16 bfloat16 float16_master bfloat16_master)
+# What update.cu is compiled for, once for each.
+set(CUDA_VARIANTS float32 float64 half)
 
 # A module from csrc/cuda. The kernels are `folder`/*.`extension`, compiled with the options that follow.
 function(add_cuda_module name folder extension)

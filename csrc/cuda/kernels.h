@@ -12,19 +12,11 @@
 
 namespace mxadamax::cuda {
 
-// The dtypes of the arrays of a tensor. With a master, the rule updates the master, states have its
-// dtype, and the weight is a rounded copy. With low-precision states, each tensor has its own
-// dtypes.
-enum class Variant {
-  float32,
-  float64,
-  float16,
-  bfloat16,
-  float16_master,
-  bfloat16_master,
-  low_precision
-};
-constexpr int variants = 7;
+// What kernels are compiled for. `half`: float16 and bfloat16, where each tensor has its own
+// dtypes: with a master, the rule updates the master, states have its dtype, and the weight is a
+// rounded copy. `low_precision`: states in low precision, of weights of all dtypes but float64.
+enum class Variant { float32, float64, half, low_precision };
+constexpr int variants = 4;
 
 // One tensor, for the kernels.
 struct TensorEntry {
@@ -84,9 +76,8 @@ struct DeviceRuleKernels {
   std::int64_t row_size;
   // Converts a double for each of the rule's scalars to a row.
   void (*write_row)(const double* scalars, void* row);
-  // For dense and for row-sparse gradients. With lazy_update, parts of the latter cover the
-  // gradient, else the weight.
-  UpdateKernel dense, some_rows;
+  // Parts cover the weight; with lazy_update, the row-sparse gradient.
+  UpdateKernel update;
 };
 
 struct DeviceKernelTable {
@@ -97,10 +88,7 @@ struct DeviceKernelTable {
 // All rules, in the order of rules/all.h.
 DeviceKernelTable kernels_float32();
 DeviceKernelTable kernels_float64();
-DeviceKernelTable kernels_float16();
-DeviceKernelTable kernels_bfloat16();
-DeviceKernelTable kernels_float16_master();
-DeviceKernelTable kernels_bfloat16_master();
+DeviceKernelTable kernels_half();
 DeviceKernelTable kernels_low_precision();
 
 struct SumTable {
@@ -141,8 +129,7 @@ struct TensorSumTable {
 
 // The kernels that run before a rule's update; none if it has no sums.
 struct TensorSumKernels {
-  using Start = void (*)(const TensorSumTable& table, bool some_rows, int processors,
-                         cudaStream_t stream);
+  using Start = void (*)(const TensorSumTable& table, int processors, cudaStream_t stream);
   int sums, scales;
   Start float32, float64, low_precision;
 

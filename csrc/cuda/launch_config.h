@@ -44,8 +44,11 @@ struct Alignment {
   std::int64_t element_size;
 };
 
-// Number of elements before the first one that is vector-aligned in every array; -1 if there is
-// none, and elements have to go one by one.
+// The head of a tensor whose elements go one by one.
+constexpr int no_vectors = -1;
+
+// Number of elements before the first one that is vector-aligned in every array; `no_vectors` if
+// there is none.
 inline int vector_head(const Alignment* arrays, int count, int at_once) {
   for (int head = 0; head < at_once; ++head) {
     const auto is_aligned = [&](const Alignment& array) {
@@ -55,16 +58,15 @@ inline int vector_head(const Alignment* arrays, int count, int at_once) {
     };
     if (std::all_of(arrays, arrays + count, is_aligned)) return head;
   }
-  return -1;
+  return no_vectors;
 }
 
-// Split of a tile: elements before the vectors, number of vectors, and start of the rest. Without a
-// head, all elements go one by one.
+// Split of a tile: elements before the vectors, number of vectors, and start of the rest.
 struct Split {
   std::int32_t head, vectors, tail;
 };
 MXADAMAX_RULE Split split(std::int32_t count, int head, int at_once) {
-  if (head < 0 || head >= count) return {count, 0, count};
+  if (head == no_vectors || head >= count) return {count, 0, count};
   const std::int32_t vectors = (count - head) / at_once;
   return {head, vectors, head + vectors * at_once};
 }

@@ -15,14 +15,8 @@ DeviceKernelTable kernels_of(Variant variant) {
   switch (variant) {
     case Variant::float64:
       return kernels_float64();
-    case Variant::float16:
-      return kernels_float16();
-    case Variant::bfloat16:
-      return kernels_bfloat16();
-    case Variant::float16_master:
-      return kernels_float16_master();
-    case Variant::bfloat16_master:
-      return kernels_bfloat16_master();
+    case Variant::half:
+      return kernels_half();
     case Variant::low_precision:
       return kernels_low_precision();
     default:
@@ -38,8 +32,7 @@ bool has_master(const DeviceTensor& tensor) { return tensor.copy != nullptr; }
 
 // Returns the variant of a weight of this type.
 Variant variant_of(DType type, bool master) {
-  if (type == DType::float16) return master ? Variant::float16_master : Variant::float16;
-  if (type == DType::bfloat16) return master ? Variant::bfloat16_master : Variant::bfloat16;
+  if (type == DType::float16 || type == DType::bfloat16) return Variant::half;
   if (type == DType::float32 && !master) return Variant::float32;
   if (type == DType::float64 && !master) return Variant::float64;
   throw std::invalid_argument(master ? "a weight that has not 16 bits has no master"
@@ -193,7 +186,6 @@ struct LaunchPlan::Tables {
     DeviceMemory parts;
     // For rules with sums over each tensor.
     TensorSumKernels::Start start_sums;
-    bool some_rows;
     std::int64_t tensor_count;
     DeviceMemory ranges;
   };
@@ -293,7 +285,7 @@ void LaunchPlan::check_memory() const {
 void LaunchPlan::Tables::upload_layout(cudaStream_t stream) {
   const int states = rule_of(rule, Variant::float32).states;
   std::vector<TensorEntry> found(tensors.size());
-  std::vector<Tile> dense[variants], some_rows[variants], row_numbers;
+  std::vector<Tile> parts[variants], row_numbers;
   std::int64_t widest = 0;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const DeviceTensor& tensor = tensors[i];
@@ -313,10 +305,11 @@ void LaunchPlan::Tables::upload_layout(cudaStream_t stream) {
     entry.weight_type = weight_type(tensor);
     entry.state_type = state_type(tensor);
     std::copy_n(tensor.states.begin(), states, entry.states);
+    append_tiles(number, tensor.rows.lazy ? gradient_size(tensor) : tensor.size,
+                 parts[static_cast<std::size_t>(v)]);
     if (holds_some_rows(tensor)) {
-      append_tiles(number, tensor.rows.lazy ? gradient_size(tensor) : tensor.size,
-                   some_rows[static_cast<std::size_t>(v)]);
       if (tensor.size > 0) append_tiles(number, tensor.rows.count, row_numbers);
+      entry.head = no_vectors;
       continue;
     }
     std::vector<Alignment> alignments;
@@ -325,34 +318,29 @@ void LaunchPlan::Tables::upload_layout(cudaStream_t stream) {
     }
     entry.head = vector_head(alignments.data(), static_cast<int>(alignments.size()),
                              elements_at_once(dtype_size(entry.grad_type)));
-    append_tiles(number, tensor.size, dense[static_cast<std::size_t>(v)]);
   }
 
   const TensorSumKernels& sum_kernels = tensor_sum_kernels(rule);
   std::int64_t most_parts = 0;
   std::vector<Group> made;
-  const auto add_group = [&](int variant, bool some_rows, const UpdateKernel& kernel,
-                             const std::vector<Tile>& parts) {
-    if (parts.empty()) return;
+  for (int v = 0; v < variants; ++v) {
+    const std::vector<Tile>& of_variant = parts[v];
+    if (of_variant.empty()) continue;
+    const auto variant = static_cast<Variant>(v);
+    const UpdateKernel& kernel = rule_of(rule, variant).update;
     Group group{};
-    group.some_rows = some_rows;
-    group.start_sums = sum_kernels.of(static_cast<Variant>(variant));
+    group.start_sums = sum_kernels.of(variant);
     if (sum_kernels.sums > 0) {
-      const std::vector<PartRange> ranges = ranges_of(parts);
+      const std::vector<PartRange> ranges = ranges_of(of_variant);
       group.tensor_count = static_cast<std::int64_t>(ranges.size());
       group.ranges = uploaded(ranges, stream);
-      most_parts = std::max(most_parts, static_cast<std::int64_t>(parts.size()));
+      most_parts = std::max(most_parts, static_cast<std::int64_t>(of_variant.size()));
     }
     group.kernel = &kernel;
-    group.part_count = static_cast<std::int64_t>(parts.size());
+    group.part_count = static_cast<std::int64_t>(of_variant.size());
     group.blocks = grid_size(group.part_count, processors, kernel.blocks_per_processor());
-    group.parts = uploaded(parts, stream);
+    group.parts = uploaded(of_variant, stream);
     made.push_back(std::move(group));
-  };
-  for (int v = 0; v < variants; ++v) {
-    const DeviceRuleKernels& kernels = rule_of(rule, static_cast<Variant>(v));
-    add_group(v, false, kernels.dense, dense[v]);
-    add_group(v, true, kernels.some_rows, some_rows[v]);
   }
   if (most_parts > 0) {
     const auto numbers = static_cast<std::size_t>(most_parts * sums_per_part * sum_kernels.sums);
@@ -455,7 +443,7 @@ void LaunchPlan::update(const std::vector<double>& scalars, const StepOptions& o
     if (group.tensor_count > 0) {
       const TensorSumTable sums{table, group.ranges.as<PartRange>(), group.tensor_count,
                                 tables.part_sums.as<double>()};
-      group.start_sums(sums, group.some_rows, tables.processors, stream);
+      group.start_sums(sums, tables.processors, stream);
     }
     group.kernel->start(table, group.blocks, stream);
   }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "common/dtype.h"
 #include "common/half.h"
 #include "launch_config.h"
 #include "runtime.h"
@@ -118,6 +119,32 @@ MXADAMAX_RULE void store(void* array, std::int64_t first, const T* numbers) {
       for (int i = 0; i < each; ++i) vector.numbers[i] = Number::encode(numbers[k + i]);
       write(to + k, vector);
     }
+  }
+}
+
+// The bits of 16-bit numbers. Their dtype may be known only at run time, and a conversion waits for
+// its load: so all loads come first.
+using Halves = Plain<std::uint16_t>;
+
+template <int count>
+MXADAMAX_RULE void decode_halves(DType type, const std::uint16_t* bits, float* numbers) {
+  if (type == DType::float16) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) numbers[i] = Float16::decode(bits[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < count; ++i) numbers[i] = Bfloat16::decode(bits[i]);
+  }
+}
+
+template <int count>
+MXADAMAX_RULE void encode_halves(DType type, const float* numbers, std::uint16_t* bits) {
+  if (type == DType::float16) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) bits[i] = Float16::encode(numbers[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < count; ++i) bits[i] = Bfloat16::encode(numbers[i]);
   }
 }
 

@@ -93,21 +93,30 @@ MXADAMAX_RULE void for_each_part(const UpdateTable& table, Visit&& visit) {
   }
 }
 
-// Calls visit(place, element) for each element of a thread that a row-sparse gradient updates.
-// `place` is its index in the gradient, -1 if the gradient is zero there.
+// Calls visit(place, element) for each of a thread's elements before and after the vectors of a
+// part. `place` is the index of its gradient, -1 if a row-sparse gradient is zero there.
 template <class Visit>
-MXADAMAX_RULE void for_each_cell(const Tile& part, const SparseRows& rows, std::int32_t thread,
-                                 Visit&& visit) {
-  const Cell first{part.first / rows.length, part.first % rows.length};
+MXADAMAX_RULE void for_each_element(const Tile& part, const Split& cut, const SparseRows& rows,
+                                    std::int32_t thread, Visit&& visit) {
+  const bool has_rows = rows.length > 0;
+  const Cell first =
+      has_rows ? Cell{part.first / rows.length, part.first % rows.length} : Cell{0, 0};
+  const std::int32_t after = part.count - cut.tail;
   const auto threads = static_cast<std::int32_t>(blockDim.x);
-  for (std::int32_t i = thread; i < part.count; i += threads) {
-    const Cell cell = cell_after(first, i, rows.length);
-    if (rows.lazy) {
-      visit(part.first + i, rows.numbers[cell.row] * rows.length + cell.column);
-      continue;
+  for (std::int32_t i = thread; i < cut.head + after; i += threads) {
+    const std::int32_t k = i < cut.head ? i : cut.tail + i - cut.head;
+    std::int64_t place = part.first + k;
+    std::int64_t element = place;
+    if (has_rows) {
+      const Cell cell = cell_after(first, k, rows.length);
+      if (rows.lazy) {
+        element = rows.numbers[cell.row] * rows.length + cell.column;
+      } else {
+        place = index_of_row(rows, cell.row);
+        if (place >= 0) place = place * rows.length + cell.column;
+      }
     }
-    const std::int64_t place = index_of_row(rows, cell.row);
-    visit(place >= 0 ? place * rows.length + cell.column : -1, part.first + i);
+    visit(place, element);
   }
 }
 
@@ -127,14 +136,13 @@ void start(const UpdateTable& table, unsigned blocks, cudaStream_t stream) {
 template <void (*kernel)(UpdateTable)>
 constexpr UpdateKernel started{blocks_per_processor<kernel>, start<kernel>};
 
-// Builds the table of all rules, with KernelsOf<Rule>::dense and some_rows, which compute in T.
-template <template <class> class KernelsOf, class T, class... Rules>
+// Builds the table of all rules, with KernelOf<Rule>::update, which computes in T.
+template <template <class> class KernelOf, class T, class... Rules>
 DeviceKernelTable table(RuleList<Rules...>) {
   static constexpr DeviceRuleKernels rules[] = {
       {Rules::name, Rules::states, Rules::supports_low_precision_state, supports_int8_state<Rules>,
        ScalarNames<Rules>::names.data(), static_cast<int>(ScalarNames<Rules>::names.size()),
-       sizeof(Row<Rules, T>), write_row<Rules, T>, KernelsOf<Rules>::dense,
-       KernelsOf<Rules>::some_rows}...};
+       sizeof(Row<Rules, T>), write_row<Rules, T>, KernelOf<Rules>::update}...};
   return {rules, static_cast<int>(sizeof...(Rules))};
 }
 

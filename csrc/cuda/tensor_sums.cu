@@ -57,7 +57,7 @@ MXADAMAX_RULE T rounded_to_half(T x) {
   return decode_float16(encode_float16(static_cast<float>(x)));
 }
 
-template <class R, class T, Kept kept, bool some_rows, int stage>
+template <class R, class T, Kept kept, int stage>
 __global__ void __launch_bounds__(threads_per_block, 2) sum_parts(TensorSumTable table) {
   for_each_part<Row<R, T>>(table.update, [&](const Tile& part, const TensorEntry& tensor,
                                              const Row<R, T>& row, std::int64_t number) {
@@ -79,15 +79,10 @@ __global__ void __launch_bounds__(threads_per_block, 2) sum_parts(TensorSumTable
     };
     const auto add_all = [&](std::int32_t lane, double* sums) {
       const std::int32_t own = thread / warp_size * warp_size + lane;
-      if constexpr (some_rows) {
-        for_each_cell(part, tensor.rows, own, [&](std::int64_t place, std::int64_t i) {
-          add_element(place < 0 ? T{0} : load_gradient<T>(tensor, place), i, sums);
-        });
-      } else {
-        for (std::int32_t i = own; i < part.count; i += threads_per_block) {
-          add_element(load_gradient<T>(tensor, part.first + i), part.first + i, sums);
-        }
-      }
+      for_each_element(part, split(part.count, no_vectors, 1), tensor.rows, own,
+                       [&](std::int64_t place, std::int64_t i) {
+                         add_element(place < 0 ? T{0} : load_gradient<T>(tensor, place), i, sums);
+                       });
     };
     double* const to = table.part_sums + (number * warps_per_block + thread / warp_size) * R::sums;
     warp_sum<R::sums>(thread % warp_size, add_all, [&](const double* sums) {
@@ -133,19 +128,15 @@ __global__ void __launch_bounds__(threads_per_block) find_scales(TensorSumTable 
 }
 
 template <class R, class T, Kept kept, int stage = 0>
-void start(const TensorSumTable& table, bool some_rows, int processors, cudaStream_t stream) {
+void start(const TensorSumTable& table, int processors, cudaStream_t stream) {
   const unsigned blocks =
       grid_size(table.update.part_count, processors, small_blocks_per_processor);
-  if (some_rows) {
-    launch(sum_parts<R, T, kept, true, stage>, blocks, threads_per_block, stream, table);
-  } else {
-    launch(sum_parts<R, T, kept, false, stage>, blocks, threads_per_block, stream, table);
-  }
+  launch(sum_parts<R, T, kept, stage>, blocks, threads_per_block, stream, table);
   const std::int64_t work = (table.tensor_count + warps_per_block - 1) / warps_per_block;
   launch(find_scales<R, T, stage>, grid_size(work, processors, small_blocks_per_processor),
          threads_per_block, stream, table);
   if constexpr (stage + 1 < R::stages) {
-    start<R, T, kept, stage + 1>(table, some_rows, processors, stream);
+    start<R, T, kept, stage + 1>(table, processors, stream);
   }
 }
 

@@ -7,87 +7,111 @@
 namespace mxadamax::cuda {
 namespace {
 
-constexpr DType grad_type(Variant variant) {
-  switch (variant) {
-    case Variant::float64:
-      return DType::float64;
-    case Variant::float16:
-    case Variant::float16_master:
-      return DType::float16;
-    case Variant::bfloat16:
-    case Variant::bfloat16_master:
-      return DType::bfloat16;
-    default:
-      return DType::float32;
-  }
-}
-constexpr bool has_master(Variant variant) {
-  return variant == Variant::float16_master || variant == Variant::bfloat16_master;
-}
-
-// The number type of a dtype.
-template <DType type>
-struct NumberOf;
-template <>
-struct NumberOf<DType::float32> : std::common_type<Plain<float>> {};
-template <>
-struct NumberOf<DType::float64> : std::common_type<Plain<double>> {};
-template <>
-struct NumberOf<DType::float16> : std::common_type<Float16> {};
-template <>
-struct NumberOf<DType::bfloat16> : std::common_type<Bfloat16> {};
-
 constexpr Variant variant = Variant::MXADAMAX_VARIANT;
-using Grad = NumberOf<grad_type(variant)>::type;
-using Weight = NumberOf<updated_type(grad_type(variant), has_master(variant))>::type;
-using Computed = NumberOf<op_math_type(grad_type(variant))>::type;
-using T = Computed::Bits;
-constexpr bool rounds_a_copy = has_master(variant);
-constexpr int at_once = elements_at_once(dtype_size(grad_type(variant)));
+// What is computed in, and what averages are stored as.
+using T = std::conditional_t<variant == Variant::float64, double, float>;
+constexpr int at_once = elements_at_once(variant == Variant::half ? 2 : sizeof(T));
 
 template <class R>
 using RowOf = Row<R, T>;
 
-// Updates `count` elements from `first` on.
-template <class R, int count>
-MXADAMAX_RULE void update_elements(const TensorEntry& tensor, const RowOf<R>& row, const T* grad,
-                                   std::int64_t first) {
+// What a rule updates, of `count` elements.
+template <class R, int count, class Number = T>
+struct Elements {
   static_assert(R::states <= max_states, "raise max_states");
-  constexpr int slots = R::states > 0 ? R::states : 1;
-  T weight[count], states[slots][count];
-  load<Weight, count>(tensor.weight, first, weight);
-#pragma unroll
-  for (int k = 0; k < R::states; ++k) load<Weight, count>(tensor.states[k], first, states[k]);
+  Number weight[count], states[R::states > 0 ? R::states : 1][count];
+};
 
+// Calls visit(array, numbers) for the weight and each state.
+template <class R, int count, class Number, class Visit>
+MXADAMAX_RULE void for_each_array(const TensorEntry& tensor, Elements<R, count, Number>& elements,
+                                  Visit&& visit) {
+  visit(tensor.weight, elements.weight);
 #pragma unroll
-  for (int i = 0; i < count; ++i) {
-    T state[slots];
-#pragma unroll
-    for (int k = 0; k < R::states; ++k) state[k] = states[k][i];
-    run_rule(row, grad[i], &weight[i], state);
-#pragma unroll
-    for (int k = 0; k < R::states; ++k) states[k][i] = state[k];
-  }
+  for (int k = 0; k < R::states; ++k) visit(tensor.states[k], elements.states[k]);
+}
 
+// Loads the elements from `first` on; their gradients are at `place`, or zero if that is negative.
+template <class R, int count>
+MXADAMAX_RULE void load_elements(const TensorEntry& tensor, std::int64_t place, std::int64_t first,
+                                 T* grad, Elements<R, count>& to) {
+  const auto load_numbers = [&](const void* array, T* numbers) {
+    load<Plain<T>, count>(array, first, numbers);
+  };
+  if constexpr (variant == Variant::half) {
+    std::uint16_t grad_bits[count] = {};
+    if (place >= 0) load<Halves, count>(tensor.grad, place, grad_bits);
+    if (tensor.copy != nullptr) {
+      for_each_array(tensor, to, load_numbers);
+    } else {
+      Elements<R, count, std::uint16_t> bits;
+      for_each_array(tensor, bits, [&](const void* array, std::uint16_t* found) {
+        load<Halves, count>(array, first, found);
+      });
+      decode_halves<count>(tensor.weight_type, bits.weight, to.weight);
 #pragma unroll
-  for (int k = 0; k < R::states; ++k) store<Weight, count>(tensor.states[k], first, states[k]);
-  store<Weight, count>(tensor.weight, first, weight);
-  if constexpr (rounds_a_copy) store<Grad, count>(tensor.copy, first, weight);
-  if (tensor.average != nullptr) {
-    T average[count];
-    load<Computed, count>(tensor.average, first, average);
+      for (int k = 0; k < R::states; ++k) {
+        decode_halves<count>(tensor.weight_type, bits.states[k], to.states[k]);
+      }
+    }
+    decode_halves<count>(tensor.grad_type, grad_bits, grad);
+  } else {
 #pragma unroll
-    for (int i = 0; i < count; ++i) average[i] = new_average(row, average[i], weight[i]);
-    store<Computed, count>(tensor.average, first, average);
+    for (int i = 0; i < count; ++i) grad[i] = 0;
+    if (place >= 0) load<Plain<T>, count>(tensor.grad, place, grad);
+    for_each_array(tensor, to, load_numbers);
   }
 }
 
 template <class R, int count>
-MXADAMAX_RULE void update_dense(const TensorEntry& tensor, const RowOf<R>& row,
-                                std::int64_t first) {
+MXADAMAX_RULE void store_elements(const TensorEntry& tensor, const RowOf<R>& row,
+                                  std::int64_t first, Elements<R, count>& from) {
+  const auto store_numbers = [&](void* array, const T* numbers) {
+    store<Plain<T>, count>(array, first, numbers);
+  };
+  if constexpr (variant == Variant::half) {
+    const auto store_halves = [&](DType type, void* array, const T* numbers) {
+      std::uint16_t bits[count];
+      encode_halves<count>(type, numbers, bits);
+      store<Halves, count>(array, first, bits);
+    };
+    if (tensor.copy != nullptr) {
+      for_each_array(tensor, from, store_numbers);
+      store_halves(tensor.grad_type, tensor.copy, from.weight);
+    } else {
+      for_each_array(tensor, from, [&](void* array, const T* numbers) {
+        store_halves(tensor.weight_type, array, numbers);
+      });
+    }
+  } else {
+    for_each_array(tensor, from, store_numbers);
+  }
+  if (tensor.average != nullptr) {
+    T average[count];
+    load<Plain<T>, count>(tensor.average, first, average);
+#pragma unroll
+    for (int i = 0; i < count; ++i) average[i] = new_average(row, average[i], from.weight[i]);
+    store<Plain<T>, count>(tensor.average, first, average);
+  }
+}
+
+// Updates `count` elements from `first` on, with the gradients at `place`.
+template <class R, int count>
+MXADAMAX_RULE void update_elements(const TensorEntry& tensor, const RowOf<R>& row,
+                                   std::int64_t place, std::int64_t first) {
   T grad[count];
-  load<Grad, count>(tensor.grad, first, grad);
-  update_elements<R, count>(tensor, row, grad, first);
+  Elements<R, count> elements;
+  load_elements(tensor, place, first, grad, elements);
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    T state[R::states > 0 ? R::states : 1];
+#pragma unroll
+    for (int k = 0; k < R::states; ++k) state[k] = elements.states[k][i];
+    run_rule(row, grad[i], &elements.weight[i], state);
+#pragma unroll
+    for (int k = 0; k < R::states; ++k) elements.states[k][i] = state[k];
+  }
+  store_elements(tensor, row, first, elements);
 }
 
 // The variant is a parameter so that the kernel's name contains it. With launch bounds of two
@@ -100,39 +124,23 @@ __global__ void __launch_bounds__(threads_per_block, 2) update(UpdateTable table
     const auto thread = static_cast<std::int32_t>(threadIdx.x);
     const auto threads = static_cast<std::int32_t>(blockDim.x);
     for (std::int32_t i = thread; i < cut.vectors; i += threads) {
-      update_dense<R, at_once>(tensor, row, part.first + cut.head + i * at_once);
+      const std::int64_t first = part.first + cut.head + i * at_once;
+      update_elements<R, at_once>(tensor, row, first, first);
     }
-    // The elements before and after the vectors.
-    const std::int32_t others = part.count - cut.vectors * at_once;
-    for (std::int32_t i = thread; i < others; i += threads) {
-      update_dense<R, 1>(tensor, row, part.first + (i < cut.head ? i : cut.tail + i - cut.head));
-    }
+    // With a row-sparse gradient there are no vectors.
+    for_each_element(part, cut, tensor.rows, thread, [&](std::int64_t place, std::int64_t element) {
+      update_elements<R, 1>(tensor, row, place, element);
+    });
   });
 }
 
-// Updates weights with row-sparse gradients. Threads process single elements; accesses of
-// neighbouring threads coalesce.
-template <class R, Variant>
-__global__ void __launch_bounds__(threads_per_block, 2) update_rows(UpdateTable table) {
-  for_each_part<RowOf<R>>(
-      table, [](const Tile& part, const TensorEntry& tensor, const RowOf<R>& row, std::int64_t) {
-        const auto thread = static_cast<std::int32_t>(threadIdx.x);
-        for_each_cell(part, tensor.rows, thread, [&](std::int64_t place, std::int64_t element) {
-          T grad = 0;
-          if (place >= 0) load<Grad, 1>(tensor.grad, place, &grad);
-          update_elements<R, 1>(tensor, row, &grad, element);
-        });
-      });
-}
-
 template <class R>
-struct KernelsOf {
-  static constexpr UpdateKernel dense = started<update<R, variant>>;
-  static constexpr UpdateKernel some_rows = started<update_rows<R, variant>>;
+struct KernelOf {
+  static constexpr UpdateKernel update = started<cuda::update<R, variant>>;
 };
 
 }  // namespace
 
-DeviceKernelTable MXADAMAX_KERNELS() { return table<KernelsOf, T>(AllRules{}); }
+DeviceKernelTable MXADAMAX_KERNELS() { return table<KernelOf, T>(AllRules{}); }
 
 }  // namespace mxadamax::cuda

@@ -126,60 +126,47 @@ MXADAMAX_RULE void update_in_8_bits(const TensorEntry& tensor, const Row<R, floa
 template <class R>
 __global__ void __launch_bounds__(threads_per_block, 2) update_low_precision(UpdateTable table) {
   using RowOfRule = Row<R, float>;
-  for_each_part<RowOfRule>(table, [](const Tile& part, const TensorEntry& tensor,
-                                     const RowOfRule& row, std::int64_t) {
-    const auto thread = static_cast<std::int32_t>(threadIdx.x);
-    const auto threads = static_cast<std::int32_t>(blockDim.x);
-    if constexpr (supports_int8_state<R>) {
-      if (tensor.state_type == DType::int8) {
-        constexpr auto block = static_cast<std::int32_t>(block_size);
-        const std::int32_t at_once = threads / warp_size * block;
-        for (std::int32_t i = thread / warp_size * block; i < part.count; i += at_once) {
-          const std::int32_t rest = part.count - i;
-          update_in_8_bits(tensor, row, part.first + i, rest < block ? rest : block,
-                           thread % warp_size);
-        }
-        return;
-      }
-    }
-    for (std::int32_t i = thread; i < part.count; i += threads) {
-      const std::int64_t element = part.first + i;
-      update_in_16_bits(tensor, row, load_number(tensor.grad_type, tensor.grad, element), element);
-    }
-  });
-}
-
-template <class R>
-__global__ void __launch_bounds__(threads_per_block, 2)
-    update_low_precision_rows(UpdateTable table) {
-  using RowOfRule = Row<R, float>;
   for_each_part<RowOfRule>(
       table, [](const Tile& part, const TensorEntry& tensor, const RowOfRule& row, std::int64_t) {
         const auto thread = static_cast<std::int32_t>(threadIdx.x);
-        for_each_cell(part, tensor.rows, thread, [&](std::int64_t place, std::int64_t element) {
-          const float grad = place < 0 ? 0 : load_number(tensor.grad_type, tensor.grad, place);
-          update_in_16_bits(tensor, row, grad, element);
-        });
+        const auto threads = static_cast<std::int32_t>(blockDim.x);
+        if constexpr (supports_int8_state<R>) {
+          if (tensor.state_type == DType::int8) {
+            constexpr auto block = static_cast<std::int32_t>(block_size);
+            const std::int32_t at_once = threads / warp_size * block;
+            for (std::int32_t i = thread / warp_size * block; i < part.count; i += at_once) {
+              const std::int32_t rest = part.count - i;
+              update_in_8_bits(tensor, row, part.first + i, rest < block ? rest : block,
+                               thread % warp_size);
+            }
+            return;
+          }
+        }
+        for_each_element(part, split(part.count, no_vectors, 1), tensor.rows, thread,
+                         [&](std::int64_t place, std::int64_t element) {
+                           const float grad =
+                               place < 0 ? 0 : load_number(tensor.grad_type, tensor.grad, place);
+                           update_in_16_bits(tensor, row, grad, element);
+                         });
       });
 }
 
 // Empty for a rule that does not support low-precision states.
 template <class R, bool = R::supports_low_precision_state>
-struct KernelsOf {
-  static constexpr UpdateKernel dense{}, some_rows{};
+struct KernelOf {
+  static constexpr UpdateKernel update{};
 };
 template <class R>
-struct KernelsOf<R, true> {
-  static constexpr UpdateKernel dense = started<update_low_precision<R>>;
-  static constexpr UpdateKernel some_rows = started<update_low_precision_rows<R>>;
+struct KernelOf<R, true> {
+  static constexpr UpdateKernel update = started<update_low_precision<R>>;
 };
 template <class R>
-using KernelsOfRule = KernelsOf<R>;
+using KernelOfRule = KernelOf<R>;
 
 static_assert(tile_length % rng_block == 0, "a tile begins with a block");
 
 }  // namespace
 
-DeviceKernelTable kernels_low_precision() { return table<KernelsOfRule, float>(AllRules{}); }
+DeviceKernelTable kernels_low_precision() { return table<KernelOfRule, float>(AllRules{}); }
 
 }  // namespace mxadamax::cuda
