@@ -113,10 +113,11 @@ coverage: $(VENV)/developed $(MXNET1)/installed
 	$(VENV)/bin/gcovr --cobertura-add-tracefile build/coverage/python.xml --filter mxadamax/; python=$$?; \
 	  $(VENV)/bin/gcovr build/coverage-module && exit $$python
 
-# What training needs, so that it starts soon.
+# What training needs, so that it starts soon: Python compiles of the packages what is imported.
 $(VENV)/installed: $(SOURCES)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(call DEFINE,MXADAMAX_TESTING=OFF) $(VENV)/bin/pip install --quiet --editable '.[mxnet,examples]'
+	$(call DEFINE,MXADAMAX_TESTING=OFF) \
+	  $(VENV)/bin/pip install --quiet --no-compile --editable '.[mxnet,examples]'
 	touch $@
 
 # And what its developers need.
