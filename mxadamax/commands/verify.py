@@ -10,6 +10,7 @@ import argparse
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 
 import mxnet
 import numpy
+from mxnet.context import Context
 from mxnet.ndarray import NDArray
 from mxnet.optimizer import Optimizer
 from numpy.typing import NDArray as NumpyArray
@@ -33,6 +35,7 @@ from ..optimizers.info import OPTIMIZERS, OptimizerInfo
 from ..optimizers.state_layout import arrays_of
 
 Numbers = NumpyArray[Any]
+CPU = mxnet.cpu()
 
 STEPS = 6
 SHAPES = [(1,), (2,), (15,), (17,), (33,), (3, 4, 5), (1000,), (17_001,)]
@@ -78,6 +81,12 @@ TYPES = [
 ROW_SPARSE = "row_sparse gradients"
 """The column of the comparisons with row_sparse gradients of float32."""
 
+SUMS_ON_GPU = 1000.0
+"""The allowed difference in a step with norms on a GPU, which adds squares in another order.
+
+The sums of MXNet's operators, in float32, are themselves 500 ULP off for weights of `LARGE`.
+"""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -86,7 +95,7 @@ class Result:
     Parameters
     ----------
     optimizer, against, instruction_set : str
-        The compared optimizer, its counterpart, and the instruction set.
+        The compared optimizer, its counterpart, and the instruction set or the GPU.
     allowed, found : float
         The largest difference, in ULP.
     """
@@ -160,6 +169,23 @@ def ulp_distance(actual: Numbers, expected: Numbers, dtype: Any) -> float:
     return float(numpy.max(distance, initial=0))
 
 
+def ulp_of_largest(actual: Numbers, expected: Numbers, dtype: Any) -> float:
+    """Return the largest difference in ULP of the largest number of the array.
+
+    Those of float64 are ULP of float32, in which MXNet's operators take norms.
+    """
+    if actual.tobytes() == expected.tobytes():
+        return 0.0
+    digits, least = (11, -24) if dtype == numpy.float16 else (24, -149)
+    if dtype == BFLOAT16:
+        digits, least = 8, -133
+    with numpy.errstate(invalid="ignore"):
+        largest = float(numpy.max(numpy.abs(expected)))
+        distance = numpy.max(numpy.abs(actual.astype("float64") - expected))
+        found = float(distance / max(largest * 2.0 ** (1 - digits), 2.0**least))
+    return float("inf") if numpy.isnan(found) else found
+
+
 def units_apart(actual: Numbers, expected: Numbers, before: Numbers) -> Numbers:
     """Return how far elements differ, in ULP of the largest number in their sum.
 
@@ -218,17 +244,19 @@ def data(dtype: Any) -> Data:
 
 
 class Run:
-    """An optimizer with weights and states, like a Trainer."""
+    """An optimizer with weights and states on a device, like a Trainer."""
 
-    def __init__(self, optimizer: Optimizer, weights: Sequence[NDArray]):
+    def __init__(self, optimizer: Optimizer, weights: Sequence[NDArray], device: Context = CPU):
         self.optimizer = optimizer
-        self.weights = list(weights)
+        self.device = device
+        self.weights = [weight.copyto(device) for weight in weights]
         self.updater = mxnet.optimizer.get_updater(optimizer)
 
     def step(self, grads: Sequence[NDArray]) -> None:
         """Run one update. MXNet's own optimizers get copies of gradients, which they overwrite."""
         if not isinstance(self.optimizer, FusedOptimizer):
             grads = [grad.copy() for grad in grads]
+        grads = [grad.as_in_context(self.device) for grad in grads]
         self.updater(list(range(len(grads))), list(grads), list(self.weights))
 
     def states(self) -> List[NDArray]:
@@ -272,18 +300,24 @@ def expected_of(run: Run, dtype: Any, multi_precision: bool) -> List[Numbers]:
     return found
 
 
-def difference_of_bits(info: OptimizerInfo, kind: Type) -> float:
-    """Return the largest difference between ours and the reference over some steps, in ULP."""
+def difference_of_bits(info: OptimizerInfo, kind: Type, device: Context = CPU) -> float:
+    """Return the largest difference between ours and the reference over some steps, in ULP.
+
+    The reference runs on the CPU.
+    """
     options = {**OPTIONS, **info.options}
     given = data(kind.dtype)
+    in_other_order = has_other_sums(info, device)
+    distance = ulp_of_largest if in_other_order else ulp_distance
 
-    def run(optimizer: Optimizer, weights: Sequence[NDArray]) -> Run:
-        return Run(with_multipliers(optimizer), [weight.copy() for weight in weights])
+    def run(optimizer: Optimizer, weights: Sequence[NDArray], on: Context = CPU) -> Run:
+        return Run(with_multipliers(optimizer), weights, on)
 
     runs = [
         run(
             info.create(**{**options, "multi_precision": kind.multi_precision, **aggregation}),
             given.weights,
+            device,
         )
         # Where sums depend on the number of threads, they depend on aggregation.
         for aggregation in (AGGREGATIONS[:1] if info.fixed_order else AGGREGATIONS)
@@ -310,23 +344,29 @@ def difference_of_bits(info: OptimizerInfo, kind: Type) -> float:
             if len(found) != len(expected):
                 return float("inf")
             for array, numbers in zip(found, expected):
-                worst = max(worst, ulp_distance(to_float32(array), numbers, array.dtype))
+                worst = max(worst, distance(to_float32(array), numbers, array.dtype))
+                if in_other_order:
+                    # Later steps would magnify the difference.
+                    array[:] = nd(numbers, array.dtype)
     return worst
 
 
-def difference_of_rows(info: OptimizerInfo) -> float:
+def difference_of_rows(info: OptimizerInfo, device: Context = CPU) -> float:
     """Return the largest difference of a step with row_sparse gradients, from equal numbers."""
     options = {**OPTIONS, **info.options, **info.row_sparse_options}
     if ("row_sparse", SERIES) in info.exceptions:
         # The reference step in MXNet's operators updates all rows.
         options["lazy_update"] = False
     return difference_of_steps(
-        info.create(**options), info.create_reference("row_sparse", **options)
+        info.create(**options), info.create_reference("row_sparse", **options), device
     )
 
 
-def difference_of_steps(ours: Optimizer, theirs: Optimizer) -> float:
-    """Return the largest difference of a step of two optimizers, each from equal numbers."""
+def difference_of_steps(ours: Optimizer, theirs: Optimizer, device: Context = CPU) -> float:
+    """Return the largest difference of a step of two optimizers, each from equal numbers.
+
+    The second runs on the CPU.
+    """
     random = numpy.random.RandomState(2)
 
     def numbers() -> List[Numbers]:
@@ -340,7 +380,7 @@ def difference_of_steps(ours: Optimizer, theirs: Optimizer) -> float:
         return found
 
     weights = [nd(array, array.dtype) for array in numbers()]
-    runs = [Run(optimizer, [weight.copy() for weight in weights]) for optimizer in (ours, theirs)]
+    runs = [Run(ours, weights, device), Run(theirs, weights)]
     worst = 0.0
     for step in range(STEPS):
         grads = gradients()
@@ -359,31 +399,40 @@ def difference_of_steps(ours: Optimizer, theirs: Optimizer) -> float:
 # ---------------------------------------------------------------- the command
 
 
-def comparisons() -> Iterator[Tuple[OptimizerInfo, str, float, Any]]:
+def has_other_sums(info: OptimizerInfo, device: Context) -> bool:
+    """Return whether an optimizer has norms, and the device adds their squares in another order."""
+    rule = info.name[: -len("_ext")]
+    return device.device_type == "gpu" and any(
+        found.sums > 0 for name, found in _native.rules.items() if name.startswith(rule)
+    )
+
+
+def comparisons(device: Context) -> Iterator[Tuple[OptimizerInfo, str, float, Any]]:
     """Yield the optimizer, its counterpart, the allowed difference, and the comparing function."""
     for info in OPTIMIZERS:
+        allowed = SUMS_ON_GPU if has_other_sums(info, device) else 0.0
         for kind in TYPES:
-            yield info, kind.label, 0.0, functools.partial(difference_of_bits, info, kind)
-        rows = functools.partial(difference_of_rows, info)
-        yield info, ROW_SPARSE, 0.0, rows
+            bits = functools.partial(difference_of_bits, info, kind, device)
+            yield info, kind.label, allowed, bits
+        yield info, ROW_SPARSE, allowed, functools.partial(difference_of_rows, info, device)
 
 
-def verify_here(console: Console) -> List[Result]:
-    """Run all comparisons with the instruction set of this process."""
+def verify_here(console: Console, device: Context = CPU) -> List[Result]:
+    """Run all comparisons on a device; on a CPU, with the instruction set of this process."""
     results = []
-    name = _native.instruction_set
+    name = _native.instruction_set if device.device_type == "cpu" else str(device)
     with console.status(f"{name}: ") as status:
-        for info, against, allowed, difference in comparisons():
+        for info, against, allowed, difference in comparisons(device):
             status.update(f"{name}: {info}, {against}")
             results.append(Result(str(info), against, name, allowed, difference()))
     return results
 
 
-def verify_in_another_process(instruction_set: str) -> List[Result]:
+def verify_in_another_process(instruction_set: str, device: Context = CPU) -> List[Result]:
     """Run all comparisons with another instruction set, which needs another process."""
     command = [sys.executable, "-m", "mxadamax", "verify", "--json"]
     done = subprocess.run(
-        [*command, "--instruction-set", instruction_set],
+        [*command, "--instruction-set", instruction_set, "--device", str(device)],
         env={**os.environ, "MXADAMAX_INSTRUCTION_SET": instruction_set},
         stdout=subprocess.PIPE,
         text=True,
@@ -435,9 +484,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--instruction-set",
         choices=_native.instruction_sets,
         metavar="NAME",
-        help=f"compare only with this one: {', '.join(_native.instruction_sets)}",
+        help=f"on a CPU, compare only with this one: {', '.join(_native.instruction_sets)}",
+    )
+    parser.add_argument(
+        "--device",
+        type=device_of,
+        default=CPU,
+        help="where ours run: gpu(0), or cpu(0) (default); the counterparts run on the CPU",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def device_of(text: str) -> Context:
+    """Return the device of this name, such as gpu(0) or gpu.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        If it is no such name.
+    """
+    found = re.fullmatch(r"(cpu|gpu)(?:\((\d+)\))?", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"expected a device such as gpu(0), got {text!r}")
+    return Context(found[1], int(found[2] or 0))
+
+
+def check_device(device: Context) -> None:
+    """Refuse a device on which MXNet creates no arrays.
+
+    Raises
+    ------
+    ValueError
+        If there is no such GPU, or MXNet is one for CPUs.
+    """
+    try:
+        mxnet.nd.zeros((1,), ctx=device).wait_to_read()
+    except mxnet.MXNetError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(
+            f"MXNet creates no arrays on {device} ({reason}): this needs a GPU of that number and "
+            "an MXNet built for CUDA"
+        ) from error
 
 
 def run(given: argparse.Namespace) -> int:
@@ -448,13 +535,16 @@ def run(given: argparse.Namespace) -> int:
     # On stderr, because JSON may go to stdout.
     console = Console(stderr=True)
     results: List[Result] = []
+    check_device(given.device)
     sets = [given.instruction_set] if given.instruction_set else _native.instruction_sets
+    if given.device.device_type == "gpu":
+        sets = [str(given.device)]
     for name in sets:
-        if name == _native.instruction_set:
-            results += verify_here(console)
+        if name in (_native.instruction_set, str(given.device)):
+            results += verify_here(console, given.device)
         else:
             with console.status(f"{name}, in another process"):
-                results += verify_in_another_process(name)
+                results += verify_in_another_process(name, given.device)
     failed = [result for result in results if not result.passed]
     if given.json:
         found = [{**asdict(result), "passed": result.passed} for result in results]

@@ -29,7 +29,9 @@ import mxadamax
 from mxadamax import _native, _native_testing
 from mxadamax._mxnet.compatibility import C_FUNCTIONS, IS_MXNET_1, gluon_arrays
 from mxadamax._mxnet.engine import native
+from mxadamax.commands import verify
 from mxadamax.dtypes import BFLOAT16
+from mxadamax.optimizers.info import OPTIMIZERS
 
 on_host = pytest.importorskip(
     "mxadamax._cuda_on_host", reason="built without the CMake option MXADAMAX_CUDA_ON_HOST"
@@ -477,6 +479,24 @@ def test_kernels_of_another_build(monkeypatch):
         _native_testing.update_host_memory_by(other)
 
 
+@pytest.mark.parametrize("info", OPTIMIZERS, ids=str)
+def test_what_verify_compares_on_a_gpu(info, kernels, monkeypatch):
+    """All that it promises of a GPU, by the kernels that are compiled for the host."""
+    monkeypatch.setattr(verify, "LARGE", (5,))
+    verify.data.cache_clear()
+    gpu = types.SimpleNamespace(device_type="gpu")
+    allowed = verify.SUMS_ON_GPU if verify.has_other_sums(info, gpu) else 0
+    norms = info.name in ("lamb_ext", "lars_ext", "lans_ext")
+    assert (allowed > 0) == norms
+    monkeypatch.setattr(verify, "has_other_sums", lambda info, device: norms)
+    found = [verify.difference_of_bits(info, kind) for kind in verify.TYPES]
+    found.append(verify.difference_of_rows(info))
+    verify.data.cache_clear()
+    assert len(kernels.made) > len(found)
+    assert max(found) <= allowed
+    assert (max(found) > 0) == norms
+
+
 # Arrays that MXNet says to be on a GPU. It cannot make them here, so it is made to say so.
 
 
@@ -551,7 +571,7 @@ def test_arrays_on_a_gpu(places, monkeypatch):
     for _ in range(3):
         optimizer.update_multi_precision([0, 1], weights, grads, states)
         assert places.pop("pushed to") == (2, 3)
-    assert found.made == [("adamax", 2, 3)]
+    assert found.made == [("adamax_mxnet1" if IS_MXNET_1 else "adamax", 2, 3)]
     assert found.streams == [0xABC] * 3
     native.cache_clear()
     native()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -90,6 +91,47 @@ def test_another_instruction_set():
     assert all(result.passed for result in results)
 
 
+def test_another_device(few, capsys, monkeypatch):
+    """Ours run there, the built-ins on the CPU."""
+    seen = set()
+    step = verify.Run.step
+
+    def noting(run, grads):
+        step(run, grads)
+        is_ours = isinstance(run.optimizer, mxadamax.Adam)
+        seen.update((is_ours, str(array.context)) for array in run.arrays())
+
+    monkeypatch.setattr(verify.Run, "step", noting)
+    status, results = verified(capsys, "--instruction-set", HERE, "--device", "cpu(1)")
+    assert status == 0
+    assert len(results) == len(verify.TYPES) + 1
+    assert all(result["found"] == 0 for result in results.values())
+    assert seen == {(True, "cpu(1)"), (False, "cpu(0)")}
+
+
+def test_a_gpu_that_is_not_there(capsys):
+    assert main(["verify", "--device", "gpu(77)"]) == 1
+    assert re.search(
+        r"verify: MXNet creates no arrays on gpu\(77\) \(.+\): this needs a GPU of that number",
+        capsys.readouterr().err,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "number"), [("gpu", "gpu", 0), ("gpu(3)", "gpu", 3), ("cpu(1)", "cpu", 1)]
+)
+def test_names_of_devices(text, kind, number):
+    found = verify.device_of(text)
+    assert (found.device_type, found.device_id) == (kind, number)
+
+
+@pytest.mark.parametrize("text", ["", "tpu", "gpu(-1)", "gpu(x)", "gpu0", "gpu(0) "])
+def test_names_of_no_device(text, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["verify", "--device", text])
+    assert f"expected a device such as gpu(0), got {text!r}" in capsys.readouterr().err
+
+
 def test_a_scalar_that_is_wrong_by_a_bit(few, capsys, monkeypatch):
     fused_step = mxadamax.Adam.fused_step
     scalars = mxadamax.Adam.scalars
@@ -133,7 +175,7 @@ def test_aggregation_that_matters(few, capsys, monkeypatch):
 def test_what_another_process_finds_counts(few, capsys, monkeypatch):
     found = verify.Result("adam_ext", "float32", "other", 0.0, 3.0)
     monkeypatch.setattr(_native, "instruction_sets", ("other", HERE))
-    monkeypatch.setattr(verify, "verify_in_another_process", lambda name: [found])
+    monkeypatch.setattr(verify, "verify_in_another_process", lambda *_: [found])
     assert main(["verify"]) == 1
     output = capsys.readouterr().out
     assert "FAIL 3 ULP" in output
@@ -178,6 +220,26 @@ def test_how_far_numbers_are_apart(a, b, dtype, expected):
     kind = BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
     found = verify.ulp_distance(np.array([1, a], wide), np.array([1, b], wide), kind)
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "dtype", "found"),
+    [
+        ([1, 2], [1, 2], "float32", 0),
+        ([1, 2 + 2**-22], [1, 2], "float32", 1),
+        ([1 + 2**-22, 2], [1, 2], "float32", 1),
+        ([1, 2 + 2**-22], [1, 2], "float64", 1),
+        ([1, 2 + 2**-9], [1, 2], "float16", 1),
+        ([2**-24, 0], [0, 0], "float16", 1),
+        ([1, 2 - 2**-6], [1, 2], "bfloat16", 1),
+        ([np.nan, 1], [1, 1], "float32", np.inf),
+        ([1, 1], [np.inf, 1], "float32", np.inf),
+    ],
+)
+def test_units_of_the_largest(actual, expected, dtype, found):
+    wide = "float64" if dtype == "float64" else "float32"
+    kind = BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
+    assert verify.ulp_of_largest(np.array(actual, wide), np.array(expected, wide), kind) == found
 
 
 def test_arrays_that_cannot_be_compared(few, capsys, monkeypatch):
