@@ -75,12 +75,21 @@ void write(void* address, const Value& value) {
   std::memcpy(address, &value, sizeof value);
 }
 #else
+// All arrays are in global memory, for which accesses have instructions of their own. The compiler
+// does not always see it.
+MXADAMAX_RULE void assume_global([[maybe_unused]] const void* address) {
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(address));
+#endif
+}
 template <class Value>
 MXADAMAX_RULE Value read(const void* address) {
+  assume_global(address);
   return *static_cast<const Value*>(address);
 }
 template <class Value>
 MXADAMAX_RULE void write(void* address, const Value& value) {
+  assume_global(address);
   *static_cast<Value*>(address) = value;
 }
 #endif

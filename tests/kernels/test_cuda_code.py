@@ -20,7 +20,15 @@ import pytest
 
 from mxadamax import _native
 
-FLOAT32, VARIANTS = "0", set("012")
+FLOAT32, FLOAT64, HALF, LOW_PRECISION = "0", "1", "2", ""
+VARIANTS = {FLOAT32, FLOAT64, HALF}
+
+REGISTERS = {FLOAT32: 80, FLOAT64: 104, HALF: 96, LOW_PRECISION: 96}
+"""What a thread may use; a multiprocessor has 65536, and a block has 256 threads.
+
+That is at least two blocks. Float32 has four, but for the rules with norms of two terms.
+"""
+WITH_NORMS = ("Lamb", "Lans")
 
 
 class Kernel(NamedTuple):
@@ -37,7 +45,7 @@ class Kernel(NamedTuple):
         found = re.search(r"\d(update)INS_(.*)ELNS0_7VariantE(\d)E", function)
         low_precision = re.search(r"\d(update_low_precision)INS_(.*)EEv", function)
         if low_precision:
-            return cls(architecture, *low_precision.groups(), "")
+            return cls(architecture, *low_precision.groups(), LOW_PRECISION)
         return cls(architecture, *found.groups()) if found else None
 
 
@@ -93,7 +101,7 @@ def needs(dump):
 
 @pytest.fixture(scope="module")
 def instructions(dump, tmp_path_factory):
-    """How often each kernel for float32 has each instruction.
+    """How often each kernel for float32 and for 16-bit weights has each instruction.
 
     The others are not asked for: to read them all takes minutes.
     """
@@ -101,7 +109,8 @@ def instructions(dump, tmp_path_factory):
     dump("--extract-elf", "all", folder=folder)
     found = {}
     for file in folder.glob("*.cubin"):
-        if f"VariantE{FLOAT32}E".encode() not in file.read_bytes():
+        code = file.read_bytes()
+        if not any(f"VariantE{variant}E".encode() in code for variant in (FLOAT32, HALF)):
             continue
         architecture = re.search(r"sm_\d+", file.name).group()
         counts = Counter()
@@ -141,21 +150,42 @@ def test_nothing_is_spilled(needs):
         assert re.search(r"STACK:0\b.*LOCAL:0\b", text), f"{architecture}, {function}: {text}"
 
 
-def test_vectors_of_16_bytes(needs, instructions):
-    """Each float32 array is read and written by instructions of 128 bits, once each at least."""
-    expected = sorted(rule.states for rule in _native.rules.values())
+def test_registers_leave_room_for_blocks(needs):
+    checked = set()
+    for architecture, function, text in needs:
+        kernel = Kernel.of(architecture, function)
+        if not kernel:
+            continue
+        checked.add(kernel.variant)
+        has_norms = any(name in kernel.rule for name in WITH_NORMS)
+        most = 64 if kernel.variant == FLOAT32 and not has_norms else REGISTERS[kernel.variant]
+        assert int(re.search(r"REG:(\d+)", text).group(1)) <= most, kernel
+    assert checked == {*VARIANTS, LOW_PRECISION}
+
+
+@pytest.mark.parametrize(
+    ("variant", "loads", "stores"),
+    [
+        # Besides the states: gradient, weight and average; the gradient is never written.
+        (FLOAT32, lambda states: states + 3, lambda states: states + 2),
+        # Eight numbers at a time, as one vector of 16 bits or as two of float32 with masters.
+        (HALF, lambda states: 3 * (states + 1) + 3, lambda states: 3 * (states + 1) + 3),
+    ],
+    ids=["float32", "half"],
+)
+def test_vectors_of_16_bytes(variant, loads, stores, needs, instructions):
+    """Each array is read and written by instructions of 128 bits, once each at least."""
+    states = sorted(rule.states for rule in _native.rules.values())
     for architecture in {architecture for architecture, *_ in needs}:
         kernels = [
             counts
             for kernel, counts in instructions.items()
-            if kernel and kernel[:2] == (architecture, "update")
+            if kernel and kernel[:2] == (architecture, "update") and kernel.variant == variant
         ]
-        # Besides the states: gradient, weight and average; the gradient is never written.
-        for moved, others in ((r"LDG\.E\.128(\..*)?", 3), (r"STG\.E\.128(\..*)?", 2)):
+        for moved, number in ((r"LDG\.E\.128(\..*)?", loads), (r"STG\.E\.128(\..*)?", stores)):
             found = sorted(number_of(counts, moved) for counts in kernels)
-            assert len(found) == len(expected)
-            wanted = [states + others for states in expected]
-            assert all(a >= b for a, b in zip(found, wanted)), (found, wanted)
+            assert len(found) == len(states)
+            assert all(a >= number(b) for a, b in zip(found, states)), (found, states)
 
 
 def test_products_and_sums_are_not_contracted(needs, instructions):
@@ -163,7 +193,7 @@ def test_products_and_sums_are_not_contracted(needs, instructions):
     plain = {
         kernel: counts for kernel, counts in instructions.items() if kernel and kernel.rule in PLAIN
     }
-    assert len(plain) == len({architecture for architecture, *_ in needs}) * len(PLAIN)
+    assert len(plain) == len({architecture for architecture, *_ in needs}) * 2 * len(PLAIN)
     for kernel, counts in plain.items():
         assert number_of(counts, r"[FD]FMA(\..*)?") == 0, (kernel, counts)
 
