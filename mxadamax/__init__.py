@@ -13,6 +13,7 @@ from ._mxnet.importing import import_mxnet as _import_mxnet
 from ._mxnet.importing import refuse_without_mxnet as _refuse_without_mxnet
 from ._mxnet.parameter_server import end_where_mxnet_would_go_on as _end_where_mxnet_would_go_on
 from .commands.import_diagnostics import explain_where_the_import_fails as _explain_where_it_fails
+from .native_module import check as _check
 from .native_module import refuse as _refuse
 
 _explain_where_it_fails()
@@ -33,6 +34,7 @@ __all__ = [
 if _import_mxnet():
     # After MXNet, so that both run on the OpenMP library that MXNet has loaded.
     try:
+        _check()
         from . import _native  # noqa: F401
     except ImportError as _error:
         _refuse(_error)
