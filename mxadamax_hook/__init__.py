@@ -43,6 +43,8 @@ class _Finder(MetaPathFinder):
                 sys.meta_path.insert(0, self)
         if spec is not None and spec.loader is not None:
             _accelerate_around(spec.loader, before=is_server)
+        elif spec is not None:
+            _say("mxnet is a folder without MXNet; mxadamax info says what to do")
         return spec
 
 
@@ -54,7 +56,12 @@ def _accelerate_around(loader: Any, before: bool) -> None:
         del loader.exec_module
         if before:
             _accelerate()
-        run(module)
+        try:
+            run(module)
+        except Exception as error:
+            if not before:
+                _say(f"import mxnet fails; mxadamax info says what to do ({_summary(error)})")
+            raise
         if not before:
             _accelerate()
 
@@ -70,7 +77,17 @@ def _accelerate() -> None:
         if os.environ.get(REPORT) == str(os.getpid()):
             acceleration.print_report_at_exit()
     except Exception as error:
-        print(f"mxadamax: not accelerated: {type(error).__name__}: {error}", file=sys.stderr)
+        _say(_summary(error))
+
+
+def _say(why: str) -> None:
+    print(f"mxadamax: not accelerated: {why}", file=sys.stderr)
+
+
+def _summary(error: Exception) -> str:
+    """Return the kind of an error and the first line of its text."""
+    line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {line}"
 
 
 def install() -> None:
