@@ -58,9 +58,9 @@ def _accelerate_around(loader: Any, before: bool) -> None:
             _accelerate()
         try:
             run(module)
-        except Exception as error:
+        except Exception:
             if not before:
-                _say(f"import mxnet fails; mxadamax info says what to do ({_summary(error)})")
+                _say("import mxnet fails; mxadamax info says why, and what to do")
             raise
         if not before:
             _accelerate()
@@ -77,17 +77,11 @@ def _accelerate() -> None:
         if os.environ.get(REPORT) == str(os.getpid()):
             acceleration.print_report_at_exit()
     except Exception as error:
-        _say(_summary(error))
+        _say(f"{type(error).__name__}: {error}".partition("\n")[0])
 
 
 def _say(why: str) -> None:
     print(f"mxadamax: not accelerated: {why}", file=sys.stderr)
-
-
-def _summary(error: Exception) -> str:
-    """Return the kind of an error and the first line of its text."""
-    line = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {line}"
 
 
 def install() -> None:
