@@ -96,7 +96,7 @@ def _what_to_do(error: Exception) -> str:
     if isinstance(error, Warning):
         return "it warns, and warnings are errors here: ignore those in modules of MXNet"
     if isinstance(error, OSError):
-        return what_to_install(str(error), otherwise=how_to_repair())
+        return what_to_install(_text_of(error), otherwise=how_to_repair())
     if int(numpy.__version__.split(".")[0]) >= 2:
         return f"it needs NumPy 1, found NumPy {numpy.__version__}: pip install '{NUMPY}'"
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("mxnet"):
@@ -109,5 +109,11 @@ def _what_to_do(error: Exception) -> str:
 
 def _summary(error: Exception) -> str:
     """Return the kind of an error and the first line of its text."""
-    line = str(error).strip().partition("\n")[0]
+    line = _text_of(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {line}"
+
+
+def _text_of(error: Exception) -> str:
+    inner = error.args[0] if error.args else None
+    # MXNet wraps the loader's error, and MXNet 2 one of libquadmath with an argument per letter.
+    return "".join(map(str, inner.args)) if isinstance(inner, OSError) else str(error)
