@@ -35,6 +35,7 @@ COMBINATIONS = [
 
 QUICK = [
     "system/test_install.py",
+    "system/test_broken_installations.py",
     "system/test_import_order.py",
     "tools/test_release.py",
     "kernels/test_stubs.py",

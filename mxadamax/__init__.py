@@ -5,14 +5,25 @@ Importing this package registers its optimizers with MXNet: ``gluon.Trainer(para
 Without MXNet, only `mxadamax.cuda` works.
 """
 
+import sys as _sys
 import typing as _typing
 
 __version__ = "0.1.0"
 
+from ._mxnet.versions import PYTHONS as _PYTHONS
+
+if _sys.version_info < _PYTHONS[0]:
+    # pip refuses these; a folder in PYTHONPATH is imported by any.
+    raise ImportError(
+        f"mxadamax needs Python {_PYTHONS[0][0]}.{_PYTHONS[0][1]} or later, this is "
+        f"{_sys.version.split()[0]}: install mxadamax and MXNet with another Python"
+    )
+
 from ._mxnet.importing import import_mxnet as _import_mxnet
-from ._mxnet.importing import refuse_without_mxnet as _refuse_without_mxnet
+from ._mxnet.importing import missing as _missing
 from ._mxnet.parameter_server import end_where_mxnet_would_go_on as _end_where_mxnet_would_go_on
 from .commands.import_diagnostics import explain_where_the_import_fails as _explain_where_it_fails
+from .native_module import check as _check
 from .native_module import refuse as _refuse
 
 _explain_where_it_fails()
@@ -33,6 +44,7 @@ __all__ = [
 if _import_mxnet():
     # After MXNet, so that both run on the OpenMP library that MXNet has loaded.
     try:
+        _check()
         from . import _native  # noqa: F401
     except ImportError as _error:
         _refuse(_error)
@@ -65,5 +77,5 @@ elif not _typing.TYPE_CHECKING:
     def __getattr__(name: str) -> _typing.Any:
         # Optimizers are the only names that begin with a capital letter.
         if name in __all__ or name[:1].isupper():
-            _refuse_without_mxnet()
+            raise _missing()
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ from typing import Optional, Sequence
 import mxadamax_hook
 
 from . import __version__
-from ._mxnet.importing import MISSING
+from ._mxnet.importing import missing
 
 COMMANDS = {
     "info": "print what is installed, and how to fix each problem",
@@ -57,7 +57,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         given = parser.parse_args(argv, argparse.Namespace(argv=argv))
         status: int = modules[given.command].run(given)
     except (ImportError, OSError, ValueError) as error:
-        message = MISSING if getattr(error, "name", None) == "mxnet" else error
+        message = missing() if getattr(error, "name", None) == "mxnet" else error
         print(f"mxadamax {argv[0]}: {message}", file=sys.stderr)
         return 1
     return status

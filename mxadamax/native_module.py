@@ -4,23 +4,19 @@
 import importlib.util
 import re
 import sys
-from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import NoReturn, Optional
+
+from .shared_library import fault, what_to_install
 
 PACKAGE = Path(__file__).resolve().parent
 
-_LIBRARIES = (
-    (r"libgomp", "install GCC's OpenMP library: libgomp1 on Debian and Ubuntu, libgomp on Fedora"),
-    (
-        r"\b(GLIBC|GLIBCXX|CXXABI)_[\d.]+' not found",
-        "it was compiled on a newer system; compile it on this one, in the sources: "
-        "pip install --force-reinstall --no-deps .",
-    ),
-    ("", "install mxadamax anew, in the sources: pip install --force-reinstall --no-deps ."),
+_ANEW = (
+    f"install mxadamax anew: {sys.executable} -m pip install --force-reinstall --no-deps WHEEL, "
+    "with the wheel for this Python and processor or the folder of the sources"
 )
-"""Patterns of the loader's messages, each with advice; the first match counts."""
 
 
 def load() -> ModuleType:
@@ -34,10 +30,11 @@ def load() -> ModuleType:
     loaded = sys.modules.get("mxadamax._native")
     if loaded is not None:
         return loaded
-    spec = PathFinder.find_spec("_native", [str(PACKAGE)])
-    if spec is None or spec.loader is None:
-        refuse(ImportError())
     try:
+        check()
+        spec = _find("_native")
+        if spec is None or spec.loader is None:
+            raise ImportError
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except ImportError as error:
@@ -45,36 +42,65 @@ def load() -> ModuleType:
     return module
 
 
-def refuse(error: ImportError) -> NoReturn:
-    """Raise an ImportError that says why the module does not load and what to do."""
-    spec = PathFinder.find_spec("_native", [str(PACKAGE)])
+def check(name: str = "_native") -> None:
+    """Raise an ImportError if loading a compiled module could end this process: it is damaged."""
+    spec = _find(name)
+    found = fault(Path(spec.origin)) if spec and spec.origin else ""
+    if spec and found:
+        raise ImportError(f"mxadamax: the compiled module {spec.origin} {found}: {_ANEW}")
+
+
+def of_another_python(name: str) -> Optional[ImportError]:
+    """Return the error of a compiled module that is there for other Pythons, and not for this."""
+    others = ", ".join(sorted(path.name for path in PACKAGE.glob(f"{name}.*.so")))
+    if not others or _find(name):
+        return None
+    return ImportError(
+        f"mxadamax: {PACKAGE} holds {others}, compiled for another Python; this one loads "
+        f"{name}{EXTENSION_SUFFIXES[0]}: {_where_to_go(name)}"
+    )
+
+
+def refuse(error: ImportError, name: str = "_native") -> NoReturn:
+    """Raise an ImportError that says why a compiled module does not load and what to do."""
+    spec = _find(name)
     if spec is None:
-        others = ", ".join(sorted(path.name for path in PACKAGE.glob("_native.*.so")))
-        if others:
-            raise ImportError(
-                f"mxadamax: {PACKAGE} holds {others}, compiled for another Python; this one loads "
-                f"_native{EXTENSION_SUFFIXES[0]}: {_where_to_go()}"
-            ) from None
-        raise ImportError(
-            f"mxadamax: {PACKAGE} holds the sources without the compiled module: {_where_to_go()}"
+        raise of_another_python(name) or ImportError(
+            f"mxadamax: {PACKAGE} holds the sources without the compiled module: "
+            f"{_where_to_go(name)}"
         ) from None
     if error.path != spec.origin:
-        # The module was loaded, and its initialization raised this.
+        # It was raised by `check`, or by the initialization of a module that was loaded.
         raise error
-    advice = next(advice for pattern, advice in _LIBRARIES if re.search(pattern, str(error)))
     raise ImportError(
-        f"mxadamax: the compiled module {spec.origin} cannot be loaded ({error}): {advice}"
+        f"mxadamax: the compiled module {spec.origin} cannot be loaded ({error}): "
+        f"{_what_to_do(str(error))}"
     ) from error
 
 
-def _where_to_go() -> str:
+def _what_to_do(message: str) -> str:
+    if re.search(r"\b(GLIBC|GLIBCXX|CXXABI)_[\d.]+' not found", message):
+        return (
+            "it was compiled on a newer system; compile it on this one, in the sources: "
+            "pip install --force-reinstall --no-deps ."
+        )
+    return what_to_install(message, _ANEW)
+
+
+def _find(name: str) -> Optional[ModuleSpec]:
+    return PathFinder.find_spec(name, [str(PACKAGE)])
+
+
+def _where_to_go(name: str) -> str:
     folders = dict.fromkeys(Path(entry).resolve() / "mxadamax" for entry in sys.path)
     for folder in folders:
-        if folder != PACKAGE and PathFinder.find_spec("_native", [str(folder)]):
+        if folder != PACKAGE and PathFinder.find_spec(name, [str(folder)]):
             return (
                 f"it hides what is installed in {folder}; start Python in another folder, without "
                 f"{PACKAGE.parent} in PYTHONPATH"
             )
+    if not (PACKAGE.parent / "pyproject.toml").exists():
+        return _ANEW
     return (
         "install mxadamax with this Python, in the sources: "
         f"{sys.executable} -m pip install --editable ."

@@ -43,6 +43,8 @@ class _Finder(MetaPathFinder):
                 sys.meta_path.insert(0, self)
         if spec is not None and spec.loader is not None:
             _accelerate_around(spec.loader, before=is_server)
+        elif spec is not None:
+            _say("mxnet is a folder without MXNet; mxadamax info says what to do")
         return spec
 
 
@@ -54,7 +56,12 @@ def _accelerate_around(loader: Any, before: bool) -> None:
         del loader.exec_module
         if before:
             _accelerate()
-        run(module)
+        try:
+            run(module)
+        except Exception:
+            if not before:
+                _say("import mxnet fails; mxadamax info says why, and what to do")
+            raise
         if not before:
             _accelerate()
 
@@ -70,7 +77,11 @@ def _accelerate() -> None:
         if os.environ.get(REPORT) == str(os.getpid()):
             acceleration.print_report_at_exit()
     except Exception as error:
-        print(f"mxadamax: not accelerated: {type(error).__name__}: {error}", file=sys.stderr)
+        _say(f"{type(error).__name__}: {error}".partition("\n")[0])
+
+
+def _say(why: str) -> None:
+    print(f"mxadamax: not accelerated: {why}", file=sys.stderr)
 
 
 def install() -> None:

@@ -49,6 +49,7 @@ IGNORED = [
     "adam_paper",
     "amsgrad_counterexample",
     "benchmark",
+    "broken_installations",
     "combinations",
     "cuda_benchmark",
     "cuda_code",
@@ -85,7 +86,9 @@ SECONDS = 4.0
 
 IN_PROCESSES = {
     "mxadamax.native_module": ["native_module"],
+    "mxadamax.shared_library": ["native_module"],
     "mxadamax._mxnet.importing": ["command_line"],
+    "mxadamax._mxnet.installation": ["command_line"],
     "mxadamax._mxnet.parameter_server": ["parameter_server"],
     "mxadamax._mxnet.versions": ["command_line", "native_module"],
 }

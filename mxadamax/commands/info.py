@@ -8,15 +8,19 @@ module.
 import argparse
 import contextlib
 import importlib
-import importlib.metadata
-import importlib.util
 import json
 import os
 import sys
 from typing import Any, Dict, List, Optional
 
 from .. import __version__
-from .._mxnet.importing import MISSING
+from .._mxnet.importing import import_mxnet, import_numpy, missing
+from .._mxnet.installation import (
+    different_versions,
+    distributions,
+    how_to_repair,
+    over_each_other,
+)
 from .._mxnet.versions import MXNETS, PYTHONS, SUPPORTED, is_tried
 from ..native_module import PACKAGE, load
 from .machine import cpu_model, omp_threads
@@ -51,66 +55,56 @@ def look_at_python(report: Report) -> None:
     report.facts["Python"] = ".".join(map(str, version[:3]))
     oldest, newest = (".".join(map(str, bound)) for bound in PYTHONS)
     report.facts["Pythons supported"] = f"{oldest} to {newest}"
-    if not PYTHONS[0] <= version[:2] <= PYTHONS[1]:
-        report.problems.append(
-            f"Python {report.facts['Python']} is not one of those supported: make an environment "
-            f"with Python {oldest} to {newest}"
+    if version[:2] > PYTHONS[1]:
+        report.hints.append(
+            f"Python {report.facts['Python']} has not been tried; mxadamax verify compares every "
+            f"optimizer there. Tried are {oldest} to {newest}"
         )
 
 
 def look_at_numpy(report: Report) -> None:
-    """Check NumPy's version, and whether MXNet works with it."""
-    fits = "numpy<1.24" if sys.version_info < (3, 12) else "numpy>=1.26,<2"
+    """Check NumPy's version."""
+    report.facts["NumPy"] = None
     try:
-        numpy = importlib.import_module("numpy")
-    except Exception as error:
-        report.facts["NumPy"] = None
-        report.problems.append(f"NumPy cannot be imported ({error}): pip install '{fits}'")
+        version = import_numpy().__version__
+    except ImportError as error:
+        report.problems.append(str(error))
         return
-    report.facts["NumPy"] = numpy.__version__
-    if int(numpy.__version__.split(".")[0]) >= 2:
-        report.problems.append(
-            f"NumPy {numpy.__version__} is too new for MXNet: pip install '{fits}'"
+    report.facts["NumPy"] = version
+    if [1, 24] <= list(map(int, version.split(".")[:2])) < [2]:
+        report.hints.append(
+            f"NumPy {version} has no numpy.bool, which MXNet's import needs: import mxadamax "
+            "before mxnet"
         )
-
-
-def flavours() -> List[str]:
-    """Return the installed distributions of MXNet, with their versions."""
-    return sorted(
-        f"{name} {found.version}"
-        for found in importlib.metadata.distributions()
-        for name in [found.metadata["Name"] or ""]
-        if name == "mxnet" or name.startswith("mxnet-cu") or name == "mxnet-native"
-    )
 
 
 def look_at_mxnet(report: Report) -> None:
     """Check MXNet's version, flavour and features."""
-    installed = list(dict.fromkeys(flavours()))
+    installed = distributions()
     report.facts["MXNets supported"] = list(MXNETS)
     report.facts["MXNet's packages"] = installed
-    if len(installed) > 1:
-        report.problems.append(
-            f"{' and '.join(installed)} are installed over each other: pip uninstall "
-            f"{' '.join(name.split()[0] for name in installed)}, then install one of them"
-        )
-    if sys.version_info >= (3, 12) and importlib.util.find_spec("distutils") is None:
-        report.problems.append("MXNet needs distutils: pip install setuptools")
+    report.facts["MXNet"] = None
     # A broken MXNet can raise anything.
     try:
-        mxnet = importlib.import_module("mxnet")
-        version = str(mxnet.__version__)
-        enabled = [name for name, found in mxnet.runtime.Features().items() if found.enabled]
+        if not import_mxnet():
+            raise missing()
+        mxnet = sys.modules["mxnet"]
+        report.facts["MXNet"] = version = str(mxnet.__version__)
+        features = mxnet.runtime.Features()
+        report.facts["MXNet compiled with"] = [k for k, found in features.items() if found.enabled]
+        look_at_interface(report, version)
     except Exception as error:
-        report.facts["MXNet"] = None
-        is_missing = isinstance(error, ModuleNotFoundError) and error.name == "mxnet"
-        report.problems.append(
-            MISSING if is_missing else f"import mxnet fails: {type(error).__name__}: {error}"
-        )
-        return
-    report.facts["MXNet"] = version
-    report.facts["MXNet compiled with"] = enabled
-    look_at_interface(report, version)
+        report.problems.append(str(error))
+    else:
+        look_at_files(report, installed)
+
+
+def look_at_files(report: Report, installed: List[str]) -> None:
+    """Check that the files of an MXNet that can be imported are of one version and flavour."""
+    if different_versions():
+        report.problems.append(f"{different_versions()}: {how_to_repair()}")
+    elif len(installed) > 1:
+        report.problems.append(over_each_other(installed))
 
 
 def look_at_interface(report: Report, version: str) -> None:

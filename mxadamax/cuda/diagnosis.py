@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any, Mapping, NamedTuple, Sequence, Tuple
 
-from .loader import MODULE, NOT_BUILT
+from .loader import MODULE, missing
 
 
 class Gpu(NamedTuple):
@@ -89,7 +89,7 @@ def describe() -> Description:
     except (ImportError, ValueError):
         spec = None
     if spec is None or spec.origin is None:
-        return Description(problem=NOT_BUILT)
+        return Description(problem=str(missing()))
     question = [sys.executable, "-c", _QUESTION, MODULE.rpartition(".")[2], spec.origin]
     try:
         answer = subprocess.run(

@@ -4,7 +4,11 @@
 import importlib
 from types import ModuleType
 
-MODULE = "mxadamax._cuda"
+from ..native_module import check, of_another_python, refuse
+
+_NAME = "_cuda"
+
+MODULE = f"mxadamax.{_NAME}"
 
 NOT_BUILT = (
     "mxadamax was built without CUDA kernels: install nvcc of CUDA 11.2 or later, and build "
@@ -18,9 +22,17 @@ def kernels() -> ModuleType:
     Raises
     ------
     ImportError
-        If mxadamax was built without a CUDA compiler.
+        If mxadamax was built without a CUDA compiler, or if the module cannot be loaded.
     """
     try:
+        check(_NAME)
         return importlib.import_module(MODULE)
     except ModuleNotFoundError:
-        raise ImportError(NOT_BUILT) from None
+        raise missing() from None
+    except ImportError as error:
+        refuse(error, _NAME)
+
+
+def missing() -> ImportError:
+    """Return the error of a module that is not there."""
+    return of_another_python(_NAME) or ImportError(NOT_BUILT)

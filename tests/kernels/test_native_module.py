@@ -73,6 +73,7 @@ def tree(tmp_path: Path) -> Path:
     """A folder of sources."""
     found = tmp_path / "tree"
     sources(found)
+    (found / "pyproject.toml").touch()
     return found
 
 
@@ -112,7 +113,7 @@ def test_a_module_that_the_system_does_not_load(tree):
     file = tree / "mxadamax" / NATIVE
     file.write_bytes(b"no module")
     error = error_in(tree)
-    said = rf"mxadamax: the compiled module {file} cannot be loaded \(.*\): install mxadamax anew"
+    said = rf"mxadamax: the compiled module {file} is damaged: it is no shared library: install mxadamax anew"
     assert re.search(said, error)
     done = run_in(tree, "-m", "mxadamax", "info")
     assert done.returncode == 1
@@ -124,6 +125,14 @@ def test_a_module_that_the_system_does_not_load(tree):
     ("of_the_loader", "advice"),
     [
         ("libgomp.so.1: cannot open shared object file", "install GCC's OpenMP library: libgomp1"),
+        (
+            "libquadmath.so.0: cannot open shared object file",
+            "quadruple precision: libquadmath0 on",
+        ),
+        (
+            "libother.so.3: cannot open shared object file",
+            "that has libother.so.3, or install mxadamax anew",
+        ),
         ("/lib/libc.so.6: version `GLIBC_2.34' not found (required by x.so)", "on a newer system"),
         ("libstdc++.so.6: version `GLIBCXX_3.4.29' not found", "compiled on a newer system"),
         ("libstdc++.so.6: version `CXXABI_1.3.13' not found", "compiled on a newer system"),

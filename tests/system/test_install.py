@@ -140,7 +140,7 @@ numpy.__getattr__ = getattr_of_numpy
 def test_numpy_bool_is_there_before_mxnet_asks_for_it(tmp_path):
     mxnet = "import numpy\nraise RuntimeError(numpy.bool is bool)"
     done = run("import mxadamax", tmp_path, sitecustomize=WITHOUT_BOOL, mxnet=mxnet)
-    assert error(done) == "RuntimeError: True"
+    assert "(RuntimeError: True)" in error(done)
 
 
 def test_numpy_gets_that_name_only_and_nothing_is_printed(tmp_path):
@@ -161,37 +161,30 @@ def test_a_numpy_bool_that_exists_is_left_alone(tmp_path):
     numpy_2 = "import numpy\nnumpy.bool = numpy.bool_"
     mxnet = "import numpy\nraise RuntimeError(numpy.bool is numpy.bool_)"
     done = run("import mxadamax", tmp_path, sitecustomize=numpy_2, mxnet=mxnet)
-    assert error(done) == "RuntimeError: True"
+    assert "(RuntimeError: True)" in error(done)
 
 
+NUMPY_2 = "import numpy\nnumpy.__version__ = '2.1.3'\nnumpy.bool = numpy.bool_"
+NEEDS_NUMPY_1 = r"it needs NumPy 1, found NumPy 2\.1\.3: pip install 'numpy(<1\.24|>=1\.26,<2)'"
 WHAT_TO_INSTALL: Dict[str, Any] = {
-    "numpy 2": (
-        "import numpy\nnumpy.__version__ = '2.1.3'",
-        "raise AttributeError('np.PZERO was removed')",
-        r"ImportError: mxadamax: MXNet needs NumPy 1, found NumPy 2\.1\.3: "
-        r"install it with pip install 'numpy<(1\.24|2)'",
-    ),
+    "numpy 2": (NUMPY_2, "raise AttributeError('np.PZERO was removed')", f".*: {NEEDS_NUMPY_1}"),
+    "numpy 2, another error": (NUMPY_2, "raise TypeError('copy')", f".*: {NEEDS_NUMPY_1}"),
+    "numpy 2, a missing module": (NUMPY_2, "import numpy.compat.gone", f".*: {NEEDS_NUMPY_1}"),
     "no distutils": (
         "",
         "raise ModuleNotFoundError('no distutils', name='distutils')",
-        r"ImportError: mxadamax: MXNet needs distutils, .*: install them with pip install setuptools",
+        r".*: it needs distutils: pip install setuptools",
     ),
     "no numpy": (
         "import sys\nsys.modules['numpy'] = None",
         "",
-        r"ImportError: mxadamax needs NumPy: install it with MXNet by .*mxadamax\[mxnet\]'.*",
+        r"mxadamax needs NumPy: install it with MXNet by .*mxadamax\[mxnet\]'.*",
     ),
-    # What is none of these stays what it is.
-    "another attribute": ("", "raise AttributeError('another')", "AttributeError: another"),
-    "another module": (
+    # What nobody foresaw keeps its kind and its text, and is said to be MXNet's.
+    "another attribute": (
         "",
-        "raise ModuleNotFoundError('another', name='another')",
-        "ModuleNotFoundError: another",
-    ),
-    "half of MXNet": (
-        "",
-        "import mxnet.base",
-        "ModuleNotFoundError: No module named 'mxnet.base'.*",
+        "raise AttributeError('another\\nand what to do')",
+        r"mxadamax: MXNet cannot be imported from .* \(AttributeError: another\), nor by .*",
     ),
 }
 
@@ -200,4 +193,4 @@ WHAT_TO_INSTALL: Dict[str, Any] = {
 def test_what_is_missing_is_named(case, tmp_path):
     sitecustomize, mxnet, message = WHAT_TO_INSTALL[case]
     done = run("import mxadamax", tmp_path, sitecustomize=sitecustomize, mxnet=mxnet)
-    assert re.fullmatch(message, error(done))
+    assert re.fullmatch(f"ImportError: {message}", error(done))

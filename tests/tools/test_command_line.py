@@ -74,11 +74,11 @@ def test_info_of_a_lower_instruction_set():
 
 NO_MXNET = "raise ModuleNotFoundError(\"No module named 'mxnet'\", name='mxnet')"
 WHAT_IS_WRONG = {
-    "no MXNet": ({"mxnet": NO_MXNET}, {}, r"mxadamax needs Apache MXNet: install it with pip"),
+    "no MXNet": ({"mxnet": NO_MXNET}, {}, r"mxadamax needs Apache MXNet: "),
     "no NumPy": (
         {"numpy": "raise ModuleNotFoundError('no numpy', name='numpy')"},
         {},
-        r"NumPy cannot be imported \(no numpy\): pip install 'numpy",
+        r"mxadamax needs NumPy: install it with MXNet by pip install",
     ),
     "NumPy 2": (
         {
@@ -86,12 +86,12 @@ WHAT_IS_WRONG = {
             "mxnet": "raise AttributeError('np.PZERO was removed')",
         },
         {},
-        r"NumPy 2\.1\.3 is too new for MXNet: pip install 'numpy",
+        r"it needs NumPy 1, found NumPy 2\.1\.3: pip install 'numpy",
     ),
     "a broken MXNet": (
         {"mxnet": "raise OSError('libcuda.so.1: cannot open shared object file')"},
         {},
-        r"import mxnet fails: OSError: libcuda\.so\.1",
+        r"\(OSError: libcuda\.so\.1: cannot open shared object file\), .*: install NVIDIA's driver",
     ),
     "instruction set": (
         {},
@@ -133,14 +133,13 @@ def test_info_where_the_package_cannot_be_imported(case, way, tmp_path):
 
 def test_other_programs_get_the_error_itself(tmp_path):
     (tmp_path / "mxnet.py").write_text("raise OSError('libcuda.so.1 is missing')")
-    done = run("-c", "import mxadamax", folder=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1] == "OSError: libcuda.so.1 is missing"
-    assert done.stdout == ""
     (tmp_path / "program.py").write_text("import mxadamax")
-    done = run("-m", "program", folder=tmp_path)
-    assert "OSError: libcuda.so.1 is missing" in done.stderr
-    assert done.stdout == ""
+    for way in (("-c", "import mxadamax"), ("-m", "program")):
+        done = run(*way, folder=tmp_path)
+        assert done.returncode == 1
+        assert "\nOSError: libcuda.so.1 is missing\n" in done.stderr
+        assert "(OSError: libcuda.so.1 is missing)" in done.stderr.strip().splitlines()[-1]
+        assert done.stdout == ""
 
 
 @pytest.mark.parametrize("command", ["verify", "bench", "convert"])
@@ -148,7 +147,7 @@ def test_other_commands_without_mxnet(command, tmp_path):
     (tmp_path / "mxnet.py").write_text(NO_MXNET)
     done = run("-m", "mxadamax", command, folder=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"mxadamax {command}: mxadamax needs Apache MXNet: install it")
+    assert done.stderr.startswith(f"mxadamax {command}: mxadamax needs Apache MXNet: ")
     assert "Traceback" not in done.stderr
 
 
@@ -214,28 +213,12 @@ def test_commands_that_need_rich_say_so(command, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_info_names_flavours_over_each_other(monkeypatch):
-    monkeypatch.setattr(info, "flavours", lambda: ["mxnet 1.9.1", "mxnet-cu112 2.0.0b1"])
-    report = info.Report()
-    info.look_at_mxnet(report)
-    assert any("pip uninstall mxnet mxnet-cu112, then" in p for p in report.problems)
-
-
-def test_info_names_a_python_that_is_not_supported(monkeypatch):
-    monkeypatch.setattr(info, "PYTHONS", ((3, 0), (3, 1)))
-    report = info.Report()
-    info.look_at_python(report)
-    assert "make an environment with Python 3.0 to 3.1" in report.problems[0]
-
-
 def test_info_names_a_missing_mxnet(monkeypatch):
     monkeypatch.setitem(sys.modules, "mxnet", None)
     report = info.Report()
     info.look_at_mxnet(report)
     assert report.facts["MXNet"] is None
-    assert report.problems[-1].startswith(
-        "mxadamax needs Apache MXNet: install it with pip install"
-    )
+    assert report.problems[-1].startswith("mxadamax needs Apache MXNet: ")
 
 
 def test_a_processor_that_has_no_name(monkeypatch):
