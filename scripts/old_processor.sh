@@ -12,6 +12,8 @@ wheel=$(echo "$dist"/mxadamax-*-cp39-cp39-*.whl)
 python=$(python3 "$(dirname "$0")/pythons.py" 3.9)
 here=$(mktemp -d)
 trap 'rm -rf "$here"' EXIT
+# Python would take the sources for the installed package.
+cd "$here"
 
 # Run Python on a processor.
 on() { qemu-x86_64 -cpu "$1" "$here/venv/bin/python" "${@:2}" < /dev/null; }
@@ -22,7 +24,7 @@ for extra in mxnet1 mxnet; do
   "$here/venv/bin/python" -m pip install --quiet "${wheel}[$extra]"
   # "max" is all that QEMU emulates, which is AVX2 and not AVX-512; without xsave, the system does not keep registers.
   while read -r processor expected; do
-    selected=$(on "$processor" -c 'from mxadamax import _native; print(_native.instruction_set)' 2> /dev/null)
+    selected=$(on "$processor" -c 'from mxadamax import _native; print(_native.instruction_set)')
     echo "$extra on $processor: $selected"
     [ "$selected" = "$expected" ]
   done << 'END'
