@@ -97,6 +97,8 @@ def check_contents(wheel: Path, sdist: Path) -> None:
     }
     if found != expected:
         sys.exit(f"build_release: {wheel.name}: not as expected: {sorted(found ^ expected)}")
+    if PLATFORM not in wheel.name:
+        sys.exit(f"build_release: {wheel.name} is not for {PLATFORM}")
     if wheel.stat().st_size > LARGEST:
         sys.exit(f"build_release: {wheel.name} has {wheel.stat().st_size} bytes")
 
