@@ -64,7 +64,7 @@ nox.options.envdir = "build/nox"
 nox.options.error_on_missing_interpreters = False
 
 _found: Dict[str, Path] = {}
-"""The sdist, and the wheels by their Python."""
+"""The sdist, and by their Python the wheels and those with what only tests need."""
 
 
 def given(session: nox.Session, pattern: str) -> Path:
@@ -123,7 +123,10 @@ def add_testing_module(session: nox.Session) -> None:
     """Put what only tests need, which no wheel has, beside the installed module."""
     code = "import sysconfig; print(sysconfig.get_path('platlib'))"
     folder = session.run("python", "-c", code, silent=True).strip()
-    with zipfile.ZipFile(build_wheel(session, "testing", "MXADAMAX_TESTING=ONLY")) as archive:
+    built = f"testing for {session.python}"
+    if built not in _found:
+        _found[built] = build_wheel(session, "testing", "MXADAMAX_TESTING=ONLY")
+    with zipfile.ZipFile(_found[built]) as archive:
         (name,) = (name for name in archive.namelist() if "/_native_testing." in name)
         archive.extract(name, folder)
 
