@@ -37,5 +37,7 @@ END
   # Of MXNet 2, oneDNN needs SSE4.1, which that processor does not have. Processes that a program starts are not emulated:
   # the selected kernels are verified in the same process.
   MXNET_ONEDNN_ENABLED=0 on core2duo -m mxadamax verify --instruction-set baseline
-  on max -m mxadamax verify --instruction-set avx2
+  # MXNet 2 has the processor flush subnormal numbers to zero. That does not apply to VCVTPS2PH, which makes float16 numbers,
+  # but QEMU 7.2 applies it.
+  if [ "$extra" = mxnet1 ]; then on max -m mxadamax verify --instruction-set avx2; fi
 done
