@@ -7,6 +7,7 @@ MXNets without an extra are tested on the oldest Python alone.
 
     nox -s quick              imports, bits, training: a minute or two for each
     nox -s quick -p 3.8       the same for one Python
+    nox -s quick -- dist      the same with the sdist and the wheels in a folder
     nox -s "tests(python='3.9', mxnet='1.9.1')"   the whole suite for one
     nox -s ci                 what decides whether a change lands, beside `make test`
 """
@@ -22,7 +23,9 @@ from typing import Dict
 import nox
 
 ROOT = Path(__file__).resolve().parent
-PYTHONS = ["3.8", "3.9", "3.10", "3.11", "3.12"]
+_pythons = runpy.run_path(str(ROOT / "scripts/pythons.py"))
+os.environ["PATH"] = _pythons["search_path"]()
+PYTHONS = _pythons["supported_pythons"]()
 EXTRAS = {"2.0.0b1": "mxnet", "1.9.1": "mxnet1"}
 """The extra in pyproject.toml that brings an MXNet along."""
 
@@ -61,25 +64,34 @@ nox.options.envdir = "build/nox"
 # Where CI is set, nox would take a Python that is not there for a failure.
 nox.options.error_on_missing_interpreters = False
 
-# pyenv puts shims on PATH, which refuse to run a Python that is not switched on.
-_pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
-for _folder in sorted(_pyenv.glob("versions/*/bin")):
-    os.environ["PATH"] = f"{_folder}{os.pathsep}{os.environ['PATH']}"
+_found: Dict[str, Path] = {}
+"""The sdist, and by their Python the wheels and those with what only tests need."""
 
-_wheels: Dict[str, str] = {}
+
+def given(session: nox.Session, pattern: str) -> Path:
+    """Find the file of a pattern in the folder that the command line names."""
+    found = list(ROOT.joinpath(session.posargs[0]).glob(pattern))
+    if len(found) != 1:
+        session.error(f"found {len(found)} of {pattern} in {session.posargs[0]}")
+    return found[0]
 
 
 def sdist(session: nox.Session) -> Path:
     """Build the sdist, once: wheels are made from it, and the tests that it has are run."""
-    built = ROOT / nox.options.envdir / "sdist"
-    if not _wheels:
+    if "sdist" not in _found:
+        built = ROOT / nox.options.envdir / "sdist"
         shutil.rmtree(built, ignore_errors=True)
-        session.run(
-            *(sys.executable, "-m", "build", "--sdist", "--outdir", str(built), str(ROOT)),
-            external=True,
-        )
-        shutil.unpack_archive(next(built.glob("*.tar.gz")), built)
-    return next(built.glob("*.tar.gz"))
+        if session.posargs:
+            built.mkdir(parents=True)
+            shutil.copy(given(session, "*.tar.gz"), built)
+        else:
+            session.run(
+                *(sys.executable, "-m", "build", "--sdist", "--outdir", str(built), str(ROOT)),
+                external=True,
+            )
+        (_found["sdist"],) = built.glob("*.tar.gz")
+        shutil.unpack_archive(_found["sdist"], built)
+    return _found["sdist"]
 
 
 def build_wheel(session: nox.Session, folder: str, *options: str) -> Path:
@@ -95,21 +107,27 @@ def build_wheel(session: nox.Session, folder: str, *options: str) -> Path:
     return found
 
 
-def wheel(session: nox.Session) -> str:
-    """Build the wheel for the Python of a session, once."""
+def wheel(session: nox.Session) -> Path:
+    """Build the wheel for the Python of a session, once, or find it."""
     python = str(session.python)
-    if python not in _wheels:
-        # The kernels for GPUs depend neither on the Python nor on the MXNet, and take longest to
-        # compile.
-        _wheels[python] = str(build_wheel(session, "wheel", "MXADAMAX_CUDA=OFF"))
-    return _wheels[python]
+    if python not in _found:
+        if session.posargs:
+            _found[python] = given(session, f"*-cp{python.replace('.', '')}-*.whl")
+        else:
+            # The kernels for GPUs depend neither on the Python nor on the MXNet, and take longest
+            # to compile.
+            _found[python] = build_wheel(session, "wheel", "MXADAMAX_CUDA=OFF")
+    return _found[python]
 
 
 def add_testing_module(session: nox.Session) -> None:
     """Put what only tests need, which no wheel has, beside the installed module."""
     code = "import sysconfig; print(sysconfig.get_path('platlib'))"
     folder = session.run("python", "-c", code, silent=True).strip()
-    with zipfile.ZipFile(build_wheel(session, "testing", "MXADAMAX_TESTING=ONLY")) as archive:
+    built = f"testing for {session.python}"
+    if built not in _found:
+        _found[built] = build_wheel(session, "testing", "MXADAMAX_TESTING=ONLY")
+    with zipfile.ZipFile(_found[built]) as archive:
         (name,) = (name for name in archive.namelist() if "/_native_testing." in name)
         archive.extract(name, folder)
 

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build the sdist and the wheels of a release, the same bytes every time.
+"""Build the sdist and the wheels of a release, the same bytes every time, and test them.
 
     pip install '.[release]'
     python scripts/build_release.py            builds the last commit into dist/
     python scripts/build_release.py --check    builds it twice, and compares
+    python scripts/build_release.py --test     also runs the quick tests with each wheel installed
+
+`--python` alone builds the sdist, and `--no-build` checks and tests what is there: so does
+.github/workflows/release.yml, for which cibuildwheel builds the wheels.
 
 All are made from a commit, with its time, in folders of their own: what else lies in the checkout
 does not matter. The wheels are made from the sdist, one for each supported Python that is found.
@@ -15,7 +19,6 @@ import gzip
 import hashlib
 import io
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -23,8 +26,9 @@ import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List
 
+from pythons import python_of, supported_pythons
 from symbol_versions import given_away, highest, listing_of, too_new
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,22 +39,11 @@ PLATFORM = "manylinux2014_x86_64"
 NOT_BUNDLED = ["libgomp.so.1"]
 """MXNet has loaded an OpenMP runtime already, and update and operators must share its threads."""
 
+LARGEST = 2_000_000
+"""Bytes of a wheel; more, and something is in it that should not be."""
+
 DEFINED = "MXADAMAX_CUDA=OFF"
 """What CMake is told: wheels do not depend on whether a CUDA compiler is there."""
-
-
-def supported_pythons() -> List[str]:
-    """List the versions of Python that pyproject.toml names, such as 3.8."""
-    return re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
-
-
-def python_of(version: str) -> Optional[str]:
-    """Find the program of a version of Python, as pyenv or the system has it."""
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
-    # pyenv puts shims on PATH, which refuse to run a Python that is not switched on.
-    folders = [str(path) for path in sorted(pyenv.glob("versions/*/bin"))]
-    path = os.pathsep.join([*folders, os.environ["PATH"]])
-    return shutil.which(f"python{version}", path=path)
 
 
 def run(*command: str, folder: Path, time: int, python: str = sys.executable) -> None:
@@ -79,6 +72,35 @@ def normalize(sdist: Path, time: int) -> None:
             new.addfile(clean, old.extractfile(member) if member.isfile() else None)
     with sdist.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=time) as packed:
         packed.write(content.getvalue())
+
+
+def check_contents(wheel: Path, sdist: Path) -> None:
+    """Stop unless a wheel has the sdist's package, its licences, and what belongs to a wheel."""
+    with tarfile.open(sdist) as archive:
+        names = [name.partition("/")[2] for name in archive.getnames()]
+    package = [name for name in names if name.startswith(("mxadamax/", "mxadamax_hook/"))]
+    # Of a module that is not installed.
+    expected = {name for name in package if name.endswith((".py", ".pyi", "py.typed"))} - {
+        "mxadamax/_native_testing.pyi"
+    }
+    about = "-".join(wheel.name.split("-")[:2]) + ".dist-info/"
+    made = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt")
+    licences = [name for name in names if name.startswith("LICENSE")]
+    expected |= {about + name for name in (*made, *licences)}
+    with zipfile.ZipFile(wheel) as archive:
+        found = {name for name in archive.namelist() if not name.endswith("/")}
+    # The setuptools of Python 3.8 has no folder for licences.
+    found = {
+        name.replace(f"{about}licenses/", about)
+        for name in found
+        if ".so" not in Path(name).suffixes
+    }
+    if found != expected:
+        sys.exit(f"build_release: {wheel.name}: not as expected: {sorted(found ^ expected)}")
+    if PLATFORM not in wheel.name:
+        sys.exit(f"build_release: {wheel.name} is not for {PLATFORM}")
+    if wheel.stat().st_size > LARGEST:
+        sys.exit(f"build_release: {wheel.name} has {wheel.stat().st_size} bytes")
 
 
 def check_modules(wheel: Path) -> None:
@@ -131,6 +153,18 @@ def build_wheel(sdist: Path, python: str, work: Path, time: int) -> Path:
     return wheel
 
 
+def check(paths: List[Path]) -> None:
+    """Stop unless an sdist and the wheels of it have what they should."""
+    sdists = [path for path in paths if path.name.endswith(".tar.gz")]
+    if len(sdists) != 1:
+        sys.exit(f"build_release: expected one sdist, found {len(sdists)}")
+    subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *paths], check=True)
+    for wheel in paths:
+        if wheel.suffix == ".whl":
+            check_contents(wheel, sdists[0])
+            check_modules(wheel)
+
+
 def build(commit: str, into: Path, pythons: Dict[str, str]) -> List[Path]:
     """Build the sdist and the wheels of a commit.
 
@@ -177,29 +211,41 @@ def main() -> int:
     parser.add_argument("--into", type=Path, default=ROOT / "dist", help="folder to write")
     parser.add_argument(
         "--python",
-        nargs="+",
+        nargs="*",
         metavar="VERSION",
         default=supported_pythons(),
         help="Pythons to build wheels for (default: %(default)s)",
     )
+    parser.add_argument("--no-build", action="store_true", help="take what is in the folder")
     parser.add_argument("--check", action="store_true", help="build a second time, and compare")
+    parser.add_argument(
+        "--test",
+        action="store_true",
+        help="install each wheel with each MXNet, and run the quick tests",
+    )
     given = parser.parse_args()
     pythons = {version: python for version in given.python if (python := python_of(version))}
     missing = [version for version in given.python if version not in pythons]
     if missing:
         sys.exit(f"build_release: found no Python {', '.join(missing)}; --python chooses others")
     # Another commit may come while this one is built.
+    into = given.into.resolve()
     commit = git("rev-parse", "--verify", f"{given.commit}^{{commit}}").decode().strip()
-    built = hashes(build(commit, given.into.resolve(), pythons))
+    paths = sorted(into.glob("mxadamax-*")) if given.no_build else build(commit, into, pythons)
+    check(paths)
+    built = hashes(paths)
     for name, digest in built.items():
-        print(f"{digest}  {name}")
+        print(f"{digest}  {name}", flush=True)
     if given.check:
         with tempfile.TemporaryDirectory() as name:
             again = hashes(build(commit, Path(name), pythons))
         if again != built:
             print(f"build_release: a second build differs: {again}", file=sys.stderr)
             return 1
-        print("build_release: a second build is the same")
+        print("build_release: a second build is the same", flush=True)
+    if given.test:
+        command = ["nox", "--session", "quick", "--pythons", *pythons, "--", str(into)]
+        return subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False).returncode
     return 0
 
 

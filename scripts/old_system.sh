@@ -15,9 +15,7 @@ sdist=$(echo "$dist"/mxadamax-*.tar.gz)
 here=$(mktemp -d)
 trap 'rm -rf "$here"' EXIT
 root=${OLD_SYSTEM_FOLDER:-$here/root}
-for python in "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.9.*/bin/python3.9 python3.9; do
-  command -v "$python" > /dev/null && break
-done
+python=$(python3 "$(dirname "$0")/pythons.py" 3.9)
 
 if [ ! -e "$root/usr/bin/python3" ]; then
   # MXNet's wheel loads libgomp and libquadmath, and does not bring them along.

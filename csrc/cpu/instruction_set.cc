@@ -25,6 +25,12 @@ bool has_f16c() {
   return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
 }
 
+// All that the compiler may use by the options in CMakeLists.txt; -mavx2 allows popcnt too. The
+// builtin also asks whether the system keeps the registers.
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt") && has_f16c();
+}
+
 }  // namespace
 #endif
 
@@ -32,7 +38,8 @@ const std::vector<InstructionSet>& instruction_sets() {
   static const std::vector<InstructionSet> sets = [] {
     std::vector<InstructionSet> usable{{"baseline", kernels_baseline()}};
 #if defined(MXADAMAX_X86_64)
-    if (__builtin_cpu_supports("avx2") && has_f16c()) usable.push_back({"avx2", kernels_avx2()});
+    if (!has_avx2()) return usable;
+    usable.push_back({"avx2", kernels_avx2()});
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
       usable.push_back({"avx512", kernels_avx512()});

@@ -2,7 +2,6 @@
 // What the compiled kernels of one instruction set look like from outside.
 #pragma once
 
-#include <array>
 #include <cstdint>
 
 #include "common/dtype.h"
@@ -25,7 +24,13 @@ constexpr std::int64_t sum_block = 512;
 constexpr int summed_together = 4;
 // The numbers that a sum over a part of a tensor consists of. A scaled norm has two.
 constexpr int sum_numbers = 2 * max_sums;
-using Sums = std::array<double, sum_numbers>;
+// No std::array, whose functions are not always inlined: see MXADAMAX_RULE.
+struct Sums {
+  double numbers[sum_numbers];
+
+  MXADAMAX_RULE double& operator[](int k) { return numbers[k]; }
+  MXADAMAX_RULE double operator[](int k) const { return numbers[k]; }
+};
 // Room for the terms of a block of one tensor.
 struct alignas(64) Terms {
   unsigned char room[max_sums][sum_block * sizeof(double)];

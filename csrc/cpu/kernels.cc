@@ -2,8 +2,9 @@
 // The loops over the rules. This file is compiled once per instruction set, with
 // MXADAMAX_KERNELS naming the function that hands out the result.
 //
-// Everything but that function has internal linkage, so that code made for one instruction set is
-// never picked by the linker for another.
+// Everything but that function has internal linkage or is always inlined, so that code made for one
+// instruction set is never picked by the linker for another. tests/kernels/test_native_driver.py
+// looks for what is not.
 #include <cstring>
 #include <type_traits>
 

@@ -80,7 +80,8 @@ bool add_in_lanes(T& total, const T* terms, std::int64_t count) {
   for (std::int64_t i = 0; i < count; i += ordered_lanes<T>) lanes.add(terms + i, power);
   const RoundedSum<T, 1> added = lanes.joined();
   const T sum = total + added.sums[0];
-  const T half_unit = power * (std::numeric_limits<T>::epsilon() / 2);
+  constexpr T half_epsilon = std::numeric_limits<T>::epsilon() / 2;
+  const T half_unit = power * half_epsilon;
   // The second comparison is false as well where the power is zero or infinite, or a term is NaN.
   if (added.distances[0] == half_unit || !(sum < 2 * power)) return false;
   total = sum;

@@ -2,6 +2,7 @@
 """Build the driver in C++, which tests kernels, codecs, chunks and threads without Python; ctest runs it."""
 
 import os
+import platform
 import re
 import runpy
 import shutil
@@ -85,6 +86,21 @@ def test_the_driver_can_fail(tree):
         kernels.write_text(right)
     assert done.returncode != 0
     assert re.search(r"test_rules.cc:\d+: .*adamax, float32, case 0", done.stdout)
+
+
+def test_kernels_have_no_code_that_the_linker_could_share(tmp_path):
+    """Without optimization, which inlines what need not be, and with nothing that runs at loading."""
+    sets = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mf16c"]
+    run(
+        *("c++", "-std=c++17", "-O0", f"-I{CSRC}", "-DMXADAMAX_KERNELS=kernels_here"),
+        *(sets if platform.machine() == "x86_64" else []),
+        *("-c", CSRC / "cpu" / "kernels.cc", "-o", tmp_path / "kernels.o"),
+    )
+    listed = run("nm", "--demangle", "--defined-only", tmp_path / "kernels.o").stdout
+    symbols = re.findall(r"^[0-9a-f]+ (\w) (.*)$", listed, re.M)
+    shared = [name for kind, name in symbols if kind in "TWi"]
+    assert shared == ["mxadamax::cpu::kernels_here()"]
+    assert not [name for _, name in symbols if name.startswith("_GLOBAL__sub_I")]
 
 
 def test_mutants_are_found_in_every_rule():
