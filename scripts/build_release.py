@@ -83,10 +83,10 @@ def check_contents(wheel: Path, sdist: Path) -> None:
     expected = {name for name in package if name.endswith((".py", ".pyi", "py.typed"))} - {
         "mxadamax/_native_testing.pyi"
     }
+    expected.add("mxadamax/LICENSE.pybind11")
     about = "-".join(wheel.name.split("-")[:2]) + ".dist-info/"
     made = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt")
-    licences = [name for name in names if name.startswith("LICENSE")]
-    expected |= {about + name for name in (*made, *licences)}
+    expected |= {about + name for name in (*made, "LICENSE")}
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if not name.endswith("/")}
     # The setuptools of Python 3.8 has no folder for licences.
