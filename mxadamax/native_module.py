@@ -4,7 +4,7 @@
 import importlib.util
 import re
 import sys
-from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn, Optional
@@ -45,8 +45,11 @@ def load() -> ModuleType:
 def check(name: str = "_native") -> None:
     """Raise an ImportError if loading a compiled module could end this process: it is damaged."""
     spec = _find(name)
-    found = fault(Path(spec.origin)) if spec and spec.origin else ""
-    if spec and found:
+    # Another module can stand for one in a rehearsal.
+    if spec is None or not isinstance(spec.loader, ExtensionFileLoader):
+        return
+    found = fault(Path(spec.loader.path))
+    if found:
         raise ImportError(f"mxadamax: the compiled module {spec.origin} {found}: {_ANEW}")
 
 
