@@ -101,8 +101,9 @@ def look_at_mxnet(report: Report) -> None:
 
 def look_at_files(report: Report, installed: List[str]) -> None:
     """Check that the files of an MXNet that can be imported are of one version and flavour."""
-    if different_versions():
-        report.problems.append(f"{different_versions()}: {how_to_repair()}")
+    different = different_versions()
+    if different:
+        report.problems.append(f"{different}: {how_to_repair()}")
     elif len(installed) > 1:
         report.problems.append(over_each_other(installed))
 
