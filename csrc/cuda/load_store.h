@@ -135,26 +135,30 @@ MXADAMAX_RULE void store(void* array, std::int64_t first, const T* numbers) {
 // its load: so all loads come first.
 using Halves = Plain<std::uint16_t>;
 
-template <int count>
-MXADAMAX_RULE void decode_halves(DType type, const std::uint16_t* bits, float* numbers) {
+// Calls use(number) with the number type of a 16-bit dtype.
+template <class Use>
+MXADAMAX_RULE void with_half(DType type, Use&& use) {
   if (type == DType::float16) {
-#pragma unroll
-    for (int i = 0; i < count; ++i) numbers[i] = Float16::decode(bits[i]);
+    use(Float16{});
   } else {
-#pragma unroll
-    for (int i = 0; i < count; ++i) numbers[i] = Bfloat16::decode(bits[i]);
+    use(Bfloat16{});
   }
 }
 
 template <int count>
+MXADAMAX_RULE void decode_halves(DType type, const std::uint16_t* bits, float* numbers) {
+  with_half(type, [&](auto number) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) numbers[i] = number.decode(bits[i]);
+  });
+}
+
+template <int count>
 MXADAMAX_RULE void encode_halves(DType type, const float* numbers, std::uint16_t* bits) {
-  if (type == DType::float16) {
+  with_half(type, [&](auto number) {
 #pragma unroll
-    for (int i = 0; i < count; ++i) bits[i] = Float16::encode(numbers[i]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < count; ++i) bits[i] = Bfloat16::encode(numbers[i]);
-  }
+    for (int i = 0; i < count; ++i) bits[i] = number.encode(numbers[i]);
+  });
 }
 
 }  // namespace mxadamax::cuda

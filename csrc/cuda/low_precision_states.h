@@ -9,13 +9,11 @@
 
 namespace mxadamax::cuda {
 
-// Calls use(number) with the number type of a dtype.
+// Calls use(number) with the number type of a dtype that is computed in float32.
 template <class Use>
 MXADAMAX_RULE void with_number(DType type, Use&& use) {
-  if (type == DType::float16) {
-    use(Float16{});
-  } else if (type == DType::bfloat16) {
-    use(Bfloat16{});
+  if (is_converted(type)) {
+    with_half(type, use);
   } else {
     use(Plain<float>{});
   }

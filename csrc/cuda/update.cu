@@ -31,7 +31,8 @@ MXADAMAX_RULE void for_each_array(const TensorEntry& tensor, Elements<R, count, 
   for (int k = 0; k < R::states; ++k) visit(tensor.states[k], elements.states[k]);
 }
 
-// Loads the elements from `first` on; their gradients are at `place`, or zero if that is negative.
+// Loads the elements from `first` on; their gradients are at `place`, or zero if that is negative,
+// which is never so of vectors.
 template <class R, int count>
 MXADAMAX_RULE void load_elements(const TensorEntry& tensor, std::int64_t place, std::int64_t first,
                                  T* grad, Elements<R, count>& to) {
@@ -40,6 +41,7 @@ MXADAMAX_RULE void load_elements(const TensorEntry& tensor, std::int64_t place, 
   };
   if constexpr (variant == Variant::half) {
     std::uint16_t grad_bits[count] = {};
+    // Not asked of vectors, this makes the compiler use more registers.
     if (place >= 0) load<Halves, count>(tensor.grad, place, grad_bits);
     if (tensor.copy != nullptr) {
       for_each_array(tensor, to, load_numbers);
@@ -58,7 +60,7 @@ MXADAMAX_RULE void load_elements(const TensorEntry& tensor, std::int64_t place, 
   } else {
 #pragma unroll
     for (int i = 0; i < count; ++i) grad[i] = 0;
-    if (place >= 0) load<Plain<T>, count>(tensor.grad, place, grad);
+    if (count > 1 || place >= 0) load<Plain<T>, count>(tensor.grad, place, grad);
     for_each_array(tensor, to, load_numbers);
   }
 }
