@@ -16,6 +16,7 @@ from typing import (
     Iterator,
     List,
     Mapping,
+    NamedTuple,
     Optional,
     Set,
     Tuple,
@@ -39,8 +40,9 @@ from .conversion import (
     to_built_in,
     without_averages,
 )
-from .optimizers.base import FusedOptimizer
+from .optimizers.base import FusedOptimizer, State
 from .optimizers.options import BY_NAME, Resume, check_integer, names_of
+from .optimizers.state_dtypes import by_option, chosen, possible
 from .optimizers.state_layout import arrays_of, describe, without_average
 from .optimizers.update_counts import move_counts, renumber
 from .states_alone import COUNT, check_nesting, optimizer_of_states
@@ -214,7 +216,10 @@ def load_states(
         written = _keys_in_file(trainer, known, states, source)
         candidate = _successor(target, source, weights, dict(zip(written, keys)))
         states = _by_position(trainer, states, written)
-        states = _check_states(trainer, states, source, candidate, weights)
+        writer = None if alone else source
+        dtypes = _state_dtypes(target, writer, keys, written, weights)
+        states, loaded = _check_states(trainer, states, source, candidate, weights, dtypes)
+        candidate._loaded_state_dtypes = {keys[index]: dtype for index, dtype in loaded.items()}
 
     placed = [{keys[index]: state for index, state in states.items()}]
     if not trainer._update_on_kvstore:
@@ -494,6 +499,8 @@ def _check_options(source: FusedOptimizer, optimizer: FusedOptimizer, names: Ite
             continue
         if name == "momentum" and source.rule == optimizer.rule:
             continue
+        if name == "state_dtype" and _differ_by_parameter(found, wanted):
+            continue
         if name == "ema_decay" and found is None:
             # Averages can begin at any time.
             continue
@@ -504,6 +511,12 @@ def _check_options(source: FusedOptimizer, optimizer: FusedOptimizer, names: Ite
             f"was written with {name}={found!r}, but the trainer's {optimizer.registered_name} "
             f"has {name}={wanted!r}; {advice}"
         )
+
+
+def _differ_by_parameter(found: Any, wanted: Any) -> bool:
+    """Whether values of `state_dtype` can mean the same for some parameters, which states tell."""
+    one_for_all = isinstance(found, str) and isinstance(wanted, str)
+    return found is not None and wanted is not None and not one_for_all
 
 
 def _keys_in_file(
@@ -571,6 +584,10 @@ def _successor(
             entries[name] = getattr(optimizer, name)
     if entries.get("ema_decay") is None:
         entries["ema_decay"] = optimizer.ema_decay
+    # States tell of each parameter what the file has.
+    for name in ("state_dtype", "_parameter_names", "_sparse_gradients"):
+        entries[name] = getattr(optimizer, name)
+    entries["_loaded_state_dtypes"] = {}
 
     renumber(entries, keys)
     move_counts(entries, [w.context.device_id for arrays in weights.values() for w in arrays])
@@ -595,17 +612,71 @@ def _check_progress(optimizer: FusedOptimizer) -> None:
         check_integer(optimizer.registered_name, name, getattr(optimizer, name), 0)
 
 
+class _Chosen(NamedTuple):
+    """What `state_dtype` says about a parameter.
+
+    Parameters
+    ----------
+    wanted : str or None
+        In the program.
+    written : str or None
+        In the program that wrote the file.
+    """
+
+    wanted: Optional[str]
+    written: Optional[str]
+
+    def rank(self, dtype: Optional[str]) -> Tuple[bool, bool]:
+        """Sort dtypes by who says so: a state can fit two of them."""
+        return dtype != self.written, dtype != self.wanted
+
+
+def _state_dtypes(
+    target: FusedOptimizer,
+    source: Optional[FusedOptimizer],
+    keys: List[Any],
+    written: List[Any],
+    weights: Mapping[int, List[NDArray]],
+) -> Dict[int, _Chosen]:
+    """Return what file and program choose for each parameter, by its position in the trainer.
+
+    `keys` and `written` are the keys of all parameters in the program and in the file; `source` is
+    None for states alone.
+    """
+    found = {}
+    for index, arrays in weights.items():
+        wanted = by_option(target, keys[index], arrays[0])
+        of_file = wanted
+        if source is not None and index < len(written):
+            of_file = chosen(source, written[index], arrays[0])
+        found[index] = _Chosen(wanted, of_file)
+    return found
+
+
+def _initial_state(optimizer: FusedOptimizer, weight: NDArray, dtype: Optional[str]) -> State:
+    """Return the state before the first step with own arrays of a dtype."""
+    if optimizer.state_dtype is None:
+        # What users override.
+        return optimizer.create_state_multi_precision(0, weight)
+    return replace(optimizer.state_layout(weight), state_dtype=dtype).create_all(weight)
+
+
 def _check_states(
     trainer: "Trainer",
     states: States,
     source: FusedOptimizer,
     successor: FusedOptimizer,
     weights: Mapping[int, List[NDArray]],
-) -> States:
-    """Return the states, with new averages if those begin now; ValueError if they do not fit."""
+    dtypes: Mapping[int, _Chosen],
+) -> Tuple[States, Dict[int, Optional[str]]]:
+    """Return the states, with new averages if those begin now; ValueError if they do not fit.
+
+    With them goes the dtype of each parameter's own arrays, where the program would choose another.
+    """
     parameters = trainer._params
     begins = source.ema_decay is None and successor.ema_decay is not None
     checked: States = {}
+    loaded: Dict[int, Optional[str]] = {}
     seen: Set[int] = set()
     for index, parameter in enumerate(parameters):
         name = _names(trainer, [index])
@@ -622,17 +693,25 @@ def _check_states(
             checked[index] = state
             continue
         weight = weights[index][0]
-        expected = successor.create_state_multi_precision(index, weight)
         layout = successor.state_layout(weight)
-        average = layout.unpack(expected).average
+        found = describe(state)
+        others = []
+        for dtype in sorted(possible(successor), key=dtypes[index].rank):
+            expected = _initial_state(successor, weight, dtype)
+            average = layout.unpack(expected).average
+            described = describe(without_average(expected) if begins else expected)
+            if found == described:
+                break
+            others.append(described)
+        else:
+            raise ValueError(
+                f"{name}: holds a state {found}, expected {' or '.join(dict.fromkeys(others))} for "
+                f"its weight {describe(weight)}"
+            )
+        if dtype != dtypes[index].wanted:
+            loaded[index] = dtype
         if begins:
             layout = replace(layout, has_average=False)
-            expected = without_average(expected)
-        if describe(state) != describe(expected):
-            raise ValueError(
-                f"{name}: holds a state {describe(state)}, expected {describe(expected)} for its "
-                f"weight {describe(weight)}"
-            )
         for array in arrays_of(state):
             if id(array) in seen:
                 raise ValueError(
@@ -644,4 +723,4 @@ def _check_states(
             average = average if parts.master is None else parts.master.copy()
             state = parts._replace(average=average).nested
         checked[index] = state
-    return checked
+    return checked, loaded

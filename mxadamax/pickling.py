@@ -5,8 +5,11 @@ import importlib
 import sys
 from typing import Any, Dict, Type, Union
 
-FORMAT = 1
-"""The format of a pickled optimizer; 0 for files of version 0.1."""
+FORMAT = 2
+"""The format of a pickled optimizer; 0 for files of version 0.1.
+
+In files of format 1 and 0, one `state_dtype` is that of every parameter.
+"""
 
 _IN = {"AMSGrad": "adam"}
 """The module in `mxadamax.optimizers` of each class that is not in the module of its name."""
@@ -70,6 +73,9 @@ def check_format(state: Dict[str, Any]) -> Dict[str, Any]:
             f"mxadamax: this file has format {found!r}, of a newer version; this one reads up to "
             f"{FORMAT}: install the newer one here too"
         )
+    if found < 2 and state.get("state_dtype") is not None:
+        # Of small arrays and of embeddings as well.
+        state["state_dtype"] = {".*": state["state_dtype"]}
     if "_ledgers" in state:
         state["_step_trackers"] = state.pop("_ledgers")
     return state

@@ -3,6 +3,7 @@
 
 import inspect
 import warnings
+from dataclasses import replace
 from typing import Any, Dict, Iterator, List, Mapping, Optional
 
 import mxnet
@@ -13,6 +14,7 @@ from .conversion import States, dense, describe_optimizer, our_name
 from .dtypes import DTYPES
 from .optimizers.base import FusedOptimizer, State
 from .optimizers.options import Resume, names_of
+from .optimizers.state_dtypes import possible
 from .optimizers.state_layout import arrays_of, describe, map_arrays
 
 COUNT = "begin_num_update"
@@ -88,10 +90,16 @@ def _possible(state: State, writer: Optimizer) -> Iterator[str]:
     like = arrays[0] if arrays else mxnet.nd.zeros((1,))
     first = [kind for kind in _WEIGHTS if kind == like.dtype]
     for kind in dict.fromkeys((*first, *_WEIGHTS)):
+        weight = like.astype(kind)
+        if isinstance(writer, FusedOptimizer) and writer.state_dtype is not None:
+            layout = writer.state_layout(weight)
+            for dtype in possible(writer):
+                yield describe(replace(layout, state_dtype=dtype).create_all(weight))
+            continue
         with warnings.catch_warnings():
             # MXNet's own advise against 16-bit weights without master weights.
             warnings.simplefilter("ignore", UserWarning)
-            expected = writer.create_state_multi_precision(0, like.astype(kind))
+            expected = writer.create_state_multi_precision(0, weight)
         yield describe(expected)
 
 

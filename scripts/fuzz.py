@@ -52,6 +52,12 @@ def hostile(rng):
     )
 
 
+def state_dtype(rng):
+    """One dtype, also of small arrays; or what one dtype for all means."""
+    found = of(rng, None, "float16", "bfloat16", "int8")
+    return found if found is None or rng.randint(4) == 0 else {".*": found}
+
+
 OPTIONS = {
     "learning_rate": lambda rng: float(10 ** rng.uniform(-6, 1)),
     "wd": lambda rng: of(rng, 0.0, 0.1, 1e-5),
@@ -65,7 +71,7 @@ OPTIONS = {
     "multi_precision": lambda rng: bool(rng.randint(2)),
     "aggregate_num": lambda rng: of(rng, 0, 1, 2, 1000),
     "lazy_update": lambda rng: bool(rng.randint(2)),
-    "state_dtype": lambda rng: of(rng, None, "float16", "bfloat16", "int8"),
+    "state_dtype": state_dtype,
     "state_seed": lambda rng: rng.randint(0, 2**20),
     "clip_global_norm": lambda rng: of(rng, None, 0.1, 1e6, math.inf),
     "beta1": lambda rng: of(rng, 0.0, 0.9, 0.999999),

@@ -86,3 +86,8 @@ def updaters_of(trainer: "Trainer") -> List[Any]:
 def classic(array: Any) -> NDArray:
     """Return an array of either kind as the legacy NDArray that optimizers get."""
     return array.as_nd_ndarray() if hasattr(array, "as_nd_ndarray") else array
+
+
+def has_sparse_gradient(parameter: Any) -> bool:
+    """Return whether the gradients of a parameter are row_sparse."""
+    return getattr(parameter, "_grad_stype", "default") == "row_sparse"

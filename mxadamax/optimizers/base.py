@@ -3,6 +3,8 @@
 
 import inspect
 import os
+from collections.abc import Mapping as AnyMapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import (
     Any,
@@ -42,7 +44,14 @@ from .options import (
 )
 from .reference_step import reference_update
 from .scalars import NO_L2, Scalars
-from .state_layout import State, StateLayout, behind_master, check_state_dtype
+from .state_dtypes import (
+    PickledFunction,
+    StateDtype,
+    check_state_dtype,
+    chosen,
+    names_to_pickle,
+)
+from .state_layout import State, StateLayout, behind_master
 from .step_tracker import Index
 from .traits import TraitsBySeries
 
@@ -78,6 +87,12 @@ def register(
         return cls
 
     return decorate
+
+
+def _show_on_store(weights: Sequence[NDArray], error: Exception) -> None:
+    """Make the next use of weights fail if a key-value store would drop the error."""
+    if inside_kvstore_update():
+        native().push_failure(list(weights), str(error))
 
 
 class FusedOptimizer(CountingOptimizer):
@@ -134,9 +149,13 @@ class FusedOptimizer(CountingOptimizer):
         corrected at every step. For 16-bit weights it is float32, and averages the float32 master
         weight if there is one. Evaluate with it by :func:`mxadamax.averaged_weights`. It costs one
         array of state, the last of a tuple ``(state, average)``.
-    state_dtype : {'float16', 'bfloat16', 'int8'} or None, default None
-        Store states in low precision; see the notes. Requires `use_fused_step`; not for float64
-        weights.
+    state_dtype : {'float16', 'bfloat16', 'int8'}, dict, function or None, default None
+        Store states in low precision; see the notes. A dict maps patterns of parameter names, as
+        `re.match` takes them, to dtypes or None: the first match counts, and without one None. A
+        function gets the name and the shape of a parameter and returns a dtype or None; pickle
+        must be able to store it. One dtype for all leaves out parameters with row_sparse gradients
+        and arrays of fewer than 4096 elements, whose states are as with None. Requires
+        `use_fused_step`; not for float64 weights.
     state_seed : int, in [0, 2**32), default 0
         Seed of the stochastic rounding of states of a `state_dtype`: the same seed gives the same
         bits.
@@ -192,6 +211,11 @@ class FusedOptimizer(CountingOptimizer):
     builtin: ClassVar[BySeries] = {}
     # Set by the constructor that `register` makes.
     numerics: str = PORTABLE
+    # What states in low precision need to know of parameters: from a pickle, by their keys, where
+    # the parameters are not; and the dtypes that a loaded file has where others would be chosen.
+    _parameter_names: Mapping[Index, str] = {}
+    _sparse_gradients: Tuple[Index, ...] = ()
+    _loaded_state_dtypes: Mapping[Index, Optional[str]] = {}
 
     def __init__(
         self,
@@ -204,7 +228,7 @@ class FusedOptimizer(CountingOptimizer):
         clip_global_norm: Optional[float] = None,
         skip_nonfinite: bool = False,
         ema_decay: Optional[float] = None,
-        state_dtype: Optional[str] = None,
+        state_dtype: StateDtype = None,
         state_seed: int = 0,
         numerics: Optional[str] = None,
         **kwargs: Any,
@@ -249,11 +273,19 @@ class FusedOptimizer(CountingOptimizer):
         self.state_dtype = state_dtype
         self.state_seed = state_seed
         self.ema_swapped_in = False
-        self._state_cache = _native.StateCache()
+        self._forget_arrays()
         if use_fused_step:
             # Raise here if MXNet is not supported: later, MXNet could swallow the exception.
             native()
         check_integer(owner, "begin_num_update", self.begin_num_update, 0)
+
+    def _forget_arrays(self) -> None:
+        """Forget what steps leave behind about arrays."""
+        self._state_cache = _native.StateCache()
+        # For steps in several parts, by what tells them apart.
+        self._part_caches: Dict[Any, _native.StateCache] = {}
+        # By device and parameter, each with the state that was looked at.
+        self._known_state_dtypes: Dict[int, Dict[Index, Tuple[State, Optional[str]]]] = {}
 
     @classmethod
     def has_built_in(cls, options: Mapping[str, Any]) -> bool:
@@ -286,17 +318,29 @@ class FusedOptimizer(CountingOptimizer):
             if name == "rescale_grad":
                 check_rescale_grad(self.registered_name, value)
             value = as_number(value)
+        if name == "state_dtype":
+            self._loaded_state_dtypes = {}
+            self._known_state_dtypes = {}
+            # Later changes to the dict are not seen.
+            value = dict(value) if isinstance(value, AnyMapping) else value
         super().__setattr__(name, value)
 
     def __getstate__(self) -> Dict[str, Any]:
         state = {**super().__getstate__(), "_format": FORMAT}
-        del state["_state_cache"], state["ema_swapped_in"]
+        for name in ("_state_cache", "_part_caches", "_known_state_dtypes", "ema_swapped_in"):
+            del state[name]
+        if self.state_dtype is not None and self.param_dict:
+            state.update(names_to_pickle(self, state["_parameter_keys"]))
+        if callable(self.state_dtype):
+            state["state_dtype"] = PickledFunction(self.registered_name, self.state_dtype)
         return state
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         super().__setstate__({"numerics": PORTABLE, **check_format(state)})
         self.__dict__.pop("rule", None)
-        self._state_cache = _native.StateCache()
+        if isinstance(self.state_dtype, PickledFunction):
+            self.__dict__["state_dtype"] = self.state_dtype.function
+        self._forget_arrays()
         self.ema_swapped_in = False
         self.aggregate_num = aggregate_num_here(self.aggregate_num)
 
@@ -336,8 +380,8 @@ class FusedOptimizer(CountingOptimizer):
         return next(on, None)
 
     def state_layout(self, weight: NDArray) -> StateLayout:
-        """Return the arrays of a weight's state and their nesting."""
-        options = (self.multi_precision, self.state_dtype, self.ema_decay is not None)
+        """Return the arrays of a weight's state and their nesting, as without `state_dtype`."""
+        options = (self.multi_precision, None, self.ema_decay is not None)
         return StateLayout(self.rule, weight.dtype, *options)
 
     def create_state(self, index: Index, weight: NDArray) -> State:
@@ -349,7 +393,9 @@ class FusedOptimizer(CountingOptimizer):
             The rule's arrays, in the order in which the class names them. With `ema_decay`, a
             tuple of that and the average, which begins as the weight.
         """
-        return self.state_layout(weight).create(weight)
+        layout = self.state_layout(weight)
+        dtype = chosen(self, index, weight)
+        return (layout if dtype is None else replace(layout, state_dtype=dtype)).create(weight)
 
     def from_built_in_state(self, state: State) -> State:
         """Return the state of the installed MXNet's built-in as this optimizer keeps it."""
@@ -376,8 +422,13 @@ class FusedOptimizer(CountingOptimizer):
             For a float16 or bfloat16 weight with `multi_precision`, the float32 master weight and
             its state; else the result of `create_state`.
         """
-        master = self.state_layout(weight).create_master(weight)
-        return behind_master(master, self.create_state(index, weight if master is None else master))
+        try:
+            master = self.state_layout(weight).create_master(weight)
+            own = self.create_state(index, weight if master is None else master)
+        except Exception as error:
+            _show_on_store([weight], error)
+            raise
+        return behind_master(master, own)
 
     def scalars(self, lrs: Sequence[float], updates: Sequence[int]) -> Scalars:
         """Compute the scalars of the rule for an update.
@@ -467,9 +518,7 @@ class FusedOptimizer(CountingOptimizer):
             check_call(self)
             self.update(indices, weights, grads, states)
         except Exception as error:
-            if inside_kvstore_update():
-                arrays = weights if isinstance(weights, (list, tuple)) else [weights]
-                native().push_failure(list(arrays), str(error))
+            _show_on_store(weights if isinstance(weights, (list, tuple)) else [weights], error)
             raise
 
     def _forms_groups(self) -> bool:

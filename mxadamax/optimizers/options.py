@@ -9,7 +9,9 @@ import functools
 import inspect
 import math
 import numbers
+import re
 import sys
+from collections.abc import Mapping as AnyMapping
 from dataclasses import dataclass
 from typing import Any, Callable, Mapping, NamedTuple, Optional, Tuple, Union
 
@@ -222,9 +224,38 @@ def check_flag(owner: str, name: str, value: Any) -> None:
 
 
 def _check_state_type(owner: str, name: str, value: Any) -> None:
-    if value is not None and not (isinstance(value, str) and value in STATE_TYPES):
+    if isinstance(value, AnyMapping):
+        for pattern, dtype in value.items():
+            _check_pattern(owner, name, pattern)
+            if not _is_state_type(dtype):
+                raise ValueError(
+                    f"{owner}: {name} must be one of {list(STATE_TYPES)} or None, got {dtype!r} "
+                    f"for {pattern!r}"
+                )
+        return
+    is_function = callable(value) and not isinstance(value, type)
+    if not is_function and not _is_state_type(value):
+        others = "" if isinstance(value, str) else ", a dict of them by pattern, or a function"
         raise ValueError(
-            f"{owner}: {name} must be one of {list(STATE_TYPES)} or None, got {value!r}"
+            f"{owner}: {name} must be one of {list(STATE_TYPES)} or None{others}, got {value!r}"
+        )
+
+
+def _is_state_type(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value in STATE_TYPES)
+
+
+def _check_pattern(owner: str, name: str, pattern: Any) -> None:
+    wrong = None if isinstance(pattern, str) else f"a {type(pattern).__name__}"
+    if wrong is None:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            wrong = str(error)
+    if wrong is not None:
+        raise ValueError(
+            f"{owner}: {name} must have regular expressions of parameter names as keys, got "
+            f"{pattern!r} ({wrong})"
         )
 
 
@@ -410,8 +441,13 @@ OPTIONS = (
     Option(
         "state_dtype",
         None,
-        Values("`'float16'`, `'bfloat16'`, `'int8'` or None", _check_state_type),
-        "store states in low precision: [mixed-precision.md](mixed-precision.md)",
+        Values(
+            "`'float16'`, `'bfloat16'`, `'int8'` or None; a dict of them by pattern of parameter "
+            "names; a function `f(name, shape)`",
+            _check_state_type,
+        ),
+        "store states in low precision: "
+        "[mixed-precision.md](mixed-precision.md#low-precision-states)",
         Resume.SAME_STATES,
         advice="MXNet has no low-precision states: continue with this optimizer",
     ),

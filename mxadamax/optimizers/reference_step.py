@@ -3,7 +3,7 @@
 
 import math
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, List, Optional, Sequence, Union
+from typing import TYPE_CHECKING, Any, Iterator, List, Optional, Sequence, Union
 
 import numpy
 from mxnet.ndarray import NDArray, array, cast, clip, where
@@ -51,7 +51,7 @@ def reference_update(
         rows_by = {a: rows_of(optimizer, indices, table) for a, table in tables.items()}
         rows = [rows_by[a][i] for i, a in enumerate(arithmetics)]
         if optimizer._whole_model_option:
-            factor = _clip_coefficient(optimizer, indices, weights, grads)
+            factor = clip_coefficient(optimizer, indices, weights, grads)
     except BaseException:
         rollback()
         raise
@@ -87,23 +87,37 @@ def rows_of(
     return rows
 
 
-def _clip_coefficient(
+@numpy.errstate(all="ignore")
+def clip_coefficient(
     optimizer: "FusedOptimizer",
     indices: Sequence[Index],
     weights: Sequence[NDArray],
     grads: Sequence[NDArray],
 ) -> Optional[float]:
     """Compute the factor of `clip_global_norm`, None to skip the step; waits for gradients."""
-    arrays = [grad.tostype("default").astype(numpy.float64).asnumpy() for grad in grads]
-    squares = sum(float(numpy.square(array).sum()) for array in arrays)
+    squares, finite = 0.0, True
+    for grad in grads:
+        for values in _in_pieces(grad):
+            square_sum = float(numpy.square(values).sum())
+            squares += square_sum
+            # A sum of squares of float64 numbers may overflow.
+            finite = finite and (math.isfinite(square_sum) or bool(numpy.isfinite(values).all()))
     norm: float = abs(optimizer.rescale_grad) * math.sqrt(squares)
-    skipped = optimizer.skip_nonfinite and not all(numpy.isfinite(array).all() for array in arrays)
+    skipped = optimizer.skip_nonfinite and not finite
     optimizer._step_tracker(weights[0]).record(indices, weights[0], norm, skipped)
     if skipped:
         return None
     if optimizer.clip_global_norm is None or norm <= optimizer.clip_global_norm:
         return 1.0
     return optimizer.clip_global_norm / norm
+
+
+def _in_pieces(grad: NDArray, length: int = 2**20) -> Iterator[Any]:
+    """Yield the numbers of a gradient in float64, few enough at a time to need little memory."""
+    held = grad.data if grad.stype == "row_sparse" else grad.tostype("default")
+    flat = held.reshape((-1,)) if held.size else held
+    for first in range(0, flat.size, length):
+        yield flat[first : first + length].astype(numpy.float64).asnumpy()
 
 
 def _update_one(

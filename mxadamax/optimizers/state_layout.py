@@ -45,20 +45,6 @@ def _scales(states: int, shape: Shape) -> Shape:
     return -(-size // _native.block_size), states
 
 
-def check_state_dtype(
-    owner: str, rule: str, state_dtype: Optional[str], use_fused_step: Optional[bool]
-) -> None:
-    """Raise ValueError if a rule does not support a `state_dtype`."""
-    if state_dtype is None:
-        return
-    found = _native.rules[rule]
-    int8 = state_dtype == "int8"
-    fits = found.supports_int8_state if int8 else found.supports_low_precision_state
-    if not fits or not use_fused_step:
-        why = f"rule {rule!r}" if not fits else "use_fused_step=False"
-        raise ValueError(f"{owner}: state_dtype must be None with {why}, got {state_dtype!r}")
-
-
 @dataclass(frozen=True)
 class StateSpec:
     """The shape and dtype of one of a rule's arrays for a parameter.
@@ -139,7 +125,8 @@ class StateLayout:
     multi_precision : bool, default False
         Whether 16-bit weights have a float32 master.
     state_dtype : str or None, default None
-        The dtype, of `STATE_TYPES`, of the rule's arrays; None for the weight's.
+        The dtype, of `STATE_TYPES`, of the rule's arrays; None for the weight's. Only `create`
+        depends on it.
     has_average : bool, default False
         Whether the state includes an average of the weight.
     """
@@ -171,6 +158,11 @@ class StateLayout:
             own = (None, *own)
         average = computed_copy(weight) if self.has_average else None
         return ParameterState(None, own, average).nested
+
+    def create_all(self, weight: NDArray) -> State:
+        """Create the state of a weight as an updater keeps it, behind its master weight if any."""
+        master = self.create_master(weight)
+        return behind_master(master, self.create(weight if master is None else master))
 
     def unpack(self, state: State) -> ParameterState:
         """Unpack a state from an updater."""

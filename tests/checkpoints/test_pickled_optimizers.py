@@ -100,7 +100,7 @@ def test_training_goes_on_in_the_copy(name, again):
 
 RANDOM_STATES = """
 import mxnet as mx, numpy as np, mxadamax
-optimizer = mxadamax.Adamax(state_dtype="float16", state_seed=3)
+optimizer = mxadamax.Adamax(state_dtype={".*": "float16"}, state_seed=3)
 updater = mx.optimizer.get_updater(optimizer)
 grad = np.random.RandomState(0).standard_normal(200)
 for index in ("dense0_weight", "dense0_bias"):

@@ -257,7 +257,7 @@ def test_with_low_precision_states():
     """The average is kept in full."""
     for state_dtype in ("float16", "bfloat16", "int8"):
         run = Run(
-            mxadamax.Adam(0.1, state_dtype=state_dtype, ema_decay=0.9),
+            mxadamax.Adam(0.1, state_dtype={".*": state_dtype}, ema_decay=0.9),
             weights([(300,), (3, 5)], "float32"),
         )
         history = []

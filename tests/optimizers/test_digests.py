@@ -109,7 +109,7 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
                 continue
             for options in ("common", "all"):
                 for dtype in ("float32", "bfloat16"):
-                    given = {"state_dtype": state_dtype, "state_seed": 3}
+                    given = {"state_dtype": {".*": state_dtype}, "state_seed": 3}
                     name = f"{optimizer}; {options}; {dtype}; states {state_dtype}"
                     yield name, {"options": {**own, **OPTIONS[options], **given}}
     for optimizer, own in BUILT_IN.items():

@@ -68,7 +68,7 @@ def test_a_state_that_is_a_tuple_in_a_tuple(options, method):
 def test_states_low_precision_are_rounded_the_same_for_an_index_of_numpy():
     found = []
     for index in (3, np.int64(3)):
-        optimizer = mxadamax.Adamax(state_dtype="bfloat16")
+        optimizer = mxadamax.Adamax(state_dtype={".*": "bfloat16"})
         weight = nd(np.linspace(-1, 1, 500, dtype="float32"))
         state = optimizer.create_state(index, weight)
         for (grad,) in gradients([(500,)], "float32", 5):

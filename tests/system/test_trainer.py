@@ -550,7 +550,7 @@ def test_dtypes_that_an_option_refuses(native_steps):
 
 OPTIONS_OF_OURS: list[dict[str, Any]] = [
     {"ema_decay": 0.9},
-    {"state_dtype": "bfloat16"},
+    {"state_dtype": {".*": "bfloat16"}},
     {"clip_global_norm": 0.1},
     {"skip_nonfinite": True},
     {"decoupled_wd": True, "maximize": True},
