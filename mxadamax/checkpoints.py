@@ -41,6 +41,7 @@ from .conversion import (
     without_averages,
 )
 from .optimizers.base import FusedOptimizer, State
+from .optimizers.int8_format import as_present
 from .optimizers.options import BY_NAME, Resume, check_integer, names_of
 from .optimizers.state_dtypes import by_option, chosen, possible
 from .optimizers.state_layout import arrays_of, describe, without_average
@@ -193,11 +194,13 @@ def load_states(
     with _named(file):
         if source is None:
             source = _writer(optimizer, optimizer_params, target)
+            states = _as_present(states, source)
             named = {key: _names(trainer, [position]) for position, key in enumerate(keys)}
             _check_kind_of_keys(states, keys)
             check_nesting(states, source, named)
         else:
             _check_unnamed(source, optimizer, optimizer_params)
+            states = _as_present(states, source)
         built_in = built_in_name(source)
         if built_in is not None and f"{built_in}_ext" == target.registered_name:
             states, source = from_built_in(states, source, built_in, target)
@@ -297,6 +300,7 @@ def convert(
         if source is None:
             source = _writer(optimizer, optimizer_params)
             with np_array(is_np_array() and numpy_shapes), np_shape(numpy_shapes):
+                states = _as_present(states, source)
                 check_nesting(states, source, {})
         else:
             _check_unnamed(source, optimizer, optimizer_params)
@@ -341,6 +345,13 @@ def _writer(
             f"optimizer_params={{{COUNT!r}: 1000}}, or --from adam with --option {COUNT}=1000"
         )
     return optimizer_of_states(name, params or {}, like)
+
+
+def _as_present(states: States, source: Optimizer) -> States:
+    """Return states of an earlier version as this one keeps them."""
+    if not isinstance(source, FusedOptimizer):
+        return states
+    return {index: as_present(state, source) for index, state in states.items()}
 
 
 def _check_unnamed(

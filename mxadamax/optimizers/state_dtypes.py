@@ -24,6 +24,7 @@ from mxnet.ndarray import NDArray
 from .. import _native
 from .._mxnet.trainer import has_sparse_gradient
 from ..dtypes import STATE_TYPES
+from .int8_format import convert_in_place
 from .state_layout import State, StateLayout, is_half, state_specs
 from .step_tracker import Index
 
@@ -246,12 +247,14 @@ def _dtype_of(
         return None
     wanted = chosen(optimizer, index, weight)
     value = optimizer.state_dtype
-    if not isinstance(value, str):
-        return wanted
     layout = optimizer.state_layout(weight)
     try:
         own = layout.unpack(state).own
     except (TypeError, ValueError):
+        return wanted
+    # What MXNet has loaded of an earlier version.
+    convert_in_place(own, optimizer)
+    if not isinstance(value, str):
         return wanted
     dtype = getattr(own[0], "dtype", None) if own else None
     for candidate in (wanted, value if wanted is None else None):
