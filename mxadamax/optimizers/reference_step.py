@@ -3,12 +3,13 @@
 
 import math
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Iterator, List, Optional, Sequence, Union
+from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional, Sequence, Union
 
 import numpy
 from mxnet.ndarray import NDArray, array, cast, clip, where
 
 from .. import _native
+from ..dtypes import BFLOAT16
 from .arithmetic import Arithmetic
 from .options import FLOAT32
 from .scalars import NO_L2, Scalars, ema_weight, gradient_bound, update_scalars
@@ -114,10 +115,18 @@ def clip_coefficient(
 
 def _in_pieces(grad: NDArray, length: int = 2**20) -> Iterator[Any]:
     """Yield the numbers of a gradient in float64, few enough at a time to need little memory."""
-    held = grad.data if grad.stype == "row_sparse" else grad.tostype("default")
-    flat = held.reshape((-1,)) if held.size else held
-    for first in range(0, flat.size, length):
-        yield flat[first : first + length].astype(numpy.float64).asnumpy()
+    if grad.stype != "default":
+        grad = grad.data if grad.stype == "row_sparse" else grad.tostype("default")
+    size = grad.size
+    if size > length:
+        flat = grad.reshape((-1,))
+        pieces: Iterable[NDArray] = (flat[k : k + length] for k in range(0, size, length))
+    else:
+        pieces = [grad] if size else []
+    for piece in pieces:
+        # NumPy does not know bfloat16.
+        known = piece.astype(numpy.float32) if piece.dtype == BFLOAT16 else piece
+        yield known.asnumpy().astype(numpy.float64)
 
 
 def _update_one(
