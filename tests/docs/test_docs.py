@@ -284,6 +284,13 @@ def test_the_table_of_exceptions_is_that_of_the_records():
     assert found == expected, f"run scripts/exceptions.py; expected:\n{expected}"
 
 
+def test_the_table_of_memory_is_that_of_the_layouts():
+    text = (ROOT / "docs" / "mixed-precision.md").read_text()
+    (found,) = re.findall(r"^\| model \| parameters .*?\n(?!\|)", text, re.M | re.S)
+    expected = runpy.run_path(str(ROOT / "scripts" / "state_memory.py"))["table"]()
+    assert found == expected, f"run scripts/state_memory.py; expected:\n{expected}"
+
+
 def test_the_bound_of_a_step_of_adamax():
     # Gradients that shrink as fast as `u` forgets: the worst there is.
     weight, lr = mx.nd.zeros((1,), dtype="float64"), 0.5
