@@ -83,7 +83,19 @@ def present(ratios, codes, scales, epsilon):
     return ratio * (den.astype("float64") + epsilon), den
 
 
-MAGNITUDES = [2.0**-149, 1e-38, 1e-12, 0.9999, 1.0, 1.03, 1.9, 1.97, 1.9999, 7e4, 3e38]
+MAGNITUDES = [
+    2.0**-149,
+    1e-38,
+    1e-12,
+    0.9999,
+    1.0,
+    1.03,
+    1.9,
+    1 + 0x77FF80 / 2**23,
+    1.97,
+    7e4,
+    3e38,
+]
 
 
 @pytest.mark.parametrize("largest", MAGNITUDES)

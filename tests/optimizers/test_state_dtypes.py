@@ -372,13 +372,21 @@ def test_a_state_is_looked_at_once(monkeypatch):
     for step in range(3):
         run.step(arrays(step))
     assert sorted(looked) == list(range(len(SHAPES)))
+    # And each part keeps what it has found, as does the check of all.
+    assert len(run.optimizer._part_caches) == 5
     # Not so another state of the same parameter.
     run.updater.states[1] = run.optimizer.create_state(1, run.weights[1])
     run.step(arrays(3))
     assert looked[len(SHAPES) :] == [1]
 
 
-def test_devices_have_states_of_their_own():
+def test_devices_have_states_of_their_own(monkeypatch):
+    looked = []
+    original = state_dtypes._dtype_of
+    monkeypatch.setattr(
+        state_dtypes, "_dtype_of", lambda *given: looked.append(given[1]) or original(*given)
+    )
+
     def weights_on(devices):
         parameters = [gluon.Parameter(f"w{k}", shape=shape) for k, shape in enumerate(SHAPES[:4])]
         for parameter in parameters:
@@ -398,6 +406,8 @@ def test_devices_have_states_of_their_own():
 
     one, two = weights_on([mx.cpu(0)]), weights_on([mx.cpu(0), mx.cpu(1)])
     assert two == [one[0], one[0]]
+    # Each state once in three steps: those of one device, then those of two.
+    assert sorted(looked) == sorted(3 * [0, 1, 2, 3])
 
 
 # Refusals
