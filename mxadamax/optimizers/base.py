@@ -180,13 +180,14 @@ class FusedOptimizer(CountingOptimizer):
     depend only on `state_seed`, the parameter, its update and the element. Second moments are
     stored as their roots. Rounding never turns a nonzero denominator into zero.
 
-    ``'int8'`` stores the second of two states, the denominator, in 256 levels, and the first as its
-    ratio to the denominator in 255 levels, both relative to the absmax of each block of 64
-    elements. A NaN or infinity spreads over its block. The state is a tuple of an int8 array, a
-    uint8 array, and a float32 array with two scales per block: 2.125 bytes per element instead of
-    8. It works with Adamax, Adam, AdamW, Nadam, AdaBelief and LAMB, and dense gradients.
-    The one state of Lion, SGD with momentum and NAG has 127 levels of either sign: a tuple of an
-    int8 array and a float32 array with one scale per block.
+    ``'int8'`` stores the second of two states, the denominator, as a float of 8 bits, four of them
+    of its fraction, relative to the largest of each block of 64 elements; and the first as its
+    ratio to the denominator and `epsilon`, in 255 levels relative to the absmax of the block. A NaN
+    or infinity spreads over its block. The state is a tuple of two int8 arrays, of which the second
+    holds the bytes of codes from 0 to 255, and a float32 array with two scales per block: 2.125
+    bytes per element instead of 8. It works with Adamax, Adam, AdamW, Nadam, AdaBelief and LAMB,
+    and dense gradients. The one state of Lion, SGD with momentum and NAG has 127 levels of either
+    sign: a tuple of an int8 array and a float32 array with one scale per block.
 
     Examples
     --------

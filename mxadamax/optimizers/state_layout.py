@@ -74,7 +74,8 @@ def state_specs(rule: str, dtype: Any, state_dtype: Optional[str]) -> Tuple[Stat
     """Return the arrays of a rule for a weight of a dtype, in the rule's order."""
     states = _native.rules[rule].states
     if state_dtype == "int8":
-        levels = (StateSpec(numpy.int8), StateSpec(numpy.uint8))[:states]
+        # Levels, or codes from 0 to 255, of which these are the bytes.
+        levels = [StateSpec(numpy.int8)] * states
         return (*levels, StateSpec(numpy.float32, partial(_scales, states)))
     kept_in = STATE_TYPES[state_dtype] if state_dtype else dtype
     copies = _native.rules[rule].begin_as_weight

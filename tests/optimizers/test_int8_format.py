@@ -14,7 +14,7 @@ from common import nd
 from mxnet import gluon
 
 import mxadamax
-from mxadamax.optimizers import int8_format, state_layout
+from mxadamax.optimizers import int8_format
 from mxadamax.optimizers.int8_format import (
     convert_in_place,
     converted,
@@ -201,21 +201,6 @@ def test_extreme_magnitudes():
 # Where files are loaded
 
 
-@pytest.fixture
-def present_layout(monkeypatch):
-    """As once kernels take the present format."""
-    original = state_layout.state_specs
-
-    def specs(rule, dtype, state_dtype):
-        found = original(rule, dtype, state_dtype)
-        if state_dtype != "int8":
-            return found
-        return (*(state_layout.StateSpec(np.int8) for _ in found[:-1]), found[-1])
-
-    for module in (state_layout, int8_format):
-        monkeypatch.setattr(module, "state_specs", specs)
-
-
 def arrays_of(old):
     return tuple(map(nd, old))
 
@@ -237,7 +222,7 @@ def assert_converted(own, old, epsilon):
 
 @pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("nesting", ["own", "average", "master"])
-def test_load_states_converts(nesting, alone, present_layout, tmp_path):
+def test_load_states_converts(nesting, alone, tmp_path):
     """With the epsilon of the file, behind a master weight and beside an average too."""
     shape, old = (3, 50), earlier((3, 50))
     options = {"average": {"ema_decay": 0.5}, "master": {"multi_precision": True}}.get(nesting, {})
@@ -263,7 +248,7 @@ def test_load_states_converts(nesting, alone, present_layout, tmp_path):
 
 
 @pytest.mark.parametrize("load", ["Trainer.load_states", "set_states"])
-def test_the_first_step_converts_what_mxnet_has_loaded(load, present_layout, tmp_path):
+def test_the_first_step_converts_what_mxnet_has_loaded(load, tmp_path):
     """Once, in the objects that the updater holds."""
     shape, old = (3, 50), earlier((3, 50))
     writer = trainer_of(shape, epsilon=1e-3)
@@ -292,7 +277,7 @@ def int8_format_of_step(optimizer, weight, state):
     return dtypes_of_step(optimizer, [0], [weight], [state])
 
 
-def test_states_with_one_array_keep_their_format(present_layout):
+def test_states_with_one_array_keep_their_format():
     optimizer = mxadamax.Lion(state_dtype={".*": "int8"})
     own = (mx.nd.ones((70,), dtype="int8"), mx.nd.ones((2, 1)))
     assert int8_format.as_present(own, optimizer) is own
@@ -300,7 +285,7 @@ def test_states_with_one_array_keep_their_format(present_layout):
     assert own[0].dtype == np.int8 and np.all(own[0].asnumpy() == 1)
 
 
-def test_other_states_are_left_alone(present_layout):
+def test_other_states_are_left_alone():
     adam = mxadamax.Adam(state_dtype={".*": "int8"})
     old = arrays_of(earlier((70,)))
     wrong_scales = (*old[:2], mx.nd.ones((1, 2)))

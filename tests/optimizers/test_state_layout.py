@@ -91,12 +91,15 @@ def test_a_subclass_can_begin_with_other_states():
 @pytest.mark.parametrize(("shape", "blocks"), [((), 1), ((0,), 0), ((64,), 1), ((5, 13), 2)])
 def test_scales_of_states_in_8_bits(shape, blocks):
     specs = state_specs("adam", np.float32, "int8")
-    assert [spec.dtype for spec in specs] == [np.int8, np.uint8, np.float32]
+    assert [spec.dtype for spec in specs] == [np.int8, np.int8, np.float32]
     found = [spec.shape(shape) for spec in specs]
     assert found == [shape, shape, (blocks, 2)]
     specs = state_specs("lion", np.float32, "int8")
     assert [spec.dtype for spec in specs] == [np.int8, np.float32]
     assert [spec.shape(shape) for spec in specs] == [shape, (blocks, 1)]
+    specs = state_specs("amsgrad", np.float32, "int8")
+    assert [spec.dtype for spec in specs] == [np.int8, np.int8, np.int8, np.float32]
+    assert [spec.shape(shape) for spec in specs] == [shape, shape, shape, (blocks, 3)]
 
 
 def test_descriptions():
