@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of figures in README.md and docs/performance.md, from what `mxadamax bench` wrote.
+"""The tables of figures in README.md and docs/, from what `mxadamax bench` and benchmarks/ wrote.
 
-Run, it prints them, to be put there; a test compares.
+Run, it prints them, to be put there; with ``--write`` it replaces those there. A test compares.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +181,39 @@ def gpu(name: str) -> str:
     )
 
 
+LOSSES = {
+    "digits": "MNIST, CNN",
+    "text": "Markov chain, transformer",
+    "ratings": "ratings, matrix factorization",
+}
+STATE_TYPES = ("perturbed", "bfloat16", "float16", "int8")
+
+
+def losses(model: str) -> str:
+    """Held-out losses with float32 states, and what other types of states add to them."""
+    found = json.loads((RESULTS / "low-precision-losses.json").read_text())["table"]
+    cases: dict[str, dict[str, Any]] = {}
+    for row in found:
+        if row["model"] == model:
+            cases.setdefault(row["optimizer"], {})[row["dtype"]] = row
+
+    def cell(row: dict[str, Any] | None) -> str:
+        if row is None:
+            return ""
+        text = f"{row['difference']:+.4f} ± {row['error']:.4f}"
+        return text if row["within_noise"] else f"**{text}**"
+
+    rows = []
+    for name, by_type in cases.items():
+        any_row = next(iter(by_type.values()))
+        label = LABELS.get(name, f"`{name}_ext`")
+        float32 = f"{any_row['float32']:.4f} ± {any_row['spread']:.4f}"
+        cells = (cell(by_type.get(dtype)) for dtype in STATE_TYPES)
+        rows.append([label, f"{any_row['rate']:g}", float32, *cells])
+    types = ("float32, perturbed", *(f"`'{dtype}'`" for dtype in STATE_TYPES[1:]))
+    return table([LOSSES[model], "learning rate", "float32", *types], rows)
+
+
 def tables() -> dict[str, list[str]]:
     """All of them, by the file that has them."""
     run, whole = Measured("cpu-2-cores"), Measured("cpu-2-cores-family")
@@ -190,5 +225,23 @@ def tables() -> dict[str, list[str]]:
     }
 
 
+def write(root: Path) -> None:
+    """Replace the tables in the pages, each by the one with the same head."""
+    for page, found in tables().items():
+        text = (root / page).read_text()
+        for new in found:
+            head = "".join(new.splitlines(keepends=True)[:2])
+            old = re.compile(re.escape(head) + r"(?:\|.*\n)*")
+            if len(old.findall(text)) != 1:
+                raise SystemExit(f"{page} must have one table that begins with\n{head}")
+            text = old.sub(lambda _, new=new: new, text)
+        (root / page).write_text(text)
+
+
 if __name__ == "__main__":
-    print("\n".join(found for group in tables().values() for found in group))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="write them into the pages")
+    if parser.parse_args().write:
+        write(Path(__file__).resolve().parents[1])
+    else:
+        print("\n".join(found for group in tables().values() for found in group))
