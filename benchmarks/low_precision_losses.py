@@ -108,7 +108,7 @@ def digits() -> tuple[Arrays, Arrays]:
     return (images[train], labels[train]), (images[held_out], labels[held_out])
 
 
-SYMBOLS, LENGTH = 32, 32
+SYMBOLS, LENGTH = 32, 16
 
 
 def text() -> tuple[Arrays, Arrays]:
@@ -118,13 +118,13 @@ def text() -> tuple[Arrays, Arrays]:
     """
     random = np.random.RandomState(0)
     terms = 1.5 * random.standard_normal((2, SYMBOLS, SYMBOLS))
-    lines = random.randint(0, SYMBOLS, (2048 + 512, LENGTH + 1))
+    lines = random.randint(0, SYMBOLS, (4096 + 1024, LENGTH + 1))
     for k in range(2, LENGTH + 1):
         logits = terms[0, lines[:, k - 2]] + terms[1, lines[:, k - 1]]
         # The largest of logits with Gumbel noise is a draw from their softmax.
         lines[:, k] = np.argmax(logits + random.gumbel(size=logits.shape), axis=1)
     lines = lines.astype("int32")
-    train, held_out = lines[:2048], lines[2048:]
+    train, held_out = lines[:4096], lines[4096:]
     return (train[:, :-1], train[:, 1:]), (held_out[:, :-1], held_out[:, 1:])
 
 
@@ -154,7 +154,7 @@ class Transformer(gluon.HybridBlock):
     def __init__(self, units: int = 32, heads: int = 2):
         super().__init__()
         self.symbols = nn.Embedding(SYMBOLS, units)
-        self.positions = gluon.Parameter(shape=(LENGTH, units), init=mx.init.Normal(0.1))
+        self.positions = gluon.Parameter(shape=(LENGTH, units), init=mx.init.Normal(0.5))
         self.attention = Attention(units, heads)
         self.feed_forward = nn.HybridSequential()
         self.feed_forward.add(
@@ -221,7 +221,7 @@ MODELS = {
         Transformer,
         functools.lru_cache(maxsize=None)(text),
         gluon.loss.SoftmaxCrossEntropyLoss(),
-        *(8, 400),
+        *(16, 400),
     ),
     "ratings": Model(
         Factorization,
@@ -272,9 +272,9 @@ RATES: Mapping[str, Mapping[str, float]] = {
         **{"lamb": 0.003, "signum": 0.001, "lars-momentum": 3.0, "lans": 0.01},
     },
     "text": {
-        **{"adamax": 0.01, "adam": 0.01, "amsgrad": 0.01, "adamw": 0.01},
-        **{"nadam": 0.01, "adabelief": 0.03, "rmsprop": 0.01, "adagrad": 0.03},
-        **{"adadelta": 3.0, "sgd-momentum": 0.1, "nag": 0.3, "lion": 0.003},
+        **{"adamax": 0.03, "adam": 0.01, "amsgrad": 0.01, "adamw": 0.01},
+        **{"nadam": 0.03, "adabelief": 0.03, "rmsprop": 0.01, "adagrad": 0.1},
+        **{"adadelta": 10.0, "sgd-momentum": 0.1, "nag": 0.3, "lion": 0.003},
         **{"lamb": 0.01, "signum": 0.003, "lars-momentum": 3.0, "lans": 0.01},
     },
     "ratings": {
