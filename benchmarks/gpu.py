@@ -130,13 +130,13 @@ def contenders(shapes: Sequence[Shape]) -> dict[str, Callable[[], Step]]:
         states = list(zip(*columns))
         return stepping(cuda.Batch("adamax", weights, grads, states, masters=masters))
 
-    def ours_with_states(dtype: str, first: Any, second: Any) -> Step:
+    def ours_with_states(dtype: str, kept_in: Any) -> Step:
         scales = None
         if dtype == "int8":
             length = cuda.kernels().block_size
             blocks = [(-(-math.prod(shape) // length), 2) for shape in shapes]
             scales = zeros(torch.float32, blocks)
-        states = list(zip(zeros(first), zeros(second)))
+        states = list(zip(zeros(kept_in), zeros(kept_in)))
         options = {"state_dtype": dtype, "scales": scales}
         return stepping(cuda.Batch("adam", arrays(), arrays(), states, **options))
 
@@ -151,13 +151,12 @@ def contenders(shapes: Sequence[Shape]) -> dict[str, Callable[[], Step]]:
         source, target = (torch.empty(size, dtype=torch.uint8, device=DEVICE) for _ in range(2))
         return lambda: target.copy_(source)
 
-    bfloat16 = torch.bfloat16
     return {
         OURS: lambda: ours("adamax"),
         OURS_ADAM: lambda: ours("adam"),
         OURS_MASTERS: ours_with_masters,
-        OURS_BFLOAT16: lambda: ours_with_states("bfloat16", bfloat16, bfloat16),
-        OURS_INT8: lambda: ours_with_states("int8", torch.int8, torch.uint8),
+        OURS_BFLOAT16: lambda: ours_with_states("bfloat16", torch.bfloat16),
+        OURS_INT8: lambda: ours_with_states("int8", torch.int8),
         TORCH_FUSED: lambda: theirs(torch.optim.Adam, fused=True),
         TORCH_FOREACH: lambda: theirs(torch.optim.Adamax, foreach=True),
         COPY: copy,

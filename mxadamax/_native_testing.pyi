@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 _Scalars = dict[str, float | list[float]]  # for all parameters, or one for each
 _Float = npt.NDArray[numpy.float32] | npt.NDArray[numpy.float64]
-_Key = tuple[int, int]
+_Kind = Literal["ratio", "signed", "denominator"]
 _Short = Literal["float16", "bfloat16"]
 
 dtype_sizes: dict[str, int]
@@ -32,26 +32,28 @@ def encode(
 def encode_stochastic(
     array: npt.NDArray[numpy.float32],
     type: _Short,
-    divisor: bool,
-    key: _Key,
+    denominator: bool,
+    seed: int,
+    state: int,
     instruction_set: str,
 ) -> npt.NDArray[numpy.uint16]:
-    """The same, rounded at random; of divisors nothing but 0 becomes 0."""
+    """The same, rounded at random, as this state of a rule.
 
-def encode_int8(
-    states: Sequence[npt.NDArray[numpy.float32]], key: _Key, instruction_set: str
-) -> tuple[Any, ...]:
-    """Levels and scales that stand for a signed state in 8 bits.
-
-    With a divisor: ratios, divisors and scales that stand for both.
+    Of denominators nothing but 0 becomes 0.
     """
 
+def encode_int8(
+    array: npt.NDArray[numpy.float32], kind: _Kind, seed: int, state: int, instruction_set: str
+) -> tuple[npt.NDArray[numpy.int8], npt.NDArray[numpy.float32]]:
+    """Codes and scales that stand for numbers: ratios, a signed state or denominators."""
+
 def decode_int8(
-    levels: Sequence[npt.NDArray[Any]],
+    codes: npt.NDArray[numpy.int8],
     scales: npt.NDArray[numpy.float32],
+    kind: _Kind,
     instruction_set: str,
-) -> list[npt.NDArray[numpy.float32]]:
-    """The states that they stand for."""
+) -> npt.NDArray[numpy.float32]:
+    """The numbers that they stand for."""
 
 def update_numpy(
     rule: str,

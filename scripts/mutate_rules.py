@@ -70,7 +70,8 @@ EQUIVALENT = {
     "rule.h: '>' -> '>=' in return a != a ? a : (a > b ? a : b);": (
         "the same, and of two zeros neither is negative"
     ),
-    "rule.h: '<' -> '<=' in const T unit = a < 0 ? T{-1} : T{1};": "of 0 it is not asked for",
+    "rule.h: '<' -> '<=' in const T unit = a < 0 ? "
+    "constant<T>(-1) : constant<T>(1);": "of 0 it is not asked for",
     "rule.h: '+' -> '-' in return a != 0 && a == a ? unit : a + 0;": (
         "the sign of a zero that is added to a weight"
     ),
@@ -90,9 +91,8 @@ EQUIVALENT = {
     "lamb.h: '0' -> '1' in static constexpr int half_squares = of_mxnet1 ? 1 : 0;": (
         "of copies, which others do not sum up"
     ),
-    "adamax.h: '1' -> '2' in return -(step / (step == 0 && divisor == 0 ? T{1} : divisor));": (
-        "what zero is divided by"
-    ),
+    "adamax.h: '1' -> '2' in return -(step / (step == 0 && divisor == 0 ? "
+    "constant<T>(1) : divisor));": ("what zero is divided by"),
     "ftrl.h: '>' -> '>=' in return (sign(z) * s.lamda1 - z) / divisor * (size > s.lamda1 ? T{1} : "
     "T{0});": "where both are equal, zero is multiplied",
     **dict.fromkeys(

@@ -1,11 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The states of a rule in 8 bits each, as low_precision.h says: a signed one alone, or with the
-// denominator of steps.
-//
-// This is arithmetic of one core against the memory, so every operation counts. What depends on the
-// largest of a block is a loop of its own, after all blocks of a group have been looked at: else
-// the processor waits for one number in each block. And blocks of a group share their random
-// numbers.
+// States in 8 bits each, as low_precision.h says.
 //
 // Compiled once per instruction set, inside kernels.cc, hence internal linkage.
 #pragma once
@@ -13,229 +7,165 @@
 #include <cstdint>
 #include <cstring>
 
+#include "codec.h"
 #include "common/low_precision.h"
 #include "kernel.h"
 
 namespace mxadamax::cpu {
 namespace {
 
-// The largest magnitude of `n` numbers; infinite or NaN if one is. The bits of magnitudes are
-// ordered like the magnitudes, and integers are what the compiler finds the largest of in vectors.
-template <int n>
-float largest_of(const float* numbers) {
-  std::int32_t largest = 0;
-  for (int i = 0; i < n; ++i) {
-    const auto magnitude = static_cast<std::int32_t>(bit_cast_to_integer(numbers[i]) & 0x7fffffffu);
-    largest = magnitude > largest ? magnitude : largest;
+constexpr int vectors_of_block = block_size / lanes;
+
+// 8-bit numbers, each in a lane of 32 bits.
+template <bool has_sign>
+Integers load_bytes(const std::uint8_t* from) {
+#if defined(__AVX512BW__)
+  const __m128i bytes = load<__m128i>(from);
+  return reinterpret_cast<Integers>(has_sign ? _mm512_maskz_cvtepi8_epi32(0xffff, bytes)
+                                             : _mm512_maskz_cvtepu8_epi32(0xffff, bytes));
+#elif defined(__AVX2__)
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+  return reinterpret_cast<Integers>(has_sign ? _mm256_cvtepi8_epi32(bytes)
+                                             : _mm256_cvtepu8_epi32(bytes));
+#else
+  Integers found;
+  for (int i = 0; i < lanes; ++i) {
+    found[i] = has_sign ? static_cast<std::int8_t>(from[i]) : static_cast<int>(from[i]);
   }
-  return bit_cast_to_float(static_cast<std::uint32_t>(largest));
+  return found;
+#endif
 }
 
-// Where the elements of a block round up, where levels lie like squares.
-struct SquareThresholds {
-  explicit SquareThresholds(std::uint32_t random) {
-    for (std::uint32_t i = 0; i < block_size; ++i) {
-      const float found = square_threshold(random, i);
-      threshold[i] = found;
-      variance[i] = found - found * found;
-    }
+// Stores the lowest bytes of a block's lanes.
+void store_bytes(std::uint8_t* to, const Integers* from) {
+#if defined(__AVX512BW__)
+  for (int i = 0; i < vectors_of_block; ++i) {
+    store(to + i * lanes, _mm512_maskz_cvtepi32_epi8(0xffff, reinterpret_cast<__m512i>(from[i])));
   }
-  float threshold[block_size];
-  // threshold - threshold^2
-  float variance[block_size];
-};
-
-// Makes levels narrow, in a loop of their own.
-template <class Level>
-void narrow(const std::int32_t* found, Level* levels) {
-  for (int i = 0; i < block_size; ++i) levels[i] = static_cast<Level>(found[i]);
+#elif defined(__AVX2__)
+  const __m256i lowest = _mm256_set1_epi32(0xff);
+  // In each half of a register, four bytes of each of four vectors.
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  for (int i = 0; i < vectors_of_block; i += 4) {
+    __m256i part[4];
+    for (int k = 0; k < 4; ++k) {
+      part[k] = _mm256_and_si256(reinterpret_cast<__m256i>(from[i + k]), lowest);
+    }
+    const __m256i packed = _mm256_packus_epi16(_mm256_packus_epi32(part[0], part[1]),
+                                               _mm256_packus_epi32(part[2], part[3]));
+    store(to + i * lanes, _mm256_permutevar8x32_epi32(packed, order));
+  }
+#else
+  for (int i = 0; i < block_size; ++i) {
+    to[i] = static_cast<std::uint8_t>(from[i / lanes][i % lanes]);
+  }
+#endif
 }
 
-// Makes scales of the ranges of one block. Returns whether they are finite; if not, nothing in the
-// block means anything any more, as its next step will show.
-template <int n>
-bool finish_scales(float* scales) {
-  float sum = 0;
-  for (int j = 0; j < n; ++j) sum += scales[j];
-  const bool finite = sum < __builtin_inff();
-  for (int j = 0; j < n; ++j) {
-    if (!finite) scales[j] = __builtin_nanf("");
-    if (scales[j] > 0) scales[j] = bounded_below(scales[j]);
+// The largest magnitude of a block, whose lanes have had their own largest found as integers, which
+// are ordered alike; infinite or NaN if one is.
+float largest_of_lanes(Integers largest) {
+  std::int32_t found[lanes];
+  store(found, largest);
+  for (int n = lanes / 2; n > 0; n /= 2) {
+    for (int i = 0; i < n; ++i) found[i] = found[i] > found[i + n] ? found[i] : found[i + n];
   }
-  return finite;
+  return float_of(found[0]);
+}
+Integers larger_magnitude(Integers largest, Floats x) {
+  const Integers magnitude = bits_of(x) & 0x7fffffff;
+  return magnitude > largest ? magnitude : largest;
 }
 
-// A signed state alone.
-struct SignedState {
-  static constexpr int states = 1;
-
-  // Encodes whole blocks of one group.
-  static void encode(const float* const* from, std::uint32_t random, void* const* to, float* scales,
-                     int blocks) {
-    constexpr int n = block_size;
-    const float* const state = from[0];
-    auto* const levels = static_cast<std::int8_t*>(to[0]);
-    float per_one[rng_block / block_size];
-    for (int k = 0; k < blocks; ++k) scales[k] = largest_of<n>(state + k * n);
-    for (int k = 0; k < blocks; ++k) per_one[k] = signed_units(scales[k]);
-    const SquareThresholds thresholds(random);
-    for (int k = 0; k < blocks; ++k) {
-      if (!finish_scales<states>(scales + k)) {
-        std::memset(levels + k * n, 0, n);
-        continue;
-      }
-      std::int32_t found[n];
-      for (int i = 0; i < n; ++i) {
-        found[i] = signed_level(state[k * n + i], per_one[k], thresholds.threshold[i],
-                                thresholds.variance[i]);
-      }
-      narrow(found, levels + k * n);
-    }
+// `random` begins at the block, and goes to its end.
+template <class State>
+void encode_block(const float* from, RandomNumbers& random, float scale, std::uint8_t* to) {
+  if (scale != scale) {
+    for (int i = 0; i < vectors_of_block; ++i) random.advance();
+    std::memset(to, 0, block_size);
+    return;
   }
-
-  static void decode_block(const void* const* from, const float* scales, float* const* to) {
-    const auto* const levels = static_cast<const std::int8_t*>(from[0]);
-    float* const state = to[0];
-    const float unit_size = signed_unit_size(scales[0]);
-    for (int i = 0; i < block_size; ++i) state[i] = signed_at(levels[i], unit_size);
+  const float encoding = State::encoding_of(scale);
+  Integers codes[vectors_of_block];
+  for (int i = 0; i < vectors_of_block; ++i) {
+    codes[i] = State::code(load<Floats>(from + i * lanes), encoding, random.numbers);
+    random.advance();
   }
-};
-
-// A signed state as its ratio to the denominator of steps, and that.
-struct RatioState {
-  static constexpr int states = 2;
-
-  static void encode(const float* const* from, std::uint32_t random, void* const* to, float* scales,
-                     int blocks) {
-    constexpr int n = block_size;
-    const float* const plain = from[0];
-    const float* const denominator = from[1];
-    auto* const ratios = static_cast<std::int8_t*>(to[0]);
-    auto* const denominators = static_cast<std::uint8_t*>(to[1]);
-    constexpr int most = rng_block / block_size * states;
-    float ratio[rng_block], per_one[most];
-    for (int k = 0; k < blocks; ++k) {
-      find_ratios(plain + k * n, denominator + k * n, ratio + k * n, scales + k * states);
-    }
-    for (int k = 0; k < blocks * states; ++k) {
-      per_one[k] = k % states == 0 ? ratio_units(scales[k]) : denominator_units(scales[k]);
-    }
-    const SquareThresholds thresholds(random);
-    std::int32_t ratio_thresholds[n];
-    for (std::uint32_t i = 0; i < n; ++i) ratio_thresholds[i] = ratio_threshold(random, i);
-    for (int k = 0; k < blocks; ++k) {
-      if (!finish_scales<states>(scales + k * states)) {
-        std::memset(ratios + k * n, 0, n);
-        std::memset(denominators + k * n, 0, n);
-        continue;
-      }
-      const float* const per = per_one + k * states;
-      std::int32_t ratio_levels_found[n], denominator_levels_found[n];
-      for (int i = 0; i < n; ++i) {
-        ratio_levels_found[i] = ratio_level(ratio[k * n + i], per[0], ratio_thresholds[i]);
-      }
-      for (int i = 0; i < n; ++i) {
-        denominator_levels_found[i] = denominator_level(
-            denominator[k * n + i], per[1], thresholds.threshold[i], thresholds.variance[i]);
-      }
-      narrow(ratio_levels_found, ratios + k * n);
-      narrow(denominator_levels_found, denominators + k * n);
-    }
-  }
-
-  static void decode_block(const void* const* from, const float* scales, float* const* to) {
-    const auto* const ratios = static_cast<const std::int8_t*>(from[0]);
-    const auto* const denominators = static_cast<const std::uint8_t*>(from[1]);
-    float* const plain = to[0];
-    float* const denominator = to[1];
-    const float ratio_size = ratio_level_size(scales[0]);
-    const float denominator_size = denominator_unit_size(scales[1]);
-    for (int i = 0; i < block_size; ++i) {
-      denominator[i] = denominator_at(denominators[i], denominator_size);
-      plain[i] = plain_at(ratios[i], ratio_size, denominator[i]);
-    }
-  }
-
- private:
-  // Finds the ratios of a block, and the ranges of both states.
-  static void find_ratios(const float* plain, const float* denominator, float* ratio,
-                          float* scales) {
-    constexpr int n = block_size;
-    for (int i = 0; i < n; ++i) ratio[i] = ratio_of(plain[i], denominator[i]);
-    scales[0] = largest_of<n>(ratio);
-    scales[1] = largest_of<n>(denominator);
-  }
-};
-
-// Arrays begin where a block does, and `random` with the group that they begin in; what goes beyond
-// it begins where it does. Only the last block may be shorter.
-template <class Format>
-void encode_int8(const float* const* from, const std::uint32_t* random, void* const* to,
-                 float* scales, std::int64_t count) noexcept {
-  constexpr int n = Format::states;
-  const std::int64_t whole = count / block_size * block_size;
-  const float* from_here[n];
-  void* to_here[n];
-  const auto go_to = [&](std::int64_t i) {
-    for (int k = 0; k < n; ++k) {
-      from_here[k] = from[k] + i;
-      to_here[k] = static_cast<char*>(to[k]) + i;
-    }
-    return scales + i / block_size * n;
-  };
-  for (std::int64_t i = 0; i < whole; i += rng_block) {
-    const std::int64_t elements = whole - i < rng_block ? whole - i : rng_block;
-    float* const scales_here = go_to(i);
-    Format::encode(from_here, random[i / rng_block], to_here, scales_here,
-                   static_cast<int>(elements / block_size));
-  }
-  const auto rest = static_cast<std::size_t>(count - whole);
-  if (rest == 0) return;
-  float* const scales_here = go_to(whole);
-  float padded[n][block_size] = {};
-  char levels[n][block_size];
-  const float* padded_arrays[n];
-  void* level_arrays[n];
-  for (int k = 0; k < n; ++k) {
-    std::memcpy(padded[k], from_here[k], rest * sizeof(float));
-    padded_arrays[k] = padded[k];
-    level_arrays[k] = levels[k];
-  }
-  Format::encode(padded_arrays, random[whole / rng_block], level_arrays, scales_here, 1);
-  for (int k = 0; k < n; ++k) std::memcpy(to_here[k], levels[k], rest);
+  store_bytes(to, codes);
 }
 
-template <class Format>
-void decode_int8(const void* const* from, const float* scales, float* const* to,
-                 std::int64_t count) noexcept {
-  constexpr int n = Format::states;
-  const void* from_here[n];
-  float* to_here[n];
-  const auto go_to = [&](std::int64_t i) {
-    for (int k = 0; k < n; ++k) {
-      from_here[k] = static_cast<const char*>(from[k]) + i;
-      to_here[k] = to[k] + i;
-    }
-  };
+template <class State>
+void decode_block(const std::uint8_t* from, float scale, float* to) {
+  const float decoding = State::decoding_of(scale);
+  for (int i = 0; i < block_size; i += lanes) {
+    store(to + i, State::at(load_bytes<State::has_sign>(from + i), decoding));
+  }
+}
+
+// Of an array that begins where a block does, into one with room for whole blocks.
+template <class State>
+void decode_blocks(const std::uint8_t* from, const float* scales, int states, float* to,
+                   std::int64_t count) {
   std::int64_t i = 0;
-  for (; i + block_size <= count; i += block_size, scales += n) {
-    go_to(i);
-    Format::decode_block(from_here, scales, to_here);
+  for (; i + block_size <= count; i += block_size, scales += states) {
+    decode_block<State>(from + i, *scales, to + i);
   }
   if (i == count) return;
-  go_to(i);
-  const auto rest = static_cast<std::size_t>(count - i);
-  char levels[n][block_size] = {};
-  float padded[n][block_size];
-  const void* level_arrays[n];
-  float* padded_arrays[n];
-  for (int k = 0; k < n; ++k) {
-    std::memcpy(levels[k], from_here[k], rest);
-    level_arrays[k] = levels[k];
-    padded_arrays[k] = padded[k];
+  std::uint8_t padded[block_size] = {};
+  std::memcpy(padded, from + i, static_cast<std::size_t>(count - i));
+  decode_block<State>(padded, *scales, to + i);
+}
+
+// The largest magnitude of a block; infinite or NaN if one is.
+float largest_of_block(const float* from) {
+  Integers largest{};
+  for (int i = 0; i < block_size; i += lanes) {
+    largest = larger_magnitude(largest, load<Floats>(from + i));
   }
-  Format::decode_block(level_arrays, scales, padded_arrays);
-  for (int k = 0; k < n; ++k) std::memcpy(to_here[k], padded[k], rest * sizeof(float));
+  return largest_of_lanes(largest);
+}
+
+// Arrays begin where a block does. Only the last block may be shorter. Between the scales of two
+// blocks are those of the other states.
+//
+// The scales of all blocks come first: else the processor waits for each.
+template <class State>
+void encode_int8(const float* from, RandomNumbers random, std::uint8_t* to, float* scales,
+                 int states, std::int64_t count) {
+  const std::int64_t whole = count / block_size;
+  float own[rng_block / block_size];
+  for (std::int64_t b = 0; b < whole; ++b) {
+    own[b] = scale_of_block<State>(largest_of_block(from + b * block_size));
+  }
+  for (std::int64_t b = 0; b < whole; ++b) {
+    scales[b * states] = own[b];
+    encode_block<State>(from + b * block_size, random, own[b], to + b * block_size);
+  }
+  const std::int64_t first = whole * block_size;
+  if (first == count) return;
+  const auto rest = static_cast<std::size_t>(count - first);
+  float numbers[block_size] = {};
+  std::uint8_t found[block_size];
+  std::memcpy(numbers, from + first, rest * sizeof(float));
+  scales[whole * states] = scale_of_block<State>(largest_of_block(numbers));
+  encode_block<State>(numbers, random, scales[whole * states], found);
+  std::memcpy(to + first, found, rest);
+}
+
+template <class State>
+void encode_int8_along(const float* from, RngLine line, void* to, float* scales, int states,
+                       std::int64_t count) noexcept {
+  encode_int8<State>(from, RandomNumbers(line), static_cast<std::uint8_t*>(to), scales, states,
+                     count);
+}
+
+// Of no more than one block of random numbers.
+template <class State>
+void decode_int8_along(const void* from, const float* scales, int states, float* to,
+                       std::int64_t count) noexcept {
+  float numbers[rng_block];
+  decode_blocks<State>(static_cast<const std::uint8_t*>(from), scales, states, numbers, count);
+  std::memcpy(to, numbers, static_cast<std::size_t>(count) * sizeof(float));
 }
 
 }  // namespace

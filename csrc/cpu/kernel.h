@@ -17,6 +17,24 @@ namespace mxadamax::cpu {
 using Kernel = void (*)(const double* scalars, const double* scales, const void* grad, void* weight,
                         void* const* states, std::int64_t count) noexcept;
 
+// States in low precision, from an element on.
+struct LowPrecisionStates {
+  void* const* stored;
+  // Of 8 bits: those of the element's block, with which it begins.
+  float* scales;
+  // Random bits follow from the seed and from where the element is in its parameter.
+  std::uint64_t seed;
+  std::int64_t position;
+};
+
+// As Kernel, in float32.
+using LowPrecisionKernel = void (*)(const double* scalars, const double* scales, const float* grad,
+                                    float* weight, const LowPrecisionStates& states,
+                                    std::int64_t count) noexcept;
+// float16, bfloat16, int8, as in DType.
+constexpr int low_precision_types = 3;
+static_assert(static_cast<int>(DType::int8) - static_cast<int>(DType::float16) == 2);
+
 // Elements of one tensor whose terms are found at a time.
 constexpr std::int64_t sum_block = 512;
 // Tensors that are summed up side by side: where an addition waits for the one before it in its
@@ -62,36 +80,40 @@ struct SumKernels {
   void (*find_scales)(const double* scalars, const Sums* sums, int parts, double* scales) noexcept;
 };
 
-// Converts `count` consecutive numbers.
+// Converts `count` consecutive numbers, no more than of one block of random numbers where these are
+// used.
 struct Codec {
   void (*decode)(const void* from, float* to, std::int64_t count) noexcept;
   void (*encode)(const float* from, void* to, std::int64_t count) noexcept;
-  // Rounding at random, by 16 bits of `random` from `shift` on.
-  using StochasticEncode = void (*)(const float* from, const std::uint32_t* random, int shift,
-                                    void* to, std::int64_t count) noexcept;
-  StochasticEncode encode_stochastic, encode_denominator_stochastic;
+  // Rounding at random, the second for denominators.
+  using StochasticEncode = void (*)(const float* from, RngLine line, void* to,
+                                    std::int64_t count) noexcept;
+  StochasticEncode encode_stochastic[2];
 };
 
-// All states of a rule in 8 bits each: a signed one, or that relative to the denominator of steps,
-// and the denominator. Each block has a scale for each of them. `random` has one number for each
-// rng_block.
+// What a state in 8 bits is.
+enum class Int8State { ratio, signed_alone, denominator };
+constexpr int int8_states = 3;
+
+// Each block of elements has a scale for each of `states` states, one after another; those of one
+// state are converted.
 struct Int8Codec {
-  void (*decode)(const void* const* stored, const float* scales, float* const* states,
+  void (*decode)(const void* from, const float* scales, int states, float* to,
                  std::int64_t count) noexcept;
-  void (*encode)(const float* const* states, const std::uint32_t* random, void* const* stored,
-                 float* scales, std::int64_t count) noexcept;
+  void (*encode)(const float* from, RngLine line, void* to, float* scales, int states,
+                 std::int64_t count) noexcept;
 };
 
 // What all rules of one instruction set share.
 struct SharedKernels {
   // By DType, from float16 on.
   Codec codecs[2];
-  // Of rules with one state, and with two.
-  Int8Codec int8_codecs[2];
-  void (*random_bits)(RngKey key, std::uint32_t first, std::uint32_t* bits,
-                      std::int64_t count) noexcept;
+  // By Int8State.
+  Int8Codec int8_codecs[int8_states];
   void (*square)(float* numbers, std::int64_t count) noexcept;
-  void (*square_root)(float* numbers, std::int64_t count) noexcept;
+  // ratio * (denominator + epsilon), in the place of the ratios.
+  void (*multiply_ratios)(float* ratios, const float* denominators, float epsilon,
+                          std::int64_t count) noexcept;
   // By OpMath.
   double (*sum_of_squares[op_math_types])(const void* numbers, std::int64_t count) noexcept;
   double (*nonfinite_probe[op_math_types])(const void* numbers, std::int64_t count) noexcept;
@@ -113,7 +135,11 @@ struct RuleKernels {
   // As ScalarNames says.
   const char* const* scalar_names;
   int scalars;
+  // Which of them is `epsilon`, where a ratio needs it.
+  int epsilon_scalar;
   Kernel kernels[op_math_types];
+  // Null where a type is not supported.
+  LowPrecisionKernel low_precision_kernels[low_precision_types];
   // How many sums over a tensor the rule needs, in how many stages; kernels where there are any.
   int sums, stages;
   // As those of Rule.
@@ -127,8 +153,14 @@ inline EpilogueScalars epilogue_scalars_of(const RuleKernels& rule, const double
   return epilogue_scalars_at(row + rule.scalars - epilogue_scalar_count);
 }
 
-inline const Int8Codec& int8_codec_of(const RuleKernels& rule) {
-  return rule.shared->int8_codecs[rule.states - 1];
+inline LowPrecisionKernel low_precision_kernel_of(const RuleKernels& rule, DType type) {
+  return rule.low_precision_kernels[static_cast<int>(type) - static_cast<int>(DType::float16)];
+}
+
+// Of one of a rule's states.
+inline Int8State int8_state_of(const RuleKernels& rule, int k) {
+  if (rule.kinds[k] != StateKind::with_sign) return Int8State::denominator;
+  return rule.states > 1 ? Int8State::ratio : Int8State::signed_alone;
 }
 
 // All rules as compiled for one instruction set, in the order of rules/all.h.

@@ -13,7 +13,9 @@
 #include "ema.h"
 #include "int8_codec.h"
 #include "kernel.h"
+#include "low_precision_update.h"
 #include "ordered_sum.h"
+#include "read_scalars.h"
 #include "reductions.h"
 #include "rules/all.h"
 
@@ -26,30 +28,8 @@
 namespace mxadamax::cpu {
 namespace {
 
-// Rounds the next scalars of a row to the type that the kernel computes in.
-template <class Scalars, class T>
-Scalars read_scalars(const double*& row) {
-  constexpr int n = sizeof(Scalars) / sizeof(T);
-  T rounded[n];
-  for (int k = 0; k < n; ++k) rounded[k] = static_cast<T>(row[k]);
-  row += n;
-  Scalars scalars;
-  std::memcpy(&scalars, rounded, sizeof scalars);
-  return scalars;
-}
-
 template <class R>
 constexpr int state_slots = R::states > 0 ? R::states : 1;
-
-template <class R, class T>
-Scales<R, T> read_scales(const double* scales) {
-  static_assert(R::scales <= max_scales, "raise max_scales");
-  Scales<R, T> rounded{};
-  if constexpr (R::sums > 0) {
-    for (int k = 0; k < R::scales; ++k) rounded.found[k] = static_cast<T>(scales[k]);
-  }
-  return rounded;
-}
 
 template <class R, class T>
 void run(const double* scalars, const double* scales, const void* grad, void* weight,
@@ -74,13 +54,27 @@ void run(const double* scalars, const double* scales, const void* grad, void* we
   }
 }
 
+template <class R>
+constexpr LowPrecisionKernel kernel_in_8_bits() {
+  if constexpr (supports_int8_state<R>) return update_in_8_bits<R>;
+  return nullptr;
+}
+
+template <class R, class Type>
+constexpr LowPrecisionKernel kernel_in_16_bits() {
+  if constexpr (R::supports_low_precision_state && R::states > 0) {
+    return update_in_16_bits<R, Type>;
+  }
+  return nullptr;
+}
+
 // A term, of a rule's sums over elements that are computed in T.
 template <class R, class T>
 using Term = std::common_type_t<T, typename R::template Total<T>>;
 
 // Rounds numbers to float16.
 [[maybe_unused]] void round_to_half(float* numbers, std::int64_t count) {
-  std::uint16_t halves[sum_block];
+  std::uint16_t halves[sum_block] = {};
   encode<Float16>(numbers, halves, count);
   decode<Float16>(halves, numbers, count);
 }
@@ -279,55 +273,61 @@ constexpr SumKernels sum_kernels_of() {
 }
 
 template <class Type>
-constexpr Codec codec = {decode<Type>, encode<Type>, encode_stochastic<Type, false>,
-                         encode_stochastic<Type, true>};
+constexpr Codec codec = {
+    decode<Type>, encode<Type>, {encode_along<Type, false>, encode_along<Type, true>}};
 
-void random_bits(RngKey key, std::uint32_t first, std::uint32_t* bits,
-                 std::int64_t count) noexcept {
-  for (std::int64_t i = 0; i < count; ++i) {
-    bits[i] = random_bits_at(key, first + static_cast<std::uint32_t>(i));
-  }
-}
+template <class State>
+constexpr Int8Codec int8_codec = {decode_int8_along<State>, encode_int8_along<State>};
 
 void square_all(float* numbers, std::int64_t count) noexcept {
   for (std::int64_t i = 0; i < count; ++i) numbers[i] = square(numbers[i]);
 }
 
-void square_root_all(float* numbers, std::int64_t count) noexcept {
-  for (std::int64_t i = 0; i < count; ++i) numbers[i] = square_root(numbers[i]);
+void multiply_ratios(float* ratios, const float* denominators, float epsilon,
+                     std::int64_t count) noexcept {
+  for (std::int64_t i = 0; i < count; ++i) ratios[i] *= denominators[i] + epsilon;
 }
 
-template <class Format>
-constexpr Int8Codec int8_codec = {decode_int8<Format>, encode_int8<Format>};
+constexpr SharedKernels shared_kernels = {
+    {codec<Float16>, codec<Bfloat16>},
+    {int8_codec<RatioState>, int8_codec<SignedState>, int8_codec<DenominatorState>},
+    square_all,
+    multiply_ratios,
+    {sum_of_squares<float>, sum_of_squares<double>},
+    {nonfinite_probe<float>, nonfinite_probe<double>},
+    {average<float>, average<double>}};
 
-constexpr SharedKernels shared_kernels = {{codec<Float16>, codec<Bfloat16>},
-                                          {int8_codec<SignedState>, int8_codec<RatioState>},
-                                          random_bits,
-                                          square_all,
-                                          square_root_all,
-                                          {sum_of_squares<float>, sum_of_squares<double>},
-                                          {nonfinite_probe<float>, nonfinite_probe<double>},
-                                          {average<float>, average<double>}};
+template <class Names>
+constexpr int epsilon_scalar_of(const Names& names) {
+  int found = -1;
+  for (std::size_t k = 0; k < names.size(); ++k) {
+    if (std::string_view(names[k]) == "epsilon") found = static_cast<int>(k);
+  }
+  return found;
+}
 
 template <class R>
 constexpr RuleKernels describe() {
   const auto& names = ScalarNames<R>::names;
-  return {R::name,
-          R::states,
-          R::kinds,
-          R::supports_low_precision_state,
-          supports_int8_state<R>,
-          R::none_first,
-          names.data(),
-          static_cast<int>(names.size()),
-          {run<R, float>, run<R, double>},
-          R::sums,
-          R::stages,
-          R::sums_copy,
-          R::scaled_norms,
-          {{sum_kernels_of<R, float, 0>(), sum_kernels_of<R, double, 0>()},
-           {sum_kernels_of<R, float, 1>(), sum_kernels_of<R, double, 1>()}},
-          &shared_kernels};
+  return {
+      R::name,
+      R::states,
+      R::kinds,
+      R::supports_low_precision_state,
+      supports_int8_state<R>,
+      R::none_first,
+      names.data(),
+      static_cast<int>(names.size()),
+      epsilon_scalar_of(names),
+      {run<R, float>, run<R, double>},
+      {kernel_in_16_bits<R, Float16>(), kernel_in_16_bits<R, Bfloat16>(), kernel_in_8_bits<R>()},
+      R::sums,
+      R::stages,
+      R::sums_copy,
+      R::scaled_norms,
+      {{sum_kernels_of<R, float, 0>(), sum_kernels_of<R, double, 0>()},
+       {sum_kernels_of<R, float, 1>(), sum_kernels_of<R, double, 1>()}},
+      &shared_kernels};
 }
 
 template <class... Rules>

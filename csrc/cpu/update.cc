@@ -23,7 +23,6 @@ constexpr std::int64_t block = converted_block;
 // Where states are used in place: then the memory is what takes time, and the less is done without
 // it, the better.
 constexpr std::int64_t block_in_place = 256;
-static_assert(block == rng_block, "a block has random bits of one group");
 constexpr bool is_power_of_two(std::int64_t n) { return (n & (n - 1)) == 0; }
 static_assert(is_power_of_two(block) && is_power_of_two(block_in_place), "cut by masks");
 
@@ -46,163 +45,150 @@ void store(const RuleKernels& rule, const void* from, void* array, DType type, s
 // The states of one block of a tensor, in float32 or float64 for as long as a kernel works on them.
 class States {
  public:
-  States(const RuleKernels& rule, const Tensor& tensor, const EpilogueScalars& scalars)
-      : rule_(rule), tensor_(tensor), seed_(rng_seed(scalars.rng_stream, scalars.step)) {}
+  States(const RuleKernels& rule, const Tensor& tensor) : rule_(rule), tensor_(tensor) {}
 
   void* const* read(std::int64_t first, std::int64_t count) noexcept {
-    if (tensor_.state_type == DType::int8) {
-      const Int8Arrays arrays(*this, first);
-      int8_codec_of(rule_).decode(arrays.stored, arrays.scales, arrays.states, count);
-      for (int k = 0; k < rule_.states; ++k) {
-        states_[k] = buffers_[k];
-        if (is_root(k)) rule_.shared->square(buffers_[k], count);
-      }
-      return states_;
-    }
     for (int k = 0; k < rule_.states; ++k) {
-      states_[k] =
-          load_as_float(rule_, tensor_.states[k], tensor_.state_type, first, count, buffers_[k]);
-      if (is_root(k)) rule_.shared->square(buffers_[k], count);
+      if (tensor_.state_type == DType::int8) {
+        const Int8Codec& codec =
+            rule_.shared->int8_codecs[static_cast<int>(int8_state_of(rule_, k))];
+        float* const scales = tensor_.scales + first / block_size * rule_.states + k;
+        codec.decode(advanced(tensor_.states[k], DType::int8, first), scales, rule_.states,
+                     buffers_[k], count);
+        states_[k] = buffers_[k];
+      } else {
+        states_[k] =
+            load_as_float(rule_, tensor_.states[k], tensor_.state_type, first, count, buffers_[k]);
+      }
     }
+    if (tensor_.low_precision_state) undo_low_precision(count);
     return states_;
   }
 
+  // Those in low precision have a kernel that does it.
   void write(std::int64_t first, std::int64_t count) noexcept {
-    if (tensor_.state_type == DType::int8) {
-      for (int k = 0; k < rule_.states; ++k) {
-        if (is_root(k)) rule_.shared->square_root(buffers_[k], count);
-      }
-      const std::int64_t group = first / rng_block;
-      rule_.shared->random_bits(rng_key(seed_, 0, group), static_cast<std::uint32_t>(group),
-                                random_, 1);
-      const Int8Arrays arrays(*this, first);
-      int8_codec_of(rule_).encode(arrays.states, random_, arrays.stored, arrays.scales, count);
-      return;
-    }
     if (!is_converted(tensor_.state_type)) return;
     for (int k = 0; k < rule_.states; ++k) {
-      if (!tensor_.stochastic_rounding) {
-        store(rule_, states_[k], tensor_.states[k], tensor_.state_type, first, count);
-        continue;
-      }
-      if (is_root(k)) rule_.shared->square_root(buffers_[k], count);
-      if (k % 2 == 0) make_random_bits(k / 2, first, count);
-      const Codec& found = codec_of(*rule_.shared, tensor_.state_type);
-      const auto encode = rule_.kinds[k] == StateKind::with_sign
-                              ? found.encode_stochastic
-                              : found.encode_denominator_stochastic;
-      encode(buffers_[k], random_, k % 2 * 16,
-             advanced(tensor_.states[k], tensor_.state_type, first), count);
+      store(rule_, states_[k], tensor_.states[k], tensor_.state_type, first, count);
     }
   }
 
  private:
-  bool is_root(int k) const {
-    return tensor_.stochastic_rounding && rule_.kinds[k] == StateKind::second_moment;
-  }
-
-  // What a codec of 8-bit states goes between.
-  struct Int8Arrays {
-    Int8Arrays(States& own, std::int64_t first)
-        : scales(own.tensor_.scales + first / block_size * own.rule_.states) {
-      for (int k = 0; k < own.rule_.states; ++k) {
-        stored[k] = advanced(own.tensor_.states[k], DType::int8, first);
-        states[k] = own.buffers_[k];
-      }
+  void undo_low_precision(std::int64_t count) noexcept {
+    if (tensor_.state_type == DType::int8 && int8_state_of(rule_, 0) == Int8State::ratio) {
+      const auto epsilon = static_cast<float>(tensor_.scalars[rule_.epsilon_scalar]);
+      rule_.shared->multiply_ratios(buffers_[0], buffers_[rule_.states - 1], epsilon, count);
     }
-    void* stored[max_states];
-    float* states[max_states];
-    float* scales;
-  };
-
-  void make_random_bits(int pair, std::int64_t first, std::int64_t count) noexcept {
-    const std::int64_t position = tensor_.offset + first;
-    rule_.shared->random_bits(rng_key(seed_, pair, position), static_cast<std::uint32_t>(position),
-                              random_, count);
+    for (int k = 0; k < rule_.states; ++k) {
+      if (rule_.kinds[k] == StateKind::second_moment) rule_.shared->square(buffers_[k], count);
+    }
   }
 
   const RuleKernels& rule_;
   const Tensor& tensor_;
-  const std::uint64_t seed_;
   void* states_[max_states] = {};
   alignas(64) float buffers_[max_states][block];
-  alignas(64) std::uint32_t random_[block];
 };
+
+// Whether there are states that only a kernel of their type takes.
+bool has_low_precision_states(const RuleKernels& rule, const Tensor& tensor) {
+  return tensor.low_precision_state && rule.states > 0;
+}
+
+// Updates elements with states in low precision.
+void update_in_low_precision(const RuleKernels& rule, const Tensor& tensor, const double* scales,
+                             const void* grad, void* weight, std::int64_t first,
+                             std::int64_t count) noexcept {
+  const EpilogueScalars scalars = epilogue_scalars_of(rule, tensor.scalars);
+  void* stored[max_states];
+  for (int k = 0; k < rule.states; ++k) {
+    stored[k] = advanced(tensor.states[k], tensor.state_type, first);
+  }
+  float* const own_scales =
+      tensor.scales == nullptr ? nullptr : tensor.scales + first / block_size * rule.states;
+  const LowPrecisionStates states{stored, own_scales, rng_seed(scalars.rng_stream, scalars.step),
+                                  tensor.offset + first};
+  low_precision_kernel_of(rule, tensor.state_type)(tensor.scalars, scales,
+                                                   static_cast<const float*>(grad),
+                                                   static_cast<float*>(weight), states, count);
+}
 
 DType op_math_type_of(const Tensor& tensor) {
   return tensor.compute == OpMath::float64 ? DType::float64 : DType::float32;
 }
 
-// Calls visit(first, count, grad, weight, states) for each block of a part of a tensor, with
-// gradient and weight as they are computed with.
-template <class Visit>
-void for_each_block(const RuleKernels& rule, const Tensor& tensor, std::int64_t begin,
-                    std::int64_t end, Visit&& visit) noexcept {
+// Updates elements, whose gradient and weight come as they are computed with.
+void update_elements(const RuleKernels& rule, const Tensor& tensor, const double* scales,
+                     const void* grad, void* weight, States& states, std::int64_t first,
+                     std::int64_t count) noexcept {
+  if (has_low_precision_states(rule, tensor)) {
+    update_in_low_precision(rule, tensor, scales, grad, weight, first, count);
+    return;
+  }
+  rule.kernels[static_cast<std::size_t>(tensor.compute)](tensor.scalars, scales, grad, weight,
+                                                         states.read(first, count), count);
+  states.write(first, count);
+}
+
+// Updates what is more than one kernel's work on arrays in place, block by block.
+void update_blocks(const RuleKernels& rule, const Tensor& tensor, const double* scales,
+                   std::int64_t begin, std::int64_t end) noexcept {
   alignas(64) float grad_buffer[block], weight_buffer[block];
-  States states(rule, tensor, epilogue_scalars_of(rule, tensor.scalars));
-  const bool in_place = !is_converted(tensor.state_type) && tensor.state_type != DType::int8;
+  States states(rule, tensor);
+  const double ema_weight = epilogue_scalars_of(rule, tensor.scalars).ema_weight;
+  const bool in_place = is_floating(tensor.state_type) && !is_converted(tensor.state_type);
   const std::int64_t length = in_place ? block_in_place : block;
-  // Cut where groups of random bits are, wherever a chunk begins.
+  // Cut where blocks of 8-bit states are, wherever a chunk begins.
   for (std::int64_t first = begin, count; first < end; first += count) {
     count = std::min(length - (first & (length - 1)), end - first);
     const void* const grad =
         load_as_float(rule, tensor.grad, tensor.grad_type, first, count, grad_buffer);
     void* const weight =
         load_as_float(rule, tensor.weight, tensor.weight_type, first, count, weight_buffer);
-    visit(first, count, grad, weight, states);
+    update_elements(rule, tensor, scales, grad, weight, states, first, count);
+    if (is_converted(tensor.weight_type)) {
+      store(rule, weight, tensor.weight, tensor.weight_type, first, count);
+    }
+    if (tensor.copy != nullptr) store(rule, weight, tensor.copy, tensor.copy_type, first, count);
+    if (tensor.average != nullptr) {
+      rule.shared->average[static_cast<std::size_t>(tensor.compute)](
+          weight, ema_weight, advanced(tensor.average, op_math_type_of(tensor), first), count);
+    }
   }
 }
 
-// Updates what is more than one kernel's work on arrays in place, block by block.
-void update_blocks(const RuleKernels& rule, const Tensor& tensor, const double* scales,
-                   std::int64_t begin, std::int64_t end) noexcept {
-  const auto compute = static_cast<std::size_t>(tensor.compute);
-  const double ema_weight = epilogue_scalars_of(rule, tensor.scalars).ema_weight;
-  for_each_block(
-      rule, tensor, begin, end,
-      [&](std::int64_t first, std::int64_t count, const void* grad, void* weight, States& states) {
-        rule.kernels[compute](tensor.scalars, scales, grad, weight, states.read(first, count),
-                              count);
-        states.write(first, count);
-        if (is_converted(tensor.weight_type)) {
-          store(rule, weight, tensor.weight, tensor.weight_type, first, count);
-        }
-        if (tensor.copy != nullptr) {
-          store(rule, weight, tensor.copy, tensor.copy_type, first, count);
-        }
-        if (tensor.average != nullptr) {
-          rule.shared->average[compute](
-              weight, ema_weight, advanced(tensor.average, op_math_type_of(tensor), first), count);
-        }
-      });
-}
-
-// Whether kernels work on the arrays themselves.
-bool is_computed_in_place(const Tensor& tensor) {
-  return !is_converted(tensor.grad_type) && !is_converted(tensor.weight_type) &&
-         !is_converted(tensor.state_type) && tensor.state_type != DType::int8;
+// Whether one kernel does it all, on the arrays themselves.
+bool is_one_kernel(const Tensor& tensor) {
+  return tensor.copy == nullptr && tensor.average == nullptr && !is_converted(tensor.grad_type) &&
+         !is_converted(tensor.weight_type) &&
+         (tensor.low_precision_state || !is_converted(tensor.state_type));
 }
 
 void update_part(const RuleKernels& rule, const Tensor& tensor, const double* scales,
                  std::int64_t first, std::int64_t count) noexcept {
-  if (tensor.copy != nullptr || tensor.average != nullptr || !is_computed_in_place(tensor)) {
+  if (!is_one_kernel(tensor)) {
     update_blocks(rule, tensor, scales, first, first + count);
+    return;
+  }
+  const void* const grad = advanced(tensor.grad, tensor.grad_type, first);
+  void* const weight = advanced(tensor.weight, tensor.weight_type, first);
+  if (has_low_precision_states(rule, tensor)) {
+    update_in_low_precision(rule, tensor, scales, grad, weight, first, count);
     return;
   }
   void* states[max_states] = {};
   for (int k = 0; k < rule.states; ++k) {
     states[k] = advanced(tensor.states[k], tensor.state_type, first);
   }
-  rule.kernels[static_cast<std::size_t>(tensor.compute)](
-      tensor.scalars, scales, advanced(tensor.grad, tensor.grad_type, first),
-      advanced(tensor.weight, tensor.weight_type, first), states, count);
+  rule.kernels[static_cast<std::size_t>(tensor.compute)](tensor.scalars, scales, grad, weight,
+                                                         states, count);
 }
 
 // Finds the terms of a block of a tensor in a stage, with what is converted in float32.
 void find_terms(const RuleKernels& rule, int stage, const Tensor& tensor, const double* scales,
                 std::int64_t first, std::int64_t count, Sums& sums, Terms& terms) noexcept {
   alignas(64) float grad[sum_block], weight[sum_block], copy[sum_block];
-  States states(rule, tensor, epilogue_scalars_of(rule, tensor.scalars));
+  States states(rule, tensor);
   SumBlock block{};
   block.grad = load_as_float(rule, tensor.grad, tensor.grad_type, first, count, grad);
   block.weight =

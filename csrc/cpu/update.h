@@ -26,9 +26,8 @@ struct Tensor {
   DType copy_type = DType::float32;
   // Where the average of the weight is, of the type that is computed in; null for nowhere.
   void* average = nullptr;
-  // Whether 16-bit states are rounded at random, and their squares kept as roots. Those of 8 bits
-  // always are.
-  bool stochastic_rounding = false;
+  // Whether states are kept in low precision: rounded at random, second moments as their roots.
+  bool low_precision_state = false;
   // Of 8-bit states: for each block one for each state. Such a tensor is a whole parameter.
   float* scales = nullptr;
   // Of a part of a parameter, where it begins, and whether the tensor before is another part of it.

@@ -3,6 +3,8 @@
 // precision.
 #pragma once
 
+#include <cstdint>
+
 #include "common/low_precision.h"
 #include "kernels.h"
 #include "load_store.h"
@@ -29,31 +31,42 @@ MXADAMAX_RULE void store_number(DType type, void* array, std::int64_t i, float g
   with_number(type, [&](auto number) { store<decltype(number), 1>(array, i, &given); });
 }
 
-// Loads the 16-bit states of an element; second moments are stored as their roots.
+// Loads the 16-bit states of an element; second moments are kept as their roots.
 template <class R>
 MXADAMAX_RULE void load_states_in_16_bits(const TensorEntry& tensor, std::int64_t i, float* state) {
-  constexpr unsigned squares = states_of_kind<R, StateKind::second_moment>;
 #pragma unroll
   for (int k = 0; k < R::states; ++k) {
     state[k] = load_number(tensor.state_type, tensor.states[k], i);
-    if (squares >> k & 1u) state[k] = square(state[k]);
   }
 }
 
-// The states of an element that are kept in 8 bits: a signed one, alone or with a denominator.
+// The same of 8 bits; with a denominator, a signed state is kept as its ratio.
 template <class R>
 MXADAMAX_RULE void load_states_in_8_bits(const TensorEntry& tensor, std::int64_t i, float* state) {
   const float* const scales = tensor.scales + i / block_size * R::states;
-  const auto plain = static_cast<const std::int8_t*>(tensor.states[0])[i];
-  if constexpr (R::states == 1) {
-    state[0] = signed_at(plain, signed_unit_size(scales[0]));
-  } else {
-    constexpr bool is_root = states_of_kind<R, StateKind::second_moment> >> 1 & 1u;
-    const auto level = static_cast<const std::uint8_t*>(tensor.states[1])[i];
-    const float denominator = denominator_at(level, denominator_unit_size(scales[1]));
-    state[0] = plain_at(plain, ratio_level_size(scales[0]), denominator);
-    state[1] = is_root ? square(denominator) : denominator;
+  for_each_state<R>([&](auto k) {
+    using State = Int8StateOf<R, k>;
+    const std::int32_t byte = static_cast<const std::uint8_t*>(tensor.states[k])[i];
+    const std::int32_t code = State::has_sign && byte > 127 ? byte - 256 : byte;
+    state[k] = State::at(code, State::decoding_of(scales[k]));
+  });
+}
+
+// Loads the low-precision states of an element as the rule has them.
+template <class R, class Scalars>
+MXADAMAX_RULE void load_low_precision_states(const TensorEntry& tensor,
+                                             [[maybe_unused]] const Scalars& scalars,
+                                             std::int64_t i, float* state) {
+  bool is_int8 = false;
+  if constexpr (supports_int8_state<R>) {
+    is_int8 = tensor.state_type == DType::int8;
+    if (is_int8) {
+      load_states_in_8_bits<R>(tensor, i, state);
+      if constexpr (has_ratio_state<R>) state[0] *= state[R::states - 1] + scalars.epsilon;
+    }
   }
+  if (!is_int8) load_states_in_16_bits<R>(tensor, i, state);
+  square_moments<R>(state);
 }
 
 }  // namespace mxadamax::cuda

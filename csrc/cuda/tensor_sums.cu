@@ -20,7 +20,8 @@ static_assert(warps_per_block == sums_per_part, "a sum for each warp");
 enum class Kept { plain, low_precision };
 
 template <class R, class T, Kept kept>
-MXADAMAX_RULE void load_element(const TensorEntry& tensor, std::int64_t i, T* weight, T* state) {
+MXADAMAX_RULE void load_element(const TensorEntry& tensor, [[maybe_unused]] const Row<R, T>& row,
+                                std::int64_t i, T* weight, T* state) {
   if constexpr (std::is_same_v<T, double>) {
     load<Plain<double>, 1>(tensor.weight, i, weight);
 #pragma unroll
@@ -28,10 +29,7 @@ MXADAMAX_RULE void load_element(const TensorEntry& tensor, std::int64_t i, T* we
   } else {
     *weight = load_number(tensor.weight_type, tensor.weight, i);
     if constexpr (kept == Kept::low_precision) {
-      if constexpr (supports_int8_state<R>) {
-        if (tensor.state_type == DType::int8) return load_states_in_8_bits<R>(tensor, i, state);
-      }
-      load_states_in_16_bits<R>(tensor, i, state);
+      load_low_precision_states<R>(tensor, row.scalars, i, state);
     } else {
 #pragma unroll
       for (int k = 0; k < R::states; ++k) {
@@ -64,7 +62,7 @@ __global__ void __launch_bounds__(threads_per_block, 2) sum_parts(TensorSumTable
     const auto thread = static_cast<std::int32_t>(threadIdx.x);
     const auto add_element = [&](T grad, std::int64_t i, double* sums) {
       T weight, state[R::states > 0 ? R::states : 1];
-      load_element<R, T, kept>(tensor, i, &weight, state);
+      load_element<R, T, kept>(tensor, row, i, &weight, state);
       const bool has_half =
           R::sums_copy && tensor.copy != nullptr && tensor.grad_type == DType::float16;
       const T shown = has_half ? load_number(DType::float16, tensor.copy, i) : weight;

@@ -25,102 +25,80 @@ template <class R>
 MXADAMAX_RULE void update_in_16_bits(const TensorEntry& tensor, const Row<R, float>& row,
                                      float grad, std::int64_t i) {
   constexpr int slots = R::states > 0 ? R::states : 1;
-  constexpr unsigned squares = states_of_kind<R, StateKind::second_moment>;
-  constexpr unsigned plain = states_of_kind<R, StateKind::with_sign>;
   float weight = load_number(tensor.weight_type, tensor.weight, i);
   float state[slots];
   load_states_in_16_bits<R>(tensor, i, state);
-  run_rule(row, grad, &weight, state);
-  std::uint32_t random = 0;
-#pragma unroll
-  for (int k = 0; k < R::states; ++k) {
-    if (squares >> k & 1u) state[k] = square_root(state[k]);
-    if (k % 2 == 0) {
-      random = random_bits_at(rng_key(row.seed, k / 2, i), static_cast<std::uint32_t>(i));
-    }
-    const auto bits = static_cast<std::int32_t>(random >> k % 2 * 16 & 0xffffu);
+  weight = updated_weight_by_roots<R>(row.transform, row.scalars, row.scales, grad, weight, state);
+  const auto place = static_cast<std::uint32_t>(i % rng_block);
+  for_each_state<R>([&](auto k) {
+    constexpr bool is_denominator = (states_of_kind<R, StateKind::with_sign> >> k & 1u) == 0;
+    const std::int32_t random = random_at(rng_line(row.seed, k, i), place);
     std::int32_t rounded = tensor.state_type == DType::float16
-                               ? encode_float16_stochastic(state[k], bits)
-                               : encode_bfloat16_stochastic(state[k], bits);
-    if (!(plain >> k & 1u)) rounded = zero_preserving_encode(state[k], rounded);
+                               ? encode_float16_stochastic<is_denominator>(state[k], random)
+                               : encode_bfloat16_stochastic<is_denominator>(state[k], random);
     write<std::uint16_t>(static_cast<std::uint16_t*>(tensor.states[k]) + i,
                          static_cast<std::uint16_t>(rounded));
-  }
+  });
   write_weight(tensor, row, i, weight);
 }
 
 constexpr int elements_of_lane = block_size / warp_size;
 
-// What one thread knows of a block: signed states, or their ratios to denominators, and these.
+// What one thread knows of a block: the numbers that are kept.
+template <class R>
 struct Share {
-  float plain[elements_of_lane], denominator[elements_of_lane];
+  float kept[elements_of_lane][R::states];
 };
 
 // Updates the block of 8-bit states at `first` with the threads of a warp.
 template <class R>
 MXADAMAX_RULE void update_in_8_bits(const TensorEntry& tensor, const Row<R, float>& row,
                                     std::int64_t first, std::int32_t count, std::int32_t lane) {
-  constexpr bool is_ratio = R::states == 2;
   float* const scales = tensor.scales + first / block_size * R::states;
-  auto* const plain_levels = static_cast<std::int8_t*>(tensor.states[0]) + first;
-  auto* const denominator_levels = static_cast<std::uint8_t*>(tensor.states[R::states - 1]) + first;
 
-  const auto read = [&](std::int32_t own, Share& share, AbsMax& largest) {
+  const auto read = [&](std::int32_t own, Share<R>& share, AbsMax<R::states>& largest) {
 #pragma unroll
-    for (int k = 0; k < elements_of_lane; ++k) {
-      const std::int32_t i = own + k * warp_size;
-      share.plain[k] = share.denominator[k] = 0;
+    for (int n = 0; n < elements_of_lane; ++n) {
+      const std::int32_t i = own + n * warp_size;
+      float* const state = share.kept[n];
+      for (int k = 0; k < R::states; ++k) state[k] = 0;
       if (i >= count) continue;
-      float state[R::states];
       load_states_in_8_bits<R>(tensor, first + i, state);
+      const float grad = load_number(tensor.grad_type, tensor.grad, first + i);
       float weight = load_number(tensor.weight_type, tensor.weight, first + i);
-      run_rule(row, load_number(tensor.grad_type, tensor.grad, first + i), &weight, state);
-      share.plain[k] = state[0];
-      if constexpr (is_ratio) {
-        constexpr bool is_root = states_of_kind<R, StateKind::second_moment> >> 1 & 1u;
-        share.denominator[k] = is_root ? square_root(state[1]) : state[1];
-        share.plain[k] = ratio_of(state[0], share.denominator[k]);
+      if constexpr (has_ratio_state<R>) {
+        weight =
+            updated_weight_by_ratio<R>(row.transform, row.scalars, row.scales, grad, weight, state);
+      } else {
+        weight =
+            updated_weight_by_roots<R>(row.transform, row.scalars, row.scales, grad, weight, state);
       }
-      largest.add(share.plain[k], share.denominator[k]);
+      for (int k = 0; k < R::states; ++k) largest.add(k, state[k]);
       write_weight(tensor, row, first + i, weight);
     }
   };
 
-  const std::int64_t group = first / rng_block;
-  const std::uint32_t random =
-      random_bits_at(rng_key(row.seed, 0, group), static_cast<std::uint32_t>(group));
-  const auto write = [&](std::int32_t own, const Share& share, const AbsMax& largest) {
-    float plain_range = bit_cast_to_float(largest.first);
-    float denominator_range = bit_cast_to_float(largest.second);
-    // Otherwise nothing in the block means anything any more, as its next step will show.
-    const bool is_finite = plain_range + denominator_range < __builtin_inff();
-    const float per_plain = is_ratio ? ratio_units(plain_range) : signed_units(plain_range);
-    const float per_denominator = denominator_units(denominator_range);
+  const auto write = [&](std::int32_t own, const Share<R>& share,
+                         const AbsMax<R::states>& largest) {
+    for_each_state<R>([&](auto k) {
+      using State = Int8StateOf<R, k>;
+      const float scale = scale_of_block<State>(bit_cast_to_float(largest.bits[k]));
+      const float encoding = State::encoding_of(scale);
+      const RngLine line = rng_line(row.seed, k, first);
+      auto* const codes = static_cast<std::uint8_t*>(tensor.states[k]) + first;
 #pragma unroll
-    for (int k = 0; k < elements_of_lane; ++k) {
-      const std::int32_t i = own + k * warp_size;
-      if (i >= count) continue;
-      const auto place = static_cast<std::uint32_t>(i);
-      const float threshold = square_threshold(random, place);
-      const float variance = threshold - threshold * threshold;
-      const std::int32_t plain =
-          is_ratio ? ratio_level(share.plain[k], per_plain, ratio_threshold(random, place))
-                   : signed_level(share.plain[k], per_plain, threshold, variance);
-      plain_levels[i] = static_cast<std::int8_t>(is_finite ? plain : 0);
-      if constexpr (is_ratio) {
-        const std::int32_t denominator =
-            denominator_level(share.denominator[k], per_denominator, threshold, variance);
-        denominator_levels[i] = static_cast<std::uint8_t>(is_finite ? denominator : 0);
+      for (int n = 0; n < elements_of_lane; ++n) {
+        const std::int32_t i = own + n * warp_size;
+        if (i >= count) continue;
+        const auto place = static_cast<std::uint32_t>((first + i) % rng_block);
+        const std::int32_t code =
+            scale == scale ? State::code(share.kept[n][k], encoding, random_at(line, place)) : 0;
+        codes[i] = static_cast<std::uint8_t>(code);
       }
-    }
-    if (own != 0) return;
-    if (!is_finite) plain_range = denominator_range = __builtin_nanf("");
-    scales[0] = plain_range > 0 ? bounded_below(plain_range) : plain_range;
-    if constexpr (is_ratio) {
-      scales[1] = denominator_range > 0 ? bounded_below(denominator_range) : denominator_range;
-    }
+      if (own == 0) scales[k] = scale;
+    });
   };
-  warp_reduce<Share>(lane, read, write);
+  warp_reduce<Share<R>, R::states>(lane, read, write);
 }
 
 template <class R>

@@ -11,40 +11,38 @@ namespace mxadamax::cuda {
 
 constexpr std::int32_t warp_size = 32;
 
-// The absmax of two kinds of numbers; infinite or NaN if one number is. The bits of magnitudes are
-// ordered like the magnitudes.
+// The absmax of several kinds of numbers; infinite or NaN if one number is. The bits of magnitudes
+// are ordered like the magnitudes.
+template <int count>
 struct AbsMax {
-  std::uint32_t first = 0, second = 0;
+  std::uint32_t bits[count] = {};
 
-  MXADAMAX_RULE void add(float a, float b) {
-    add_bits(bit_cast_to_integer(a) & 0x7fffffffu, bit_cast_to_integer(b) & 0x7fffffffu);
-  }
-  MXADAMAX_RULE void add_bits(std::uint32_t a, std::uint32_t b) {
-    first = first > a ? first : a;
-    second = second > b ? second : b;
-  }
+  MXADAMAX_RULE void add(int k, float x) { add_bits(k, bit_cast_to_integer(x) & 0x7fffffffu); }
+  MXADAMAX_RULE void add_bits(int k, std::uint32_t a) { bits[k] = bits[k] > a ? bits[k] : a; }
 };
 
 // Calls read(lane, share, largest) for each thread of a warp, which fills the thread's share and
 // its absmax; then write(lane, share, largest) for each, with the absmax of the warp. All threads
 // of a warp must call this. On the host, the first thread does the work of all.
-template <class Share, class Read, class Write>
+template <class Share, int count, class Read, class Write>
 MXADAMAX_RULE void warp_reduce(std::int32_t lane, Read&& read, Write&& write) {
 #if defined(MXADAMAX_CUDA_ON_HOST)
   if (lane != 0) return;
   Share shares[warp_size];
-  AbsMax largest;
+  AbsMax<count> largest;
   for (std::int32_t k = 0; k < warp_size; ++k) read(k, shares[k], largest);
   for (std::int32_t k = 0; k < warp_size; ++k) write(k, shares[k], largest);
 #else
   Share share;
-  AbsMax largest;
+  AbsMax<count> largest;
   read(lane, share, largest);
 #if defined(__CUDA_ARCH__)
   constexpr unsigned all = 0xffffffffu;
   for (int distance = warp_size / 2; distance > 0; distance /= 2) {
-    largest.add_bits(__shfl_xor_sync(all, largest.first, distance),
-                     __shfl_xor_sync(all, largest.second, distance));
+#pragma unroll
+    for (int k = 0; k < count; ++k) {
+      largest.add_bits(k, __shfl_xor_sync(all, largest.bits[k], distance));
+    }
   }
   // All threads read before any writes.
   __syncwarp();

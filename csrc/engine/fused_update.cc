@@ -231,7 +231,7 @@ std::vector<FusedUpdate::Expected> FusedUpdate::expected_state() const {
     if (!arrays_->format.state_dtype) {
       list.push_back({role, updated_type(p.dtype, p.has_master), p.shape, like});
     } else if (arrays_->format.state_dtype == DType::int8) {
-      list.push_back({role, k == 0 ? DType::int8 : DType::uint8, p.shape, other});
+      list.push_back({role, DType::int8, p.shape, other});
     } else {
       list.push_back({role, *arrays_->format.state_dtype, p.shape, other});
     }

@@ -274,7 +274,7 @@ class UpdateOp final : public EngineOp {
     std::copy(found.states, found.states + max_states, tensor.states.begin());
     tensor.copy = found.copy;
     tensor.average = found.average;
-    tensor.low_precision_state = found.stochastic_rounding;
+    tensor.low_precision_state = found.low_precision_state;
     tensor.state_type = found.state_type;
     tensor.scales = found.scales;
     return tensor;
@@ -305,7 +305,7 @@ class UpdateOp final : public EngineOp {
     const StateFormat& format = arrays_.format;
     if (format.state_dtype) {
       tensor.state_type = *format.state_dtype;
-      tensor.stochastic_rounding = true;
+      tensor.low_precision_state = true;
     }
     for (int k = 0; k < arrays_.rule.states; ++k) tensor.states[k] = address_of((array++)->get());
     if (format.state_dtype == DType::int8) {

@@ -10,7 +10,6 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "common/low_precision.h"
@@ -47,70 +46,55 @@ Bits encode(const Floats& from, const std::string& type, const std::string& inst
   return to;
 }
 
-using Key = std::pair<std::uint32_t, std::uint32_t>;
-
-std::vector<std::uint32_t> random_bits(const Key& key, py::ssize_t count,
-                                       const cpu::SharedKernels& shared) {
-  std::vector<std::uint32_t> bits(static_cast<std::size_t>(count));
-  shared.random_bits({key.first, key.second}, 0, bits.data(), count);
-  return bits;
+// Calls visit(first, count, line) for each group of elements that share random bits, of those that
+// one of a rule's states has.
+template <class Visit>
+void for_each_group(py::ssize_t size, std::uint64_t seed, int state, Visit&& visit) {
+  for (std::int64_t first = 0; first < size; first += rng_block) {
+    visit(first, std::min(rng_block, size - first), rng_line(seed, state, first));
+  }
 }
 
-Bits encode_stochastic(const Floats& from, const std::string& type, bool divisor, const Key& key,
-                       const std::string& instruction_set) {
-  const cpu::Codec& codec = codec_named(type, instruction_set);
-  const auto encode = divisor ? codec.encode_denominator_stochastic : codec.encode_stochastic;
+Bits encode_stochastic(const Floats& from, const std::string& type, bool denominator,
+                       std::uint64_t seed, int state, const std::string& instruction_set) {
+  const auto encode = codec_named(type, instruction_set).encode_stochastic[denominator];
   Bits to(from.size());
-  const auto bits =
-      random_bits(key, from.size(), *hooks->instruction_set(instruction_set).table.rules[0].shared);
-  encode(from.data(), bits.data(), 0, to.mutable_data(), from.size());
+  for_each_group(from.size(), seed, state, [&](std::int64_t i, std::int64_t count, RngLine line) {
+    encode(from.data() + i, line, to.mutable_data() + i, count);
+  });
   return to;
 }
 
-const cpu::Int8Codec& int8_codec(std::size_t states, const std::string& instruction_set) {
+const cpu::Int8Codec& int8_codec(const std::string& kind, const std::string& instruction_set) {
   const cpu::SharedKernels& shared = *hooks->instruction_set(instruction_set).table.rules[0].shared;
-  if (states != 1 && states != 2) throw std::invalid_argument("expected one state or two");
-  return shared.int8_codecs[states - 1];
-}
-
-template <class Array>
-py::ssize_t size_of_all(const std::vector<Array>& arrays) {
-  for (const Array& array : arrays) {
-    if (array.size() != arrays[0].size()) throw std::invalid_argument("sizes differ");
+  const char* const kinds[] = {"ratio", "signed", "denominator"};
+  for (int k = 0; k < cpu::int8_states; ++k) {
+    if (kind == kinds[k]) return shared.int8_codecs[k];
   }
-  return arrays[0].size();
+  throw std::invalid_argument("kind '" + kind + "' must be ratio, signed or denominator");
 }
 
-py::tuple encode_int8(const std::vector<Floats>& states, const Key& key,
+py::tuple encode_int8(const Floats& from, const std::string& kind, std::uint64_t seed, int state,
                       const std::string& instruction_set) {
-  const cpu::Int8Codec& codec = int8_codec(states.size(), instruction_set);
-  const py::ssize_t size = size_of_all(states);
-  py::array_t<std::int8_t> levels(size);
-  py::array_t<std::uint8_t> denominators(size);
-  Floats scales(blocks_of(size) * static_cast<std::int64_t>(states.size()));
-  const auto bits =
-      random_bits(key, size, *hooks->instruction_set(instruction_set).table.rules[0].shared);
-  const float* const from[] = {states[0].data(), states.back().data()};
-  void* const to[] = {levels.mutable_data(), denominators.mutable_data()};
-  codec.encode(from, bits.data(), to, scales.mutable_data(), size);
-  if (states.size() == 1) return py::make_tuple(levels, scales);
-  return py::make_tuple(levels, denominators, scales);
+  const auto encode = int8_codec(kind, instruction_set).encode;
+  py::array_t<std::int8_t> codes(from.size());
+  Floats scales(blocks_of(from.size()));
+  for_each_group(from.size(), seed, state, [&](std::int64_t i, std::int64_t count, RngLine line) {
+    encode(from.data() + i, line, codes.mutable_data() + i, scales.mutable_data() + i / block_size,
+           1, count);
+  });
+  return py::make_tuple(codes, scales);
 }
 
-py::list decode_int8(const std::vector<py::array>& levels, const Floats& scales,
-                     const std::string& instruction_set) {
-  const cpu::Int8Codec& codec = int8_codec(levels.size(), instruction_set);
-  const py::ssize_t size = size_of_all(levels);
-  if (scales.size() != blocks_of(size) * static_cast<std::int64_t>(levels.size())) {
-    throw std::invalid_argument("sizes differ");
-  }
-  std::vector<Floats> states;
-  states.reserve(levels.size());
-  for (std::size_t k = 0; k < levels.size(); ++k) states.emplace_back(size);
-  const void* const from[] = {levels[0].data(), levels.back().data()};
-  float* const to[] = {states[0].mutable_data(), states.back().mutable_data()};
-  codec.decode(from, scales.data(), to, size);
-  return py::cast(states);
+Floats decode_int8(const py::array_t<std::int8_t, py::array::c_style>& codes, const Floats& scales,
+                   const std::string& kind, const std::string& instruction_set) {
+  if (scales.size() != blocks_of(codes.size())) throw std::invalid_argument("sizes differ");
+  const auto decode = int8_codec(kind, instruction_set).decode;
+  Floats to(codes.size());
+  for_each_group(codes.size(), 0, 0, [&](std::int64_t i, std::int64_t count, RngLine) {
+    decode(codes.data() + i, scales.data() + i / block_size, 1, to.mutable_data() + i, count);
+  });
+  return to;
 }
 
 // Updates NumPy arrays, without MXNet, in the calling thread.
@@ -167,7 +151,7 @@ void update_numpy(const std::string& rule_name, const std::vector<py::array>& we
     if (low_precision_state) {
       if (tensor.compute != OpMath::float32) throw ParameterError(i, "weight must be float32");
       tensor.state_type = state_dtype_named(state_dtype);
-      tensor.stochastic_rounding = true;
+      tensor.low_precision_state = true;
     }
     const auto check_bytes = [&](const py::array& array, std::int64_t bytes, const char* what) {
       if (array.nbytes() != bytes || !(array.flags() & py::array::c_style)) {
@@ -229,13 +213,14 @@ PYBIND11_MODULE(_native_testing, m) {
   m.def("encode", &encode, py::arg("array"), py::arg("type"), py::arg("instruction_set"),
         "The bits of the 16-bit numbers that are nearest to float32 numbers.");
   m.def("encode_stochastic", &encode_stochastic, py::arg("array"), py::arg("type"),
-        py::arg("divisor"), py::arg("key"), py::arg("instruction_set"),
-        "The same, rounded at random; of divisors nothing but 0 becomes 0.");
-  m.def("encode_int8", &encode_int8, py::arg("states"), py::arg("key"), py::arg("instruction_set"),
-        "Levels and scales that stand for a signed state in 8 bits; with a divisor, ratios, "
-        "divisors and scales that stand for both.");
-  m.def("decode_int8", &decode_int8, py::arg("levels"), py::arg("scales"),
-        py::arg("instruction_set"), "The states that they stand for.");
+        py::arg("denominator"), py::arg("seed"), py::arg("state"), py::arg("instruction_set"),
+        "The same, rounded at random, as this state of a rule; of denominators nothing but 0 "
+        "becomes 0.");
+  m.def("encode_int8", &encode_int8, py::arg("array"), py::arg("kind"), py::arg("seed"),
+        py::arg("state"), py::arg("instruction_set"),
+        "Codes and scales that stand for float32 numbers: ratios, a signed state or denominators.");
+  m.def("decode_int8", &decode_int8, py::arg("codes"), py::arg("scales"), py::arg("kind"),
+        py::arg("instruction_set"), "The numbers that they stand for.");
   m.def("update_numpy", &update_numpy, py::arg("rule"), py::arg("weights"), py::arg("grads"),
         py::arg("states"), py::arg("scalars"), py::arg("instruction_set") = "",
         py::arg("threads") = 0, py::arg("state_dtype") = "", py::arg("scales") = py::none(),

@@ -12,6 +12,7 @@ struct Adabelief : Rule {
   // First moment m; second moment v of the gradient's deviation from m.
   static constexpr int states = 2;
   static constexpr StateKind kinds[] = {StateKind::with_sign, StateKind::second_moment};
+  static constexpr bool steps_by_ratio = true;
 
   static constexpr bool clip_after_wd = true;
 
@@ -39,6 +40,7 @@ struct AdabeliefOfMxnet2 : Rule {
   static constexpr const char* name = of_rows ? "adabelief_rows_mxnet2" : "adabelief_mxnet2";
   static constexpr int states = 2;
   static constexpr StateKind kinds[2] = {StateKind::with_sign, StateKind::second_moment};
+  static constexpr bool steps_by_ratio = true;
   static constexpr bool clip_after_wd = true;
 
   // `lr` comes with the bias corrections in it.

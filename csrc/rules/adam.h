@@ -15,6 +15,8 @@ struct AdamRule : Rule {
   static constexpr int states = amsgrad ? 3 : 2;
   static constexpr StateKind kinds[3] = {StateKind::with_sign, StateKind::second_moment,
                                          StateKind::second_moment};
+  static constexpr bool steps_by_ratio = true;
+  static constexpr bool keeps_largest = amsgrad;
 
   // `lr` includes the bias corrections: lr * sqrt(1 - beta2^t) / (1 - beta1^t).
   template <class T>
@@ -48,6 +50,7 @@ struct AdamOfMxnet : Rule {
                                           : (squared_first ? "adam_rows_mxnet2" : "adam_mxnet2");
   static constexpr int states = 2;
   static constexpr StateKind kinds[2] = {StateKind::with_sign, StateKind::second_moment};
+  static constexpr bool steps_by_ratio = true;
   static constexpr bool clip_after_wd = series == 1;
 
   // `lr` comes with the bias corrections in it.

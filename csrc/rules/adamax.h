@@ -12,6 +12,7 @@ struct Adamax : Rule {
   // First moment m, exponentially weighted infinity norm u.
   static constexpr int states = 2;
   static constexpr StateKind kinds[] = {StateKind::with_sign, StateKind::non_negative};
+  static constexpr bool steps_by_ratio = true;
 
   // `lr` includes the bias correction: lr / (1 - beta1^t).
   template <class T>
@@ -35,6 +36,7 @@ struct AdamaxOfMxnet1 : Rule {
   static constexpr const char* name = "adamax_mxnet1";
   static constexpr int states = 2;
   static constexpr StateKind kinds[] = {StateKind::with_sign, StateKind::non_negative};
+  static constexpr bool steps_by_ratio = true;
   static constexpr bool clip_after_wd = true;
 
   // `lr` comes with the bias correction in it: lr / (1 - beta1^t).
@@ -52,7 +54,7 @@ struct AdamaxOfMxnet1 : Rule {
     u = maximum(s.beta2 * u, absolute(g));
     const T divisor = u + s.epsilon;
     const T step = s.lr * m;
-    return -(step / (step == 0 && divisor == 0 ? T{1} : divisor));
+    return -(step / (step == 0 && divisor == 0 ? constant<T>(1) : divisor));
   }
 };
 

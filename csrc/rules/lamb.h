@@ -72,6 +72,7 @@ struct LambRule
   // First moment m, second moment v.
   static constexpr int states = 2;
   static constexpr StateKind kinds[2] = {StateKind::with_sign, StateKind::second_moment};
+  static constexpr bool in_vectors = arithmetic == LambArithmetic::plain;
 
   template <class T, class Scalars>
   MXADAMAX_RULE static T delta(const Scalars& s, T g, T weight, T* state) {

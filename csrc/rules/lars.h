@@ -138,8 +138,8 @@ struct LarsOfMxnet : LarsBase<has_momentum> {
   template <class T>
   MXADAMAX_RULE static T scaled_delta(const LarsScalars<T>& s, const T* scale, T g, T weight,
                                       T* state) {
-    const auto decay = static_cast<float>(scale[0]) * static_cast<float>(s.weight_decay);
-    const T kept = has_momentum ? s.momentum * state[0] : 0;
+    const auto decay = to_single(scale[0]) * to_single(s.weight_decay);
+    const T kept = has_momentum ? s.momentum * state[0] : constant<T>(0);
     const T change = kept - decay * weight - scale[0] * s.grad_scale * g;
     if constexpr (has_momentum) state[0] = change;
     return change;

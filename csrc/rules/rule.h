@@ -2,10 +2,10 @@
 // The base of all rules: the transform of gradient and weight before a rule's own formula, and the
 // functions that rules use.
 //
-// The C++ compiler and nvcc both compile the headers in this folder. They contain scalar code
-// without state, with branches on data only if the compiler can turn them into selections. They
-// keep the order of operations of MXNet's own `step` methods: with this order, and without
-// contraction of a * b + c, results are equal bit for bit.
+// The C++ compiler and nvcc both compile the headers in this folder. They contain code without
+// state for a number, or a vector of them: selections, but no branches on data, and constants by
+// `constant`. They keep the order of operations of MXNet's own `step` methods: with this order, and
+// without contraction of a * b + c, results are equal bit for bit.
 //
 // A rule is a struct with
 //   name          its name in the rest of the package,
@@ -37,13 +37,7 @@
 // Its kernels read a tensor once for each stage, without writing, then to update.
 #pragma once
 
-// Always inlined: one library contains this header compiled for several instruction sets, and the
-// linker must not keep an out-of-line copy for the widest one.
-#if defined(__CUDACC__)
-#define MXADAMAX_RULE __host__ __device__ __forceinline__
-#else
-#define MXADAMAX_RULE inline __attribute__((always_inline))
-#endif
+#include "vector.h"
 
 namespace mxadamax {
 
@@ -56,6 +50,9 @@ enum class StateKind { with_sign, non_negative, second_moment, earlier_weight };
 struct Rule {
   // Whether its states tolerate the noise of low precision.
   static constexpr bool supports_low_precision_state = true;
+  // Whether a state is the largest that a denominator has been. Rounded at random, it would become
+  // larger and larger: the coarser, the faster.
+  static constexpr bool keeps_largest = false;
   // Whether `clip_gradient` bounds the gradient plus weight decay, instead of the gradient.
   static constexpr bool clip_after_wd = false;
   // Whether the state is a tuple with None, in the place of a momentum, before the arrays.
@@ -76,8 +73,13 @@ struct Rule {
   // Whether sums are norms, taken as MXNet's operator `norm` does: terms are numbers to be squared.
   // Scales are then found in double precision, and read by another operator.
   static constexpr bool scaled_norms = false;
+  // Whether its formula also takes vectors of single precision.
+  static constexpr bool in_vectors = true;
   // Whether it has `new_weight` in the place of `delta`.
   static constexpr bool gives_weight = false;
+  // Whether the change of the weight is, but for rounding, -lr times the ratio of the first state
+  // to the sum of the last, or its root, and epsilon.
+  static constexpr bool steps_by_ratio = false;
 
   template <class Scalars, class T>
   MXADAMAX_RULE static T finished(const Scalars&, T weight) {
@@ -101,22 +103,33 @@ MXADAMAX_RULE T clipped(T x, T bound) {
   return -bound > below ? -bound : below;
 }
 
-// Returns the gradient for the rule: rescaled, clipped, with weight decay as an L2 term. A negative
-// `wd` means no L2 term, unlike 0: 0 times an infinite weight is NaN.
-template <class R, class T>
-MXADAMAX_RULE T prepared_gradient(const GradientTransform<T>& s, T grad, T weight) {
-  const T g = grad * s.rescale_grad;
+template <class T>
+MXADAMAX_RULE T clipped_gradient(const GradientTransform<T>& s, T g) {
+  return clipped(g, s.clip_gradient);
+}
+
+// Weight decay as an L2 term. A negative `wd` means no L2 term, unlike 0: 0 times an infinite
+// weight is NaN.
+template <class T>
+MXADAMAX_RULE T with_penalty(const GradientTransform<T>& s, T g, T weight) {
   const T decay = s.wd * weight;
-  const bool penalty = !(s.wd < 0);
-  if (R::clip_after_wd) return clipped(penalty ? g + decay : g, s.clip_gradient);
-  const T bounded = clipped(g, s.clip_gradient);
-  return penalty ? bounded + decay : bounded;
+  const auto penalty = !(s.wd < 0);
+  return penalty ? g + decay : g;
 }
 
 // Returns the weight for the rule. `decay_factor` is 1 without decoupled weight decay.
 template <class T>
 MXADAMAX_RULE T decayed_weight(const GradientTransform<T>& s, T weight) {
   return s.decay_factor * weight;
+}
+
+// Returns the gradient for the rule: rescaled, clipped, with weight decay. What has functions of
+// the three names above can take the place of GradientTransform.
+template <class R, class Transform, class T>
+MXADAMAX_RULE T prepared_gradient(const Transform& s, T grad, T weight) {
+  const T g = grad * s.rescale_grad;
+  if (R::clip_after_wd) return clipped_gradient(s, with_penalty(s, g, weight));
+  return with_penalty(s, clipped_gradient(s, g), weight);
 }
 
 // What a rule finds from its sums over a tensor.
@@ -127,8 +140,8 @@ struct Scales {
 
 // Returns the new weight of one element and updates its states. `w - x` and `w + -x` are the same
 // bits. Only rules with sums use `scales`.
-template <class R, class Scalars, class T>
-MXADAMAX_RULE T updated_weight(const GradientTransform<T>& transform, const Scalars& s,
+template <class R, class Transform, class Scalars, class T>
+MXADAMAX_RULE T updated_weight(const Transform& transform, const Scalars& s,
                                const Scales<R, T>& scales, T grad, T weight, T* state) {
   const T g = prepared_gradient<R>(transform, grad, weight);
   const T decayed = decayed_weight(transform, weight);
@@ -150,7 +163,7 @@ MXADAMAX_RULE T maximum(T a, T b) {
 // Returns -1, 0 or 1; NaN for NaN.
 template <class T>
 MXADAMAX_RULE T sign(T a) {
-  const T unit = a < 0 ? T{-1} : T{1};
+  const T unit = a < 0 ? constant<T>(-1) : constant<T>(1);
   return a != 0 && a == a ? unit : a + 0;
 }
 
@@ -158,11 +171,5 @@ template <class T>
 MXADAMAX_RULE T square(T a) {
   return a * a;
 }
-
-MXADAMAX_RULE double absolute(double a) { return __builtin_fabs(a); }
-MXADAMAX_RULE float absolute(float a) { return __builtin_fabsf(a); }
-
-MXADAMAX_RULE double square_root(double a) { return __builtin_sqrt(a); }
-MXADAMAX_RULE float square_root(float a) { return __builtin_sqrtf(a); }
 
 }  // namespace mxadamax

@@ -10,7 +10,8 @@ namespace mxadamax {
 // -1, 0 or 1; 0 for NaN.
 template <class T>
 MXADAMAX_RULE T sign_or_zero(T a) {
-  return a > 0 ? T{1} : (a < 0 ? T{-1} : T{0});
+  const T not_positive = a < 0 ? constant<T>(-1) : constant<T>(0);
+  return a > 0 ? constant<T>(1) : not_positive;
 }
 
 struct Signum : Rule {

@@ -63,8 +63,7 @@ def _state_dtypes(rule: str, state_dtype: Optional[str]) -> List[Optional[str]]:
         native.rules_with_int8_state if is_int8 else native.rules_with_low_precision_state
     ):
         raise ValueError(f"state_dtype must be None with rule {rule!r}, got {state_dtype!r}")
-    kept_in: List[Optional[str]] = ["int8", "uint8"] if is_int8 else [state_dtype] * count
-    return kept_in[:count]
+    return [state_dtype] * count
 
 
 def _one_per_weight(given: Any, count: int, name: str) -> List[Any]:
@@ -110,8 +109,8 @@ class Batch:
     state_dtype : {'float16', 'bfloat16', 'int8'}, optional
         The dtype of low-precision states, with stochastic rounding, as in `FusedOptimizer`. Random
         bits depend on the scalars ``rng_stream``, an integer for each weight, and ``step``, the
-        number of its update. Second moments are stored as their roots. With ``'int8'``, the states
-        are an int8 array, and a uint8 array if the rule has two.
+        number of its update. Second moments are stored as their roots. With ``'int8'``, all states
+        are int8 arrays.
     scales : sequence of arrays, optional
         With ``'int8'``, for each weight a float32 array of shape (blocks, states) with blocks of 64
         elements; initially zeros, like the states.

@@ -180,14 +180,13 @@ class FusedOptimizer(CountingOptimizer):
     depend only on `state_seed`, the parameter, its update and the element. Second moments are
     stored as their roots. Rounding never turns a nonzero denominator into zero.
 
-    ``'int8'`` stores the second of two states, the denominator, as a float of 8 bits, four of them
-    of its fraction, relative to the largest of each block of 64 elements; and the first as its
-    ratio to the denominator and `epsilon`, in 255 levels relative to the absmax of the block. A NaN
-    or infinity spreads over its block. The state is a tuple of two int8 arrays, of which the second
-    holds the bytes of codes from 0 to 255, and a float32 array with two scales per block: 2.125
-    bytes per element instead of 8. It works with Adamax, Adam, AdamW, Nadam, AdaBelief and LAMB,
-    and dense gradients. The one state of Lion, SGD with momentum and NAG has 127 levels of either
-    sign: a tuple of an int8 array and a float32 array with one scale per block.
+    ``'int8'`` stores a denominator as a float of 8 bits, four of them of its fraction, relative to
+    the largest of each block of 64 elements; and the first of several states as its ratio to the
+    last and `epsilon`, in 255 levels relative to the absmax of the block. A signed state alone has
+    127 levels of either sign. A NaN or infinity spreads over its block. The state is a tuple of an
+    int8 array for each of the rule's, which for denominators holds the bytes of codes from 0 to
+    255, and a float32 array with a scale per block for each: for two states 2.125 bytes per element
+    instead of 8. It needs dense gradients.
 
     Examples
     --------

@@ -138,6 +138,11 @@ def test_a_training_of_an_earlier_version_goes_on(
     assert third.go(range(6, 8)).everything() == first.go(range(6, 8)).everything()
 
 
+def name_of(given):
+    """The name of a test, alike in each process."""
+    return getattr(given, "__name__", str(given))
+
+
 def only_large(name, shape):
     return "int8" if name == "large" else None
 
@@ -152,7 +157,9 @@ def only_large_in_bfloat16(name, shape):
 
 @pytest.mark.parametrize("options", KINDS, ids=str)
 @pytest.mark.parametrize(
-    "state_dtype", [*DTYPES, {"other": "int8", ".*": "bfloat16"}, only_large], ids=str
+    "state_dtype",
+    [*DTYPES, {"other": "int8", ".*": "bfloat16"}, only_large],
+    ids=name_of,
 )
 @pytest.mark.parametrize("way", ["load_states", "Trainer.load_states"])
 def test_round_trips(way, state_dtype, options, tmp_path):
@@ -278,7 +285,7 @@ def test_refusals(written, loading, message, tmp_path):
     assert second.go([1]).trainer.optimizer.num_update == 2
 
 
-@pytest.mark.parametrize("state_dtype", ["bfloat16", {"other": "int8"}, only_large], ids=str)
+@pytest.mark.parametrize("state_dtype", ["bfloat16", {"other": "int8"}, only_large], ids=name_of)
 def test_states_alone(state_dtype, tmp_path):
     first = Training(state_dtype).go(range(3))
     (tmp_path / "states").write_bytes(first.updater.get_states())

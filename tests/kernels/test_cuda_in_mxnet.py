@@ -257,7 +257,7 @@ def test_rows(member, dtype, lazy, state_dtype, kernels):
             pytest.skip("not kept in low precision")
         if member.name == "lans_ext":
             pytest.skip("its norms are added in another order, which rounding at random magnifies")
-        options["state_dtype"] = state_dtype
+        options["state_dtype"] = {".*": state_dtype}
     shapes = [*TABLES, (30, 4)]
     rng = np.random.RandomState(5)
     start = [mx.nd.array(rng.standard_normal(s), dtype=dtype) for s in shapes]
@@ -308,7 +308,11 @@ def keeps(member, state_dtype):
 def test_low_precision_states(member, state_dtype, multi_precision, kernels):
     """Rounded by the same random bits, for weights of all types, with all options."""
     options = {
-        **{"multi_precision": multi_precision, "state_dtype": state_dtype, "state_seed": 11},
+        **{
+            "multi_precision": multi_precision,
+            "state_dtype": {".*": state_dtype},
+            "state_seed": 11,
+        },
         **{"ema_decay": 0.9, "clip_global_norm": 40.0, "skip_nonfinite": True},
     }
     if "schedule_per_parameter" in member.ours:

@@ -237,11 +237,11 @@ class Training:
 
     def decoded_states(self, states):
         if self.case.state_dtype == "int8":
-            ratios, divisors, scales = states
-            ranges = of_elements(scales, ratios.shape)
-            divisor = ranges[1] * (divisors / 255.0) ** 2
-            m = ranges[0] * (ratios / 127.0) * divisor
-            return [m, divisor**2 if self.case.name == "adam_ext" else divisor]
+            ratios, *codes, scales = states
+            of_ratios, *bases = of_elements(scales, ratios.shape)
+            divisors = [denominators(*each) for each in zip(codes, bases)]
+            m = of_ratios * (ratios / 127.0) * (divisors[-1] + EPSILON)
+            return [m, *(d if self.case.name == "adamax_ext" else d**2 for d in divisors)]
         found = [numbers(state) for state in states]
         if self.case.state_dtype and self.case.name != "adamax_ext":
             found[1:] = [root**2 for root in found[1:]]
@@ -249,12 +249,24 @@ class Training:
 
 
 def of_elements(scales, shape):
-    """The two ranges that each element shares with its block."""
+    """For each state the scale that each element shares with its block."""
     size = math.prod(shape)
-    assert scales.shape == (-(-size // BLOCK), 2)
+    assert len(scales) == -(-size // BLOCK)
     assert scales.dtype == np.float32
     repeated = np.repeat(scales.astype(np.float64), BLOCK, axis=0)[:size]
-    return [repeated[:, k].reshape(shape) for k in range(2)]
+    return [column.reshape(shape) for column in repeated.T]
+
+
+def denominators(codes, bases):
+    """What codes stand for: 16 of them for each doubling of the sum with the base."""
+    octave, sixteenths = np.divmod(codes.view(np.uint8).astype(np.int64), 16)
+    return bases * (np.ldexp(1 + sixteenths / 16.0, octave) - 1)
+
+
+def places(values, bases):
+    """The codes of denominators, as real numbers."""
+    fraction, exponent = np.frexp(values / bases + 1)
+    return 16 * (exponent - 1 + 2 * fraction - 1)
 
 
 class Expected(NamedTuple):
@@ -349,7 +361,7 @@ def check_states(case, arrays, expected):
     if expected.squares:
         seconds = [root_of(*square, case.unit) for square in expected.squares]
     if case.state_dtype == "int8":
-        check_int8(case, arrays, expected.m, seconds[0])
+        check_int8(case, arrays, expected.m, seconds)
         return
     name = case.state_dtype
     assert_stored(numbers(m), expected.m, name, "m", levels=1)
@@ -359,26 +371,39 @@ def check_states(case, arrays, expected):
         assert np.all((numbers(array) > 0) == (exact[0] > 0))
 
 
-def check_int8(case, arrays, m, divisor):
-    ratios, divisors, scales = arrays
-    assert (ratios.dtype, divisors.dtype) == (np.int8, np.uint8)
-    ranges = of_elements(scales, ratios.shape)
+def check_int8(case, arrays, m, seconds):
+    """Ratios and denominators within one level of the formulas, as their scales are."""
+    ratios, *codes, scales = arrays
+    assert {array.dtype for array in arrays[:-1]} == {np.dtype("int8")}
+    assert scales.shape[1] == len(codes) + 1
+    of_ratios, *bases = of_elements(scales, ratios.shape)
+    divisor, divisor_error = seconds[-1]
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(divisor[0] > 0, m[0] / divisor[0], 0)
-        ratio_error = np.where(divisor[0] > 0, (m[1] + abs(ratio) * divisor[1]) / divisor[0], 0)
-        ratio_error = ratio_error + 2 * case.unit * abs(ratio)
-        level, level_error = ratio / ranges[0] * 127, ratio_error / ranges[0] * 127
-        units, units_error = (x / ranges[1] * 255**2 for x in divisor)
-    for exact, error, found in ((ratio, ratio_error, 0), (*divisor, 1)):
-        flat, errors = abs(exact).ravel(), np.ravel(error)
-        for block in range(len(scales)):
-            part = slice(block * BLOCK, (block + 1) * BLOCK)
-            assert_near(scales[block, found], flat[part].max(), errors[part].max(), "scale")
+        whole = divisor + EPSILON
+        ratio = m[0] / whole
+        ratio_error = (m[1] + abs(ratio) * divisor_error) / whole + 4 * case.unit * abs(ratio)
+        level, level_error = ratio / of_ratios * 127, ratio_error / of_ratios * 127
+    flat, errors = abs(ratio).ravel(), ratio_error.ravel()
+    for block in range(len(scales)):
+        part = slice(block * BLOCK, (block + 1) * BLOCK)
+        assert_near(scales[block, 0], flat[part].max(), errors[part].max(), "scale")
+        for k, (exact, error) in enumerate(seconds, 1):
+            largest, off = np.ravel(exact)[part].max(), np.ravel(error)[part].max()
+            base = float(scales[block, k])
+            assert math.frexp(base)[0] == 0.5, "a power of two"
+            # The largest is less than 31/16 of 2^15 bases, and not of half as many.
+            assert largest - off < base * 2.0**15 * 31 / 16, "base"
+            assert largest + off >= base * 2.0**14 * (31 / 16 - 2.0**-14), "base"
     # Random bits decide about 2**-16 of a level.
     assert_near(ratios, level, 1 + 2.0**-15 + level_error, "ratio")
-    root, root_error = root_of(units, units_error, 4 * case.unit)
-    assert_near(divisors, root, 1 + 2.0**-15 + root_error, "divisor")
-    assert np.all((divisors > 0) == (divisor[0] > 0))
+    for k, ((exact, error), own, base) in enumerate(zip(seconds, codes, bases)):
+        own = own.view(np.uint8).astype(np.float64)
+        # To one code below or above, and to the least one from anything but zero.
+        low, high = places(np.maximum(exact - error, 0), base), places(exact + error, base)
+        off = 16 * 2 * case.unit + 2.0**-15
+        assert np.all(own > np.minimum(low, 255) - 1 - off), f"denominator {k}"
+        assert np.all(own < np.maximum(high + off, 0) + 1), f"denominator {k}"
+        assert np.all((own > 0) == (exact > 0))
 
 
 def check_step(case, before, after, grad, rows, scale, t):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nothing that a user computes changes: digests of weights and states, as version 0.1 had them.
 
+Those with low-precision states are of today: they are rounded by other random bits since.
+
 They are the same on every MXNet, instruction set and number of threads; those of built-ins on every
 MXNet of a series. To record those of new cases,
 and of no others: ``PYTHONPATH=.:tests/support python tests/optimizers/test_digests.py --record``.

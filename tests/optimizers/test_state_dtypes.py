@@ -426,7 +426,7 @@ NAMES = "['float16', 'bfloat16', 'int8'] or None"
         ("adam_ext", 8, f"state_dtype must be one of {NAMES}, a dict of them by pattern, or a function, got 8"),
         ("adam_ext", np.int8, f"state_dtype must be one of {NAMES}, a dict of them by pattern, or a function, got <class 'numpy.int8'>"),
         ("ftml_ext", {"a": None, ".*": "bfloat16"}, "state_dtype must be None with rule '{rule}', got 'bfloat16' for '.*'"),
-        ("adagrad_ext", {"a": "bfloat16", ".*": "int8"}, "state_dtype must be None with rule '{rule}', got 'int8' for '.*'"),
+        ("ftml_ext", {"a": None, ".*": "int8"}, "state_dtype must be None with rule '{rule}', got 'int8' for '.*'"),
     ],
 )  # fmt: skip
 def test_values_are_refused(name, value, message):
@@ -457,7 +457,7 @@ def test_without_the_fused_step():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (in_int8, r"state_dtype must be None with rule 'adagrad', got 'int8' from in_int8\('1.bias', \(128,\)\)"),
+        (in_int8, r"state_dtype must be None with rule 'ftml', got 'int8' from in_int8\('1.bias', \(128,\)\)"),
         (lambda name, shape: 7, r"state_dtype must be one of .* or None, got 7 from <lambda>\('1.bias', \(128,\)\)"),
     ],
     ids=["rule", "value"],
@@ -466,12 +466,12 @@ def test_what_a_function_returns_is_refused(value, message):
     """When it is asked, by the parameter's name."""
     names = {0: "0.weight", 1: "1.bias"}
     options = {"param_idx2name": names, "numerics": "portable"}
-    optimizer = mxadamax.AdaGrad(
+    optimizer = mxadamax.FTML(
         state_dtype=lambda name, shape: value(name, shape) if name == "1.bias" else None, **options
     )
     optimizer.create_state(0, mx.nd.ones((3,)))
-    optimizer = mxadamax.AdaGrad(state_dtype=value, **options)
-    with pytest.raises(ValueError, match=rf"^adagrad_ext: parameter 1 \('1.bias'\): {message}$"):
+    optimizer = mxadamax.FTML(state_dtype=value, **options)
+    with pytest.raises(ValueError, match=rf"^ftml_ext: parameter 1 \('1.bias'\): {message}$"):
         optimizer.create_state(1, mx.nd.ones((128,)))
 
 
@@ -480,10 +480,10 @@ def test_a_refusal_on_a_key_value_store_shows():
     """MXNet drops the exception: the next use of the weight raises it."""
     training = Training(
         {"state_dtype": in_int8, "aggregate_num": 1},
-        "adagrad_ext",
+        "ftml_ext",
         **on_store_here(),
     )
-    with pytest.raises(mx.MXNetError, match="adagrad_ext: parameter 0 .*must be None with rule"):
+    with pytest.raises(mx.MXNetError, match="ftml_ext: parameter 0 .*must be None with rule"):
         training.go(1)
         mx.nd.waitall()
 

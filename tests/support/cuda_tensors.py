@@ -93,7 +93,7 @@ class Rows(NamedTuple):
 STATE_DTYPES = {
     "float16": [np.uint16] * 4,
     "bfloat16": [np.uint16] * 4,
-    "int8": [np.int8, np.uint8],
+    "int8": [np.int8] * 4,
 }
 """What low-precision states are arrays of."""
 
@@ -215,11 +215,15 @@ class Tensor:
             if other[name].dtype == array.dtype and other[name].tobytes() == array.tobytes():
                 continue
             is_state = self.state_dtype and name.startswith("state")
-            if is_state and self.state_dtype == "int8" and self.rule.startswith("lans"):
-                # Its states depend on a norm, whose last digits decide how some are rounded.
-                off = abs(other[name].astype(int) - array.astype(int))
-                assert np.max(off, initial=0) <= 1, f"{where}, {self.dtype}, {name}"
-                continue
+            depends_on_norm = is_state and self.rule.startswith(("lans", "lars"))
+            if depends_on_norm:
+                # The last digits of a norm decide how some are rounded. The next step begins with
+                # the same states.
+                self.arrays[name] = other[name].copy()
+                if self.state_dtype == "int8":
+                    off = abs(other[name].astype(int) - array.astype(int))
+                    assert np.max(off, initial=0) <= 1, f"{where}, {self.dtype}, {name}"
+                    continue
             if name == "rows" or (is_state and self.state_dtype == "int8"):
                 assert np.array_equal(other[name], array), f"{where}, {self.dtype}, {name}"
                 continue
@@ -227,6 +231,10 @@ class Tensor:
             dtype = self.state_dtype if is_state else self.dtype
             found, wanted = (self.read(x, dtype) for x in (other[name], array))
             label = f"{where}, {self.dtype}, {name}"
+            if depends_on_norm and self.dtype == "float32":
+                np.testing.assert_allclose(found, wanted, 0.01, 1e-5, err_msg=label)
+                assert np.count_nonzero(found != wanted) <= 1 + 0.01 * self.size, label
+                continue
             assert_same_or_near(found, wanted, self.rule, self.dtype, label)
 
 
@@ -351,8 +359,8 @@ def compare(
         device.update(scalars)
         for tensor, own in zip(tensors, scalars):
             tensor.update(rule, own)
-    for i, (tensor, found) in enumerate(zip(tensors, device.arrays())):
-        tensor.compare(found, f"tensor {i} of {tensor.size}")
+        for i, (tensor, found) in enumerate(zip(tensors, device.arrays())):
+            tensor.compare(found, f"tensor {i} of {tensor.size}, step {step}")
 
 
 def sums_of_chunks(tensors: Sequence[Tensor], in_parts: bool = True) -> list[float]:

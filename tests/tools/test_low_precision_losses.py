@@ -51,8 +51,8 @@ def test_optimizers_with_states_have_rates(benchmark, tables):
 
 
 def test_types_that_are_offered(benchmark):
-    assert benchmark.offers("adagrad", "bfloat16")
-    assert not benchmark.offers("adagrad", "int8")
+    assert benchmark.offers("amsgrad", "bfloat16")
+    assert not benchmark.offers("amsgrad", "int8")
     assert benchmark.offers("lans", "int8")
 
 
@@ -133,9 +133,9 @@ def trained(benchmark, monkeypatch):
 
 def test_trainings_that_are_there_are_not_repeated(benchmark, trained, tmp_path, capsys):
     output = tmp_path / "losses.json"
-    options = ["--output", str(output), "--model", "text", "--optimizer", "adagrad", "lion"]
+    options = ["--output", str(output), "--model", "text", "--optimizer", "amsgrad", "lion"]
     benchmark.main([*options, "--dtype", "float32", "int8", "--seeds", "2"])
-    expected = [("adagrad", "float32"), ("lion", "float32"), ("lion", "int8")]
+    expected = [("amsgrad", "float32"), ("lion", "float32"), ("lion", "int8")]
     assert trained == [("text", *names, seed) for names in expected for seed in (0, 1)]
     assert "int8: 0 of 1 within noise" in capsys.readouterr().out
     benchmark.main([*options, "--dtype", "float32", "int8", "--seeds", "3"])
@@ -169,14 +169,14 @@ def test_rates_are_chosen(benchmark, monkeypatch, capsys):
 def test_table(tables, benchmark, trained, tmp_path, monkeypatch, capsys):
     """What differs by more than noise is bold; what is not offered is empty."""
     output = tmp_path / "low-precision-losses.json"
-    names = ["adagrad", "sgd-momentum"]
+    names = ["amsgrad", "sgd-momentum"]
     benchmark.main(["--output", str(output), "--model", "text", "--optimizer", *names])
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     rates = [f"{benchmark.RATES['text'][name]:g}" for name in names]
     same = "+0.0000 ± 0.0000"
     rows = [line.split(" | ") for line in tables.losses("text").splitlines()]
     assert rows[0][0] == "| Markov chain, transformer"
-    assert rows[2] == ["| `adagrad_ext`", rates[0], "3.0000 ± 1.5811", *[same] * 3, " |"]
+    assert rows[2] == ["| `amsgrad_ext`", rates[0], "3.0000 ± 1.5811", *[same] * 3, " |"]
     bold = "**+5.0000 ± 0.0000** |"
     assert rows[3] == ["| `sgd_ext`, momentum", rates[1], "3.0000 ± 1.5811", *[same] * 3, bold]
 
