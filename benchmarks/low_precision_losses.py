@@ -49,7 +49,7 @@ from mxadamax.optimizers.state_layout import arrays_of
 
 RESULTS = Path(__file__).resolve().parent / "results" / "low-precision-losses.json"
 
-SMALL_ARRAYS_NEED_A_PATTERN = False
+SMALL_ARRAYS_NEED_A_PATTERN = True
 """Whether `state_dtype="int8"` leaves small arrays in float32, and `{".*": "int8"}` does not."""
 
 FLOAT32, PERTURBED = "float32", "perturbed"
