@@ -222,7 +222,6 @@ def tables() -> dict[str, list[str]]:
         "README.md": [updates(run), trainings(run)],
         "docs/performance.md": [family(whole), limits(*of_avx512), options(run)],
         "docs/cuda.md": [gpu("gpu-h100")],
-        "docs/mixed-precision.md": [losses(model) for model in LOSSES],
     }
 
 

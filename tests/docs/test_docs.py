@@ -475,7 +475,7 @@ def test_the_files_of_a_step():
 TABLES = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))["tables"]
 
 
-@pytest.mark.parametrize("page", list(TABLES()))
+@pytest.mark.parametrize("page", ["README.md", "docs/performance.md", "docs/cuda.md"])
 def test_figures_are_those_that_were_measured(page):
     """To the last digit, in the tables: by the script that makes them of what the benchmark wrote."""
     for table in TABLES()[page]:
