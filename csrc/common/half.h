@@ -6,22 +6,17 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
 #include "rules/rule.h"
 
 namespace mxadamax {
 
 MXADAMAX_RULE std::uint32_t bit_cast_to_integer(float x) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
+  return static_cast<std::uint32_t>(bits_of(x));
 }
 
 MXADAMAX_RULE float bit_cast_to_float(std::uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
+  return float_of(static_cast<std::int32_t>(bits));
 }
 
 MXADAMAX_RULE float decode_float16(std::uint16_t h) {

@@ -305,12 +305,15 @@ MXADAMAX_RULE float scale_of_block(float range) {
 // How one state is kept in 8 bits: what is stored for a block, what numbers are encoded and decoded
 // by, and both for a number or a vector.
 
-// A signed state relative to its denominator.
-struct RatioState {
+struct StateWithSign {
   static constexpr bool has_sign = true;
   MXADAMAX_RULE static float scale_of(float range) {
     return range > 0 ? bounded_below(range) : range;
   }
+};
+
+// A signed state relative to its denominator.
+struct RatioState : StateWithSign {
   MXADAMAX_RULE static float encoding_of(float scale) { return ratio_units(scale); }
   MXADAMAX_RULE static float decoding_of(float scale) { return ratio_level_size(scale); }
   template <class F>
@@ -324,11 +327,7 @@ struct RatioState {
 };
 
 // A signed state alone.
-struct SignedState {
-  static constexpr bool has_sign = true;
-  MXADAMAX_RULE static float scale_of(float range) {
-    return range > 0 ? bounded_below(range) : range;
-  }
+struct SignedState : StateWithSign {
   MXADAMAX_RULE static float encoding_of(float scale) { return signed_units(scale); }
   MXADAMAX_RULE static float decoding_of(float scale) { return signed_unit_size(scale); }
   template <class F>

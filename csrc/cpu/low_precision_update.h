@@ -25,13 +25,13 @@ namespace {
 // vector takes, the fewer are under way.
 template <class T>
 struct ShortTransform : GradientTransform<T> {
-  explicit ShortTransform(const double*& scalars)
-      : GradientTransform<T>(read_scalars<GradientTransform<T>, T>(scalars)) {
-    const double* const own =
-        scalars - sizeof(gradient_transform_scalars) / sizeof *gradient_transform_scalars;
-    clips = own[1] < __builtin_inf();
-    has_penalty = !(own[2] < 0);
-    shrinks = own[3] != 1;
+  explicit ShortTransform(const double*& scalars) {
+    const double* own = scalars;
+    const auto given = read_scalars<GradientTransform<double>, double>(own);
+    clips = given.clip_gradient < __builtin_inf();
+    has_penalty = !(given.wd < 0);
+    shrinks = given.decay_factor != 1;
+    static_cast<GradientTransform<T>&>(*this) = read_scalars<GradientTransform<T>, T>(scalars);
   }
   bool clips, has_penalty, shrinks;
 };
@@ -57,8 +57,8 @@ class VectorRule {
         scalars_(read_scalars<typename R::template Scalars<T>, T>(scalars)),
         scales_(read_scales<R, T>(scales)) {}
 
-  // Returns the new weights, and replaces states, second moments by their roots. With `by_ratio`
-  // they also come as roots, and a signed state comes as its ratio.
+  // Returns the new weights, and replaces states. Second moments are their roots; with `by_ratio` a
+  // signed state is its ratio.
   Floats updated(Floats grad, Floats weight, Floats* state) const {
     if constexpr (R::in_vectors) {
       return updated_number(grad, weight, state);
@@ -85,9 +85,7 @@ class VectorRule {
     if constexpr (by_ratio) {
       return updated_weight_by_ratio<R>(transform_, scalars_, scales_, grad, weight, state);
     } else {
-      const T found = updated_weight<R>(transform_, scalars_, scales_, grad, weight, state);
-      take_roots<R>(state);
-      return found;
+      return updated_weight_by_roots<R>(transform_, scalars_, scales_, grad, weight, state);
     }
   }
 
@@ -118,7 +116,6 @@ void update_in_16_bits(const double* scalars, const double* scales, const float*
         const int from = half * lanes;
         Floats state[R::states] = {};
         for (int k = 0; k < R::states; ++k) state[k] = Type::load_vector(codes[k] + from);
-        square_moments<R>(state);
         store(w + from, rule.updated(load<Floats>(g + from), load<Floats>(w + from), state));
         for_each_state<R>([&](auto k) {
           constexpr bool is_signed = states_of_kind<R, StateKind::with_sign> >> k & 1u;
@@ -162,7 +159,6 @@ void update_decoded(const Rule& rule, const float* grad, float* weight,
   const auto update = [&](const float* g, float* w, std::int64_t i) {
     Floats state[R::states] = {};
     for (int k = 0; k < R::states; ++k) state[k] = load<Floats>(numbers[k] + i);
-    if constexpr (!has_ratio_state<R>) square_moments<R>(state);
     store(w, rule.updated(load<Floats>(g), load<Floats>(w), state));
     for (int k = 0; k < R::states; ++k) store(numbers[k] + i, state[k]);
   };

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cstring>
-#include <type_traits>
 
 #include "common/dtype.h"
 #include "rules/rule.h"
@@ -17,10 +16,9 @@ namespace {
 // vector.
 template <class Scalars, class T>
 Scalars read_scalars(const double*& row) {
-  using Number = std::conditional_t<std::is_same_v<T, double>, double, float>;
   constexpr int n = sizeof(Scalars) / sizeof(T);
   T rounded[n];
-  for (int k = 0; k < n; ++k) rounded[k] = constant<T>(static_cast<Number>(row[k]));
+  for (int k = 0; k < n; ++k) rounded[k] = constant<T>(row[k]);
   row += n;
   Scalars scalars;
   std::memcpy(&scalars, rounded, sizeof scalars);
@@ -30,12 +28,9 @@ Scalars read_scalars(const double*& row) {
 template <class R, class T>
 Scales<R, T> read_scales(const double* scales) {
   static_assert(R::scales <= max_scales, "raise max_scales");
-  using Number = std::conditional_t<std::is_same_v<T, double>, double, float>;
   Scales<R, T> rounded{};
   if constexpr (R::sums > 0) {
-    for (int k = 0; k < R::scales; ++k) {
-      rounded.found[k] = constant<T>(static_cast<Number>(scales[k]));
-    }
+    for (int k = 0; k < R::scales; ++k) rounded.found[k] = constant<T>(scales[k]);
   }
   return rounded;
 }

@@ -394,8 +394,7 @@ class FusedOptimizer(CountingOptimizer):
             tuple of that and the average, which begins as the weight.
         """
         layout = self.state_layout(weight)
-        dtype = chosen(self, index, weight)
-        return (layout if dtype is None else replace(layout, state_dtype=dtype)).create(weight)
+        return replace(layout, state_dtype=chosen(self, index, weight)).create(weight)
 
     def from_built_in_state(self, state: State) -> State:
         """Return the state of the installed MXNet's built-in as this optimizer keeps it."""

@@ -11,7 +11,7 @@ import numpy
 from mxnet.ndarray import NDArray, array
 
 from .. import _native
-from .state_layout import State, state_specs
+from .state_layout import State
 
 if TYPE_CHECKING:
     from .base import FusedOptimizer
@@ -126,10 +126,7 @@ def is_of_earlier_version(arrays: Any) -> bool:
 def _is_converted(optimizer: "FusedOptimizer") -> bool:
     """Return whether an optimizer's rule takes states in the present format."""
     rule = _native.rules[optimizer.rule]
-    if optimizer.state_dtype is None or not rule.supports_int8_state or rule.states != 2:
-        return False
-    specs = state_specs(optimizer.rule, numpy.float32, "int8")
-    return bool(specs[1].dtype == numpy.int8)
+    return optimizer.state_dtype is not None and rule.supports_int8_state and rule.states == 2
 
 
 def _arrays_for(optimizer: "FusedOptimizer", arrays: Sequence[NDArray]) -> Tuple[NDArray, ...]:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from loading import load
 
 from mxadamax import cuda
 
@@ -19,17 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "gpu_check"
 
 
-def load(name):
-    path = ROOT / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def benchmark():
-    return load("gpu")
+    return load(ROOT / "benchmarks" / "gpu.py")
 
 
 def times(gpu, host, in_a_row):

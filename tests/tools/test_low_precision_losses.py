@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
 
 import mxnet as mx
 import pytest
+from loading import load
 
 from mxadamax._mxnet.compatibility import IS_MXNET_1
 
@@ -18,22 +18,14 @@ pytestmark = pytest.mark.skipif(IS_MXNET_1, reason="its models are written for M
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def load(name):
-    path = ROOT / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"{name}_under_test", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def benchmark():
-    return load("low_precision_losses")
+    return load(ROOT / "benchmarks" / "low_precision_losses.py")
 
 
 @pytest.fixture(scope="module")
 def tables():
-    return load("tables")
+    return load(ROOT / "benchmarks" / "tables.py")
 
 
 def run_of(benchmark, model="ratings", optimizer="adam", dtype="float32", seed=0):
